@@ -1,0 +1,404 @@
+"""The `mgi` command: what every rule of the workflow calls, and what a user calls by hand.
+
+Each command only reads its arguments and calls one function of its stage; heavy libraries are imported inside it, so
+that `mgi --help` answers at once. Exit codes: 0 done, 1 a user error told in one sentence, 2 wrong usage.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgi.console import log, set_up_logging
+from mgi.errors import MGIError
+
+app = typer.Typer(
+    help="MGI: from a TCGA cohort to a tumour-segmentation model that knows the patient's genes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _group(name: str, text: str) -> typer.Typer:
+    group = typer.Typer(help=text, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
+gdc_app = _group("gdc", "Query and fetch files of the Genomic Data Commons.")
+mri_app = _group("mri", "Import magnetic-resonance images.")
+expression_app = _group("expression", "Build the table of gene expression.")
+slide_app = _group("slide", "Cut whole-slide images into tiles.")
+report_app = _group("report", "Draw the figures of the report.")
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
+ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.")]
+Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
+ExpressionTable = Annotated[Path, typer.Option("--expression", help="expression.parquet, with genes.parquet beside it.")]
+Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
+Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or the name of a YAML file.")]
+
+
+@app.command(epilog="Example: mgi simulate sim --cases 48 --seed 0")
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    cases: Annotated[int, typer.Option(min=2, help="Patients.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    genes: Annotated[int, typer.Option(min=1000, max=60660, help="Genes in each STAR table.")] = 2000,
+    slide_px: Annotated[int, typer.Option(min=512, max=16384, help="Edge of a slide at level 0, pixels.")] = 2048,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Make a small cohort in the GDC's own formats, with planted coupling of genes and images."""
+    from mgi.acquire.simulate import simulate_cohort
+
+    simulate_cohort(out, cases=cases, seed=seed, genes=genes, slide_px=slide_px, workers=workers)
+
+
+@app.command(epilog="Example: mgi serve sim --port 8080")
+def serve(
+    folder: Annotated[Path, typer.Argument(help="A folder made by `mgi simulate`.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 0,
+) -> None:
+    """Serve such a folder through the GDC's API paths, on loopback, until interrupted."""
+    from mgi.acquire.serve import serve_until_interrupted
+
+    serve_until_interrupted(folder, port)
+
+
+@gdc_app.command("query", epilog="Example: mgi gdc query --config config/tcga-brca.yaml -o manifest.parquet")
+def gdc_query(
+    output: Output,
+    config: Annotated[Path | None, typer.Option(help="Take projects, API and what is needed from here.")] = None,
+    project: Annotated[list[str] | None, typer.Option(help="GDC project; repeatable.")] = None,
+    api_url: Annotated[str | None, typer.Option(help="The GDC API, or local:DIR.")] = None,
+    data_type: Annotated[
+        list[str] | None, typer.Option(help="`expression` or `slides`; repeatable; default both.")
+    ] = None,
+    annotation_file_id: Annotated[str | None, typer.Option(help="GDC file id of the gene annotation to pin.")] = None,
+) -> None:
+    """List a cohort's files, with size and md5, into a manifest that pins it."""
+    from mgi.acquire import gdc
+    from mgi.config import load_config
+
+    if config is not None:
+        settings = load_config(config)
+        if settings.gdc is None:
+            raise typer.BadParameter(f"{config} has no section 'gdc'")
+        project = project or settings.gdc.projects
+        api_url = api_url or settings.gdc.api_url
+        wanted = {"expression": settings.expression.table is None, "slides": settings.slides is not None}
+        data_type = data_type or [name for name, needed in wanted.items() if needed]
+        if settings.expression.table is None:
+            annotation_file_id = annotation_file_id or settings.expression.annotation_file_id
+    if not project:
+        raise typer.BadParameter("give --project or --config")
+    gdc.query(project, output, api_url or gdc.GDC_API, data_type or ["expression", "slides"], annotation_file_id)
+
+
+@gdc_app.command("fetch", epilog="Example: mgi gdc fetch manifest.parquet -o slides --data-type slides --workers 4")
+def gdc_fetch(
+    manifest: Annotated[Path, typer.Argument(help="manifest.parquet.")],
+    output: Output,
+    api_url: Annotated[str, typer.Option(help="The GDC API, or local:DIR.")] = "https://api.gdc.cancer.gov",
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Downloads at once.")] = 4,
+    data_type: Annotated[str | None, typer.Option(help="Only `expression`, `slides` or `annotation`.")] = None,
+    file_id: Annotated[list[str] | None, typer.Option(help="Only this file; repeatable.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="Write a table of the files here, last.")] = None,
+) -> None:
+    """Fetch a manifest's files to OUTPUT/{file_id}/{file_name}, md5-verified, keeping what is already there."""
+    from mgi.acquire import gdc
+
+    gdc.fetch(manifest, output, api_url, workers, data_type=data_type, file_ids=file_id, receipt=receipt)
+
+
+@mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
+def mri_import(
+    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder.")],
+    output: Output,
+    sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
+    image_px: Annotated[int, typer.Option(min=32, help="Edge of a slice after resampling, pixels.")] = 128,
+) -> None:
+    """Import MRI slices and tumour masks, each patient's intensities normalised."""
+    from mgi.prepare.images import import_mri
+
+    import_mri(folder, output, sources, image_px)
+
+
+@expression_app.command("build", epilog="Example: mgi expression build DIR --manifest manifest.parquet -o expression.parquet")
+def expression_build(
+    folders: Annotated[list[Path], typer.Argument(help="Folder of {file_id}/{file_name}; one per manifest.")],
+    manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable, in the order of the folders.")],
+    annotation: Annotated[Path, typer.Option(help="GTF of positions and exon lengths.")],
+    output: Output,
+    gene_type: Annotated[list[str] | None, typer.Option(help="Gene type to keep; repeatable; none keeps all.")] = None,
+) -> None:
+    """Build expression.parquet and genes.parquet from STAR counts: log2(TPM+1) over the kept genes."""
+    from mgi.prepare import expression
+
+    expression.build(folders, manifest, annotation, output, gene_types=gene_type or [])
+
+
+@expression_app.command("import", epilog="Example: mgi expression import zscores.parquet --positions genes.tsv -o expression.parquet")
+def expression_import(
+    table: Annotated[Path, typer.Argument(help="Cases by genes, either way round; Parquet, CSV or TSV.")],
+    output: Output,
+    positions: Annotated[Path, typer.Option(help="gene_name, chromosome, start, end; TSV or CSV.")],
+) -> None:
+    """Import a ready expression matrix, its genes put in genomic order."""
+    from mgi.prepare import expression
+
+    expression.import_table(table, positions, output)
+
+
+@slide_app.command("tile", epilog="Example: mgi slide tile TCGA-A4-8098-01Z-00-DX1.svs --case-id TCGA-A4-8098 --mpp 0.5 --tile-px 256 -o tiles.parquet")
+def slide_tile(
+    slides: Annotated[list[Path], typer.Argument(help="Slides.")],
+    case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
+    output: Output,
+    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
+    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
+    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of slides that state none.")] = None,
+    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
+    status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
+) -> None:
+    """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
+    from mgi.prepare import slides as stage
+
+    stage.tile_slides(
+        slides, case_id, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
+        annotations=annotations, status=status,
+    )  # fmt: skip
+
+
+@slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
+def slide_preview(
+    slide: Annotated[Path, typer.Argument(help="A slide.")],
+    output: Output,
+    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
+    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
+    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of slides that state none.")] = None,
+    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+) -> None:
+    """Draw the tissue outline and the tile grid over a slide's thumbnail."""
+    from mgi.prepare import slides as stage
+
+    stage.preview(slide, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue)
+
+
+@app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")
+def sources(
+    images: Annotated[Path, typer.Argument(help="Folder of image tables and their status tables.")],
+    manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable.")],
+    output: Output,
+    per_job: Annotated[int, typer.Option(min=1, help="Slides in one image table.")] = 1,
+    annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, checked against the slides.")] = None,
+) -> None:
+    """Collect what became of every slide of a manifest into sources.parquet."""
+    from mgi.prepare import cohort
+
+    cohort.collect_sources(images, manifest, per_job, annotations, output)
+
+
+@app.command(epilog="Example: mgi split --sources sources.parquet --expression expression.parquet --folds 5 -o splits.parquet")
+def split(
+    sources: Sources,
+    expression: ExpressionTable,
+    output: Output,
+    folds: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the rest that goes to val.")] = 0.15,
+    by: Annotated[str, typer.Option(help="`patient`, or `site` to keep sites within a fold.")] = "patient",
+    stratify_table: Annotated[Path | None, typer.Option(help="Table with case_id and the column below.")] = None,
+    stratify_column: Annotated[str | None, typer.Option(help="Column whose classes every fold holds alike.")] = None,
+    manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet, for the cohort flow; repeatable.")] = None,
+    flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
+) -> None:
+    """Pair expression with images and split the cases into folds, by patient."""
+    from mgi.prepare import cohort
+
+    cohort.split(
+        sources, expression, output, folds=folds, val_fraction=val_fraction, by=by, stratify_table=stratify_table,
+        stratify_column=stratify_column, manifests=manifest or [], flow=flow, seed=seed,
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o pretrain/mgi/fold0")
+def pretrain(
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    options: Options = "{}",
+    fold: Annotated[str, typer.Option(help="The fold whose training patients are used, or `all`.")] = "0",
+) -> None:
+    """Align the gene encoder and the image encoder on a fold's paired training patients."""
+    from mgi.config import PretrainOptions, load_options
+    from mgi.train.pretrain import pretrain as run
+
+    run(load_options(PretrainOptions, options), sources, expression, splits, fold, output)
+
+
+@app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained pretrain/mgi/fold0 -o finetune/mgi/fold0")
+def finetune(
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    options: Options = "{}",
+    fold: Annotated[str, typer.Option(help="The fold, or `all` for the model of every patient.")] = "0",
+    pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
+) -> None:
+    """Fine-tune the segmenter on a fold and predict its test patients."""
+    from mgi.config import FinetuneOptions, load_options
+    from mgi.train.finetune import finetune as run
+
+    run(load_options(FinetuneOptions, options), sources, expression, splits, fold, pretrained, output)
+
+
+@app.command(epilog="Example: mgi embed pretrain/mgi/fold0 --sources S --expression E --splits P --fold 0 -o embeddings.parquet")
+def embed(
+    model: Annotated[Path, typer.Argument(help="Folder of a pre-trained model.")],
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    fold: Annotated[int, typer.Option(min=0, help="The fold whose test patients are embedded.")] = 0,
+) -> None:
+    """Embed the images and genes of a fold's test patients in the shared space."""
+    from mgi.evaluate.retrieval import embed as run
+
+    run(model, sources, expression, splits, fold, output)
+
+
+@app.command(epilog="Example: mgi retrieve fold0/embeddings.parquet fold1/embeddings.parquet -o retrieval.csv")
+def retrieve(
+    embeddings: Annotated[list[Path], typer.Argument(help="embeddings.parquet of each fold.")], output: Output
+) -> None:
+    """Measure how often an image finds its own patient's genes, beside chance."""
+    from mgi.evaluate.retrieval import retrieval_table
+
+    retrieval_table(embeddings, output)
+
+
+@app.command(epilog="Example: mgi summarise finetune/mgi/fold*/predictions.parquet -o finetune/mgi/summary.json")
+def summarise(
+    predictions: Annotated[list[Path], typer.Argument(help="predictions.parquet of each fold.")],
+    output: Output,
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Pool a variant's folds into metrics with 95% intervals; per-patient and per-image tables go beside."""
+    from mgi.evaluate.segmentation import summarise as run
+
+    run(predictions, output, bootstrap_samples, seed)
+
+
+@app.command(epilog="Example: mgi compare results/simulated/finetune --variant mgi --variant image-only -o evaluate")
+def compare(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the variants' folders.")],
+    variant: Annotated[list[str], typer.Option(help="Variant; repeatable.")],
+    output: Output,
+    reference: Annotated[str, typer.Option(help="The variant to compare with.")] = "mgi",
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
+    from mgi.evaluate.segmentation import compare as run
+
+    run(folder, variant, output, reference, bootstrap_samples, seed)
+
+
+@app.command(epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
+    images: Annotated[Path, typer.Option(help="A table of images with masks.")],
+    output: Output,
+    expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
+    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+) -> None:
+    """Evaluate one model on any table of images: external validation."""
+    from mgi.evaluate.predict import evaluate_table
+
+    evaluate_table(model, images, expression, output, bootstrap_samples)
+
+
+@report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")
+def report_flow(flow: Annotated[Path, typer.Argument(help="cohort_flow.csv.")], output: Output) -> None:
+    """Draw how many cases each step kept."""
+    from mgi.report.figures import draw_flow
+
+    draw_flow(flow, output)
+
+
+@report_app.command("losses", epilog="Example: mgi report losses finetune/*/fold*/metrics.csv -o losses.png")
+def report_losses(
+    metrics: Annotated[list[Path], typer.Argument(help="metrics.csv of training runs.")], output: Output
+) -> None:
+    """Draw loss and validation curves."""
+    from mgi.report.figures import draw_losses
+
+    draw_losses(metrics, output)
+
+
+@report_app.command("comparison", epilog="Example: mgi report comparison evaluate -o comparison.png")
+def report_comparison(
+    evaluated: Annotated[Path, typer.Argument(help="Folder written by `mgi compare`.")], output: Output
+) -> None:
+    """Draw every variant's Dice by patient with its interval."""
+    from mgi.report.figures import draw_comparison
+
+    draw_comparison(evaluated, output)
+
+
+@report_app.command("overlays", epilog="Example: mgi report overlays finetune/mgi --sources sources.parquet -o overlays.png")
+def report_overlays(
+    variant: Annotated[Path, typer.Argument(help="A variant's folder, with summary and fold*/predictions.parquet.")],
+    sources: Sources,
+    output: Output,
+) -> None:
+    """Draw reference and prediction for the best, median and worst patient."""
+    from mgi.report.figures import draw_overlays
+
+    draw_overlays(variant, sources, output)
+
+
+@report_app.command("table", epilog="Example: mgi report table results/simulated")
+def report_table(results: Annotated[Path, typer.Argument(help="results/{cohort}.")]) -> None:
+    """Print the metrics, the paired differences and the retrieval of a finished run."""
+    from mgi.report.summary import print_summary
+
+    print_summary(results)
+
+
+@app.command("config", epilog="Example: mgi config config/config.yaml, or mgi config --write config")
+def config_command(
+    file: Annotated[Path | None, typer.Argument(help="A configuration to check.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write schema.json and the README's table into this folder.")] = None,
+) -> None:
+    """Check a configuration, or write its schema and reference."""
+    from mgi.config import load_config, write_reference
+
+    if file is None and write is None:
+        raise typer.BadParameter("give a file to check, or --write")
+    if file is not None:
+        log.info("%s is valid: cohort %s", file, load_config(file).cohort)
+    if write is not None:
+        write_reference(write)
+
+
+def main() -> None:
+    """Run the command; tell a user error in one sentence and exit with 1."""
+    set_up_logging()
+    try:
+        app()
+    except MGIError as problem:
+        log.error("error: %s", problem)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,146 @@
+"""Retrieval across modalities: how often an image finds its own patient's genes, beside chance."""
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mgi.errors import CohortError
+from mgi.files import read_table, written_aside
+
+COLUMNS = ["case_id", "fold", "kind", "vector"]
+RANKS = (1, 5)
+QUERIES_AT_ONCE = 4096
+
+
+def recall_at_k(
+    queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray, k: int = 1
+) -> float:
+    """Share of queries with an entry of their own case among the k nearest of the gallery, by cosine similarity.
+
+    Queries may be images and the gallery genes, or the other way round. A query whose case has no entry in the gallery
+    is left out. A tie with another case counts against the query, so a collapsed embedding recalls nothing.
+
+    Parameters
+    ----------
+    queries, gallery
+        Vectors [n, d] and [m, d], of any length.
+    query_cases, gallery_cases
+        Case identifiers [n] and [m].
+
+    Returns
+    -------
+    float
+        Recall in [0, 1]; NaN where no query has an answer.
+    """
+    hits = _ranks(queries, gallery, np.asarray(query_cases), np.asarray(gallery_cases)) < k
+    return float(hits.mean()) if len(hits) else float("nan")
+
+
+def retrieval_table(embeddings: list[Path], output: Path) -> None:
+    """Measure retrieval in the shared space of every fold and write it as CSV.
+
+    Rows: for each pre-training variant its folds and `all`, three directions, k of 1 and 5. Directions:
+    `image-to-gene`, each image among the genes of the fold's patients; `patient-to-gene`, the mean of a patient's
+    normalised image vectors among them; `gene-to-image`, each patient's genes among the images. Columns: variant,
+    fold, direction, k, recall, chance (the expected recall of a random order of the gallery), n_queries, n_gallery.
+    `all` pools the queries of the folds, each in its own fold's gallery; its n_gallery is the mean gallery, rounded.
+
+    Parameters
+    ----------
+    embeddings
+        .../{variant}/fold{k}/embeddings.parquet; each table is one space, and the folder above the fold's names the
+        variant.
+
+    Raises
+    ------
+    CohortError
+        If no case has both images and genes.
+    MissingInputError
+        If a table is missing or lacks a column.
+    """
+    rows = []
+    for path in map(Path, embeddings):
+        table = read_table(path, "embeddings", COLUMNS).to_pandas()
+        for fold, vectors in table.groupby("fold"):
+            rows += [{"variant": path.resolve().parts[-3]} | row for row in _fold_rows(int(fold), vectors)]
+    if not rows:
+        raise CohortError(f"no case has both images and genes in {', '.join(map(str, embeddings))}")
+    table = pd.DataFrame(rows)
+    groups = table.groupby(["variant", "direction", "k"], sort=False)
+    pooled = pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _pool(group) for key, group in groups])
+    with written_aside(output) as aside:
+        pd.concat([table, pooled]).to_csv(aside, index=False, float_format="%.6g")
+
+
+def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | float]]:
+    images, genes = table[table["kind"] == "image"], table[table["kind"] == "gene"]
+    image_vectors, image_cases = _vectors(images)
+    gene_vectors, gene_cases = _vectors(genes)
+    if not np.isin(gene_cases, image_cases).any():
+        return []
+    patients, member = np.unique(image_cases, return_inverse=True)
+    means = np.zeros((len(patients), image_vectors.shape[1]), dtype=np.float32)
+    np.add.at(means, member, image_vectors)
+    directions = {
+        "image-to-gene": (image_vectors, gene_vectors, image_cases, gene_cases),
+        "patient-to-gene": (means, gene_vectors, patients, gene_cases),
+        "gene-to-image": (gene_vectors, image_vectors, gene_cases, image_cases),
+    }
+    rows = []
+    for direction, (queries, gallery, query_cases, gallery_cases) in directions.items():
+        ranks = _ranks(queries, gallery, query_cases, gallery_cases)
+        for k in RANKS:
+            rows.append({
+                "fold": fold, "direction": direction, "k": k, "recall": float((ranks < k).mean()),
+                "chance": _chance(query_cases, gallery_cases, k), "n_queries": len(ranks), "n_gallery": len(gallery),
+            })  # fmt: skip
+    return rows
+
+
+def _vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit vectors [n, d] float32 and case identifiers [n]."""
+    vectors = np.stack(rows["vector"].to_list()).astype(np.float32) if len(rows) else np.zeros((0, 1), np.float32)
+    return _normalised(vectors), rows["case_id"].to_numpy(dtype=str)
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _ranks(queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray) -> np.ndarray:
+    """For each query with an answer, how many entries of other cases are at least as near as its nearest own one."""
+    answered = np.isin(query_cases, gallery_cases)
+    _, codes = np.unique(np.concatenate([query_cases[answered], gallery_cases]), return_inverse=True)
+    query_codes, gallery_codes = np.split(codes, [answered.sum()])
+    queries, gallery = _normalised(np.asarray(queries)[answered]), _normalised(np.asarray(gallery))
+    ranks = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        chunk = slice(start, start + QUERIES_AT_ONCE)
+        similarity = queries[chunk] @ gallery.T
+        own = query_codes[chunk, None] == gallery_codes[None, :]
+        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
+        ranks[chunk] = ((similarity >= best) & ~own).sum(axis=1)
+    return ranks
+
+
+def _chance(query_cases: np.ndarray, gallery_cases: np.ndarray, k: int) -> float:
+    """Average over queries 1 - C(m - a, k) / C(m, k), the recall at random with a of m entries their own."""
+    cases, own = np.unique(gallery_cases, return_counts=True)
+    m, entries = len(gallery_cases), dict(zip(cases, own, strict=True))
+    miss = {case: comb(m - int(a), k) / comb(m, k) if k <= m else 0.0 for case, a in entries.items()}
+    answered, times = np.unique(query_cases[np.isin(query_cases, gallery_cases)], return_counts=True)
+    return float(np.average([1 - miss[case] for case in answered], weights=times))
+
+
+def _pool(folds: pd.DataFrame) -> dict[str, str | int | float]:
+    recall, chance = np.average(folds[["recall", "chance"]], weights=folds["n_queries"], axis=0)
+    return {
+        "fold": "all",
+        "recall": float(recall),
+        "chance": float(chance),
+        "n_queries": int(folds["n_queries"].sum()),
+        "n_gallery": round(folds["n_gallery"].mean()),
+    }

@@ -1,0 +1,67 @@
+"""Images through any Vision Transformer of timm, with intermediate features for a decoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgi.errors import ConfigError
+
+# A CPU build of torch beside a CUDA build of torchvision lacks two operator schemas, and torchvision then fails to
+# import; the object must outlive the import.
+_TORCHVISION_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
+if torch.version.cuda is None and torch.version.hip is None:
+    _TORCHVISION_SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _TORCHVISION_SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import timm  # noqa: E402
+
+
+class ImageEncoder(nn.Module):
+    """A timm ViT that gives a pooled vector and a map of features.
+
+    Parameters
+    ----------
+    name : str
+        Any timm ViT, such as `vit_small_patch16_224`.
+    image_px : int
+        Edge of the images, pixels.
+    options : dict
+        Keyword arguments of `timm.create_model`, such as `patch_size` or `depth`.
+    weights : bool
+        Start from timm's published weights.
+
+    Raises
+    ------
+    ConfigError
+        If timm does not know the name, or the model cannot be built for this image size.
+    """
+
+    def __init__(self, name: str, image_px: int, options: dict[str, Any] | None = None, weights: bool = False) -> None:
+        super().__init__()
+        settings = {"img_size": image_px} | (options or {})
+        try:
+            self.vit = timm.create_model(name, pretrained=weights, num_classes=0, **settings)
+            self.vit.patch_embed.patch_size  # noqa: B018
+        except (RuntimeError, AssertionError, TypeError, AttributeError, ValueError) as problem:
+            raise ConfigError(
+                f"image_encoder: timm cannot make '{name}' as a ViT for {image_px} px images with {settings}: {problem}"
+            ) from None
+        depth = len(self.vit.blocks)
+        self.layers = sorted({depth // 2, depth - 1})
+        self.dim = self.vit.num_features
+        self.map_dim = self.dim * len(self.layers)
+        config = self.vit.default_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pool images [batch, 3, height, width] in 0..1 to [batch, dim]."""
+        return self.vit((images - self.mean) / self.std)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Give the chosen layers' tokens as a map [batch, map_dim, height / patch, width / patch]."""
+        maps = self.vit.forward_intermediates(
+            (images - self.mean) / self.std, indices=self.layers, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return torch.cat(maps, dim=1)

@@ -1,0 +1,143 @@
+"""The segmenter: a convolutional path at high resolution, ViT features, and image tokens that attend to gene tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgi.model.gene_encoder import GeneEncoder
+from mgi.model.image_encoder import ImageEncoder
+
+
+def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice over the whole batch plus binary cross-entropy, equally weighted.
+
+    The Dice is pooled over the batch, since an image without tumour has no Dice of its own (Milletari et al., 2016,
+    arXiv 1606.04797, for the soft form).
+
+    Parameters
+    ----------
+    logits, target : Tensor, [batch, height, width]; target is 0 or 1
+    """
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum()
+    dice = (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
+    return 1 - dice + F.binary_cross_entropy_with_logits(logits, target)
+
+
+def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each with group normalisation and ReLU."""
+    groups = next(n for n in (8, 4, 2, 1) if outputs % n == 0)
+    layers: list[nn.Module] = []
+    for width in (inputs, outputs):
+        layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.GroupNorm(groups, outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class GeneAttention(nn.Module):
+    """Image tokens attend to the patient's gene tokens; a gate per channel lets the model ignore the genes.
+
+    Parameters
+    ----------
+    dim, gene_dim : int
+        Widths of image and gene tokens.
+    heads : int
+        Attention heads.
+    """
+
+    def __init__(self, dim: int, gene_dim: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.image_norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(gene_dim, 2 * dim)
+        self.attended_norm = nn.LayerNorm(dim)
+        self.output = nn.Linear(dim, dim)
+        self.gate = nn.Parameter(torch.zeros(dim))
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor, genes: Tensor, present: Tensor) -> Tensor:
+        """Fuse.
+
+        Parameters
+        ----------
+        tokens : Tensor, [images, pixels, dim]
+        genes : Tensor, [images, gene tokens, gene_dim]
+        present : Tensor, [images], bool
+            Whether the image's patient has expression; without it nothing is added.
+        """
+        query = self.query(self.image_norm(tokens)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(genes).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
+        attended = F.scaled_dot_product_attention(query, key, value)  # [images, heads, pixels, dim / heads]
+        # An average over many gene tokens is small beside an image token, and the genes would be learnt late.
+        attended = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2)))
+        # Half open at the start: a closed gate would pass no gradient to the genes.
+        tokens = tokens + self.gate.sigmoid() * attended * present[:, None, None]
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+
+class Segmenter(nn.Module):
+    """Segment tumours from an image and, where given, the patient's genes.
+
+    Parameters
+    ----------
+    channels : list of int
+        Widths of the convolutional path: one thin level at full resolution, then one for each halving.
+    image_encoder : ImageEncoder or None
+        Without it the convolutional path is alone.
+    gene_encoder : GeneEncoder or None
+        Without it the images are alone.
+    """
+
+    def __init__(
+        self, channels: list[int], image_encoder: ImageEncoder | None = None, gene_encoder: GeneEncoder | None = None
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.gene_encoder = gene_encoder
+        first, deepest = channels[0], channels[-1]
+        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, padding=1), nn.ReLU())
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        if image_encoder is not None:
+            self.from_vit = nn.Conv2d(image_encoder.map_dim, deepest, 1)
+        if gene_encoder is not None:
+            self.fusion = GeneAttention(deepest, gene_encoder.dim)
+        steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
+        self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
+        self.up = nn.ModuleList(_convolutions(b, b) for _, b in steps)
+        self.head = nn.Conv2d(first, 1, 1)
+
+    def forward(
+        self, images: Tensor, values: Tensor, patient: Tensor, present: Tensor, gene_dropout: float = 0.0
+    ) -> Tensor:
+        """Give logits.
+
+        Parameters
+        ----------
+        images : Tensor, [images, 3, height, width], 0..1; the edges divisible by 2 to the number of halvings
+        values : Tensor, [patients, genes], raw profiles of the batch's patients, each encoded once
+        patient : Tensor, [images], int64
+            The row of `values` that belongs to each image.
+        present : Tensor, [patients], bool
+            Whether that row is a real profile.
+
+        Returns
+        -------
+        Tensor, [images, height, width]
+        """
+        x = self.stem(2 * images - 1)
+        skips = []
+        for block in self.down:
+            skips.append(x)
+            x = block(F.avg_pool2d(x, 2))
+        if self.image_encoder is not None:
+            context = self.from_vit(self.image_encoder.feature_map(images))
+            x = x + F.interpolate(context, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.gene_encoder is not None:
+            genes = self.gene_encoder(values, gene_dropout)[0][patient]
+            tokens = self.fusion(x.flatten(2).transpose(1, 2), genes, present[patient])
+            x = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+        for reduce, block in zip(self.reduce, self.up, strict=True):
+            # Reducing before the upsampling and adding the skip halves the cost of concatenation.
+            x = block(skips.pop() + F.interpolate(reduce(x), scale_factor=2.0, mode="nearest"))
+        return self.head(x).squeeze(1)

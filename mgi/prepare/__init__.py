@@ -1,0 +1,1 @@
+"""Expression and images made ready: one table each, cases paired and split."""

@@ -1,0 +1,195 @@
+"""What training reads: the images of some cases, their expression, and their role in a fold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mgi.errors import CohortError, ImageTableError
+from mgi.files import existing, read_table
+from mgi.prepare.expression import read_matrix
+from mgi.prepare.images import decode_image, decode_mask
+
+PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
+
+
+@dataclass
+class Images:
+    """Encoded images of a set of cases, decoded when asked for.
+
+    Attributes
+    ----------
+    frame : DataFrame, one row per image
+        case_id, source_id, x, y, z, size and mpp.
+    encoded, masks : list of bytes
+        Image and mask of each row; a mask is None where the source has no annotation.
+    positive : ndarray of bool
+        Whether the mask holds any tumour.
+    """
+
+    frame: pd.DataFrame
+    encoded: list[bytes]
+    masks: list[bytes | None]
+    positive: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def image_px(self) -> int:
+        """Edge of the images, pixels."""
+        return decode_image(self.encoded[0]).shape[0]
+
+    def load(self, rows: np.ndarray) -> np.ndarray:
+        """Decode images to uint8 [rows, height, width, 3]."""
+        return np.stack([decode_image(self.encoded[row]) for row in rows])
+
+    def load_masks(self, rows: np.ndarray) -> np.ndarray:
+        """Decode masks to uint8 [rows, height, width], 0 or 1."""
+        return np.stack([decode_mask(self.masks[row]) for row in rows])
+
+    def subset(self, rows: np.ndarray) -> "Images":
+        """Keep some rows, by index or by a boolean mask."""
+        rows = np.arange(len(self))[rows]
+        frame = self.frame.iloc[rows].reset_index(drop=True)
+        return Images(frame, [self.encoded[r] for r in rows], [self.masks[r] for r in rows], self.positive[rows])
+
+
+def read_images(sources: Path, cases: set[str], labelled: bool = False) -> Images:
+    """Read the images of `cases`; with `labelled` only those with a mask.
+
+    Raises
+    ------
+    ImageTableError
+        If none is left, or the images are not all of one size.
+    """
+    listed = read_table(sources, "table of sources", ["case_id", "status", "table"]).to_pandas()
+    usable = listed[(listed.status == "ok") & listed.case_id.isin(cases)]
+    folder = sources.parent / "images"
+    paths = [folder / f"{name}.parquet" for name in usable.table.unique()]
+    parts = [read_image_table(path, cases, labelled) for path in paths]
+    return _joined([part for part in parts if len(part)], str(sources))
+
+
+def read_image_table(path: Path, cases: set[str] | None = None, labelled: bool = False) -> Images:
+    """Read one table of images, whole or for some cases."""
+    existing(path, "table of images")
+    filters = None if cases is None else [("case_id", "in", sorted(cases))]
+    table = pq.read_table(path, columns=[*PLACE, "image", "mask"], filters=filters)
+    if labelled:
+        table = table.filter(table["mask"].is_valid())
+    masks = table["mask"].to_pylist()
+    positive = np.array([mask is not None and bool(decode_mask(mask).any()) for mask in masks], dtype=bool)
+    return Images(table.select(PLACE).to_pandas(), table["image"].to_pylist(), masks, positive)
+
+
+def _joined(parts: list[Images], where: str) -> Images:
+    if not parts:
+        raise ImageTableError(f"no usable image for these cases in {where}; see the reasons in that table")
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    encoded = [item for part in parts for item in part.encoded]
+    masks = [item for part in parts for item in part.masks]
+    joined = Images(frame, encoded, masks, np.concatenate([part.positive for part in parts]))
+    sizes = {decode_image(part.encoded[0]).shape[:2] for part in parts}
+    if len(sizes) > 1:
+        raise ImageTableError(f"the image tables of {where} hold images of different sizes: {sorted(sizes)}")
+    return joined
+
+
+@dataclass
+class Profiles:
+    """Expression profiles by case, in the unit of the table.
+
+    Attributes
+    ----------
+    values : Tensor, [cases, genes], float32
+    row : dict of str to int
+        The row of each case that has a profile.
+    genes : list of str
+        Gene ids in the order of `values`.
+    """
+
+    values: Tensor
+    row: dict[str, int]
+    genes: list[str]
+
+    def of(self, cases: list[str]) -> tuple[Tensor, Tensor]:
+        """Give the profiles [cases, genes] and whether each case has one [cases]; the others are zero."""
+        rows = torch.tensor([self.row.get(case, -1) for case in cases])
+        present = rows >= 0
+        return self.values[rows.clamp(min=0)] * present[:, None], present
+
+    def deranged(self, groups: list[list[str]], seed: int) -> "Profiles":
+        """Give every case another case's profile of its own group; a case alone in its group loses its profile.
+
+        The negative control: a gain that survives it is not a gain from genes.
+        """
+        row = {}
+        for index, group in enumerate(groups):
+            paired = sorted(case for case in group if case in self.row)
+            order = np.random.default_rng([seed, index]).permutation(paired).tolist()
+            if len(order) > 1:
+                row |= {case: self.row[other] for case, other in zip(order, order[1:] + order[:1], strict=True)}
+        return Profiles(self.values, row, self.genes)
+
+
+def read_profiles(expression: Path) -> Profiles:
+    """Read expression.parquet and the gene ids of the genes.parquet beside it."""
+    cases, values = read_matrix(expression)
+    genes = read_table(expression.parent / "genes.parquet", "table of genes", ["gene_id"])["gene_id"].to_pylist()
+    return Profiles(torch.from_numpy(np.array(values)), {case: row for row, case in enumerate(cases)}, genes)
+
+
+def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:
+    """Give the cases of each role (train, val, test) in a fold; for the fold `all` every case trains.
+
+    Raises
+    ------
+    CohortError
+        If the table has no such fold.
+    """
+    table = read_table(splits, "table of splits", ["case_id", "fold", "role"]).to_pandas()
+    if fold == "all":
+        return {"train": sorted(table.case_id.unique()), "val": [], "test": []}
+    rows = table[table.fold.astype(str) == fold]
+    if rows.empty:
+        folds = ", ".join(map(str, sorted(table.fold.unique())))
+        raise CohortError(f"no fold '{fold}' in {splits}; it has {folds}, and 'all' trains on every case")
+    return {role: sorted(rows[rows.role == role].case_id) for role in ("train", "val", "test")}
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """Turn uint8 [batch, height, width, 3] into float32 [batch, 3, height, width] in 0..1."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def augment(
+    images: np.ndarray, masks: np.ndarray | None, how: str, jitter: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Flip, turn and brighten each image at random, its mask alike.
+
+    Parameters
+    ----------
+    images : uint8 ndarray, [batch, height, width, 3]
+    masks : uint8 ndarray, [batch, height, width], or None
+    how : {"none", "flip", "dihedral"}
+    jitter : float
+        Largest relative change of intensity.
+    """
+    images = images.copy()
+    masks = None if masks is None else masks.copy()
+    turns = random.integers(0, 4, len(images)) * (how == "dihedral")
+    flips = (random.random(len(images)) < 0.5) & (how != "none")
+    gains = 1 + jitter * random.uniform(-1, 1, len(images))
+    for index, (turn, flip, gain) in enumerate(zip(turns, flips, gains, strict=True)):
+        for stack in (images, masks):
+            if stack is not None:
+                picture = np.rot90(stack[index], turn)
+                stack[index] = picture[:, ::-1] if flip else picture
+        if jitter:
+            images[index] = np.clip(images[index] * gain, 0, 255).astype(np.uint8)
+    return images, masks

@@ -1,0 +1,209 @@
+"""Segmentation fine-tuning on a fold, with or without genes, and prediction of its test patients."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mgi.config import FinetuneOptions
+from mgi.console import log
+from mgi.errors import CheckpointError, CohortError
+from mgi.files import write_table
+from mgi.model.alignment import Aligner
+from mgi.model.segmenter import Segmenter, dice_cross_entropy
+from mgi.prepare.images import encode_mask
+from mgi.train import checkpoint
+from mgi.train.data import PLACE, Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.inference import patient_dice, predict_probabilities
+from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
+
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def finetune(
+    options: FinetuneOptions,
+    sources: Path,
+    expression: Path,
+    splits: Path,
+    fold: str,
+    pretrained: Path | None,
+    output: Path,
+) -> None:
+    """Train a `Segmenter` and write model.safetensors, config.json, metrics.csv and, for a fold, predictions.parquet.
+
+    The validation patients choose the step and the threshold; the test patients are read once, at the end. The fold
+    `all` trains on every patient for the fixed number of steps with the threshold 0.5.
+
+    Raises
+    ------
+    CohortError
+        If the fold has no labelled training images.
+    CheckpointError
+        If `pretrained` was made for other genes, images or encoders.
+    """
+    device = prepare_torch(options.threads, options.device, options.seed)
+    profiles, roles = _profiles(options, expression, splits, fold)
+    train = read_images(sources, set(roles["train"]), labelled=True)
+    if not train.positive.any():
+        raise CohortError(f"no training image of fold {fold} holds tumour: check the annotations")
+    config = {
+        "kind": "segmenter",
+        "options": options.model_dump(exclude={"base"}),
+        "fold": fold,
+        "image_px": train.image_px,
+        "genes": profiles.genes,
+        "threshold": 0.5,
+    }
+    _check_edges(config)
+    model = checkpoint.build_segmenter(config, options.image_encoder.weights and pretrained is None)
+    if pretrained is not None:
+        _load_encoders(model, config, pretrained)
+    elif model.gene_encoder is not None:
+        values, present = profiles.of(roles["train"])
+        model.gene_encoder.fit_standardisation(values[present])
+    model = model.to(device, memory_format=torch.channels_last)
+    batches = ImageBatches(train, profiles, options, device)
+    log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
+    identity = {"config": config, "patients": roles, "images": len(train), "pretrained": _digest(pretrained)}
+    groups = parameter_groups(model, options, options.encoder_lr_scale)
+    run = TrainingRun(model, options, identity, output, groups)
+    val = read_images(sources, set(roles["val"]), labelled=True) if roles["val"] else None
+    validate = None if val is None else (lambda: _validate(model, val, profiles, device))
+    run.train(options.seed, lambda step: batches.loss(model, step), validate)
+    if val is not None:
+        config["threshold"] = _best_threshold(model, val, profiles, device)
+    if roles["test"]:
+        test = read_images(sources, set(roles["test"]), labelled=True)
+        _write_predictions(model, test, profiles, int(fold), config["threshold"], device, output)
+    checkpoint.save(model, config, output)
+    run.finish()
+
+
+class ImageBatches:
+    """Batches of labelled images, patients drawn evenly; a batch depends on seed and step alone."""
+
+    def __init__(self, images: Images, profiles: Profiles, options: FinetuneOptions, device: torch.device) -> None:
+        self.images, self.profiles, self.options, self.device = images, profiles, options, device
+        self.pools = [
+            [np.flatnonzero(chosen) for chosen in _by_case(images, keep)]
+            for keep in (images.positive, np.ones(len(images), dtype=bool))
+        ]
+
+    def loss(self, model: Segmenter, step: int) -> Tensor:
+        """Give the loss of one step's batch."""
+        options = self.options
+        random = np.random.default_rng([options.seed, step])
+        positives = round(options.positive_fraction * options.batch_images)
+        counts = (positives, options.batch_images - positives)
+        rows = np.concatenate([self._draw(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)])
+        pictures, masks = augment(
+            self.images.load(rows), self.images.load_masks(rows), options.augment, options.intensity_jitter, random
+        )
+        cases, patient = np.unique(self.images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
+        values, present = self.profiles.of(cases.tolist())
+        inputs = to_tensor(pictures, self.device).contiguous(memory_format=torch.channels_last)
+        target = torch.from_numpy(masks).to(self.device).float()
+        with autocast(self.device):
+            logits = model(
+                inputs,
+                values.to(self.device),
+                torch.from_numpy(patient).to(self.device),
+                present.to(self.device),
+                options.gene_dropout,
+            )
+        return dice_cross_entropy(logits.float(), target)
+
+    @staticmethod
+    def _draw(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:
+        cases = random.integers(0, len(pool), count)
+        return np.array([random.choice(pool[case]) for case in cases], dtype=np.int64)
+
+
+def _by_case(images: Images, keep: np.ndarray) -> list[np.ndarray]:
+    cases = images.frame.case_id.to_numpy(dtype=str)
+    return [(cases == case) & keep for case in np.unique(cases[keep])]
+
+
+def _profiles(
+    options: FinetuneOptions, expression: Path, splits: Path, fold: str
+) -> tuple[Profiles, dict[str, list[str]]]:
+    """Read the profiles as the variant wants them (matched or shuffled within each role), and the roles."""
+    profiles, roles = read_profiles(expression), read_roles(splits, fold)
+    if options.genes == "shuffled":
+        profiles = profiles.deranged(list(roles.values()), options.seed)
+    return profiles, roles
+
+
+def _check_edges(config: dict) -> None:
+    halvings = len(config["options"]["channels"]) - 1
+    if config["image_px"] % 2**halvings:
+        raise CohortError(
+            f"images of {config['image_px']} px cannot be halved {halvings} times: "
+            f"make slides.tile_px or mri.image_px a multiple of {2**halvings}, or shorten 'channels'"
+        )
+
+
+def _load_encoders(model: Segmenter, config: dict, folder: Path) -> None:
+    """Copy the encoders of a pre-trained model that this segmenter has, its standardisation included."""
+    source = checkpoint.load(folder)
+    if not isinstance(source, Aligner):
+        raise CheckpointError(f"{folder} holds a fine-tuned model, not pre-trained encoders")
+    if model.gene_encoder is not None:
+        checkpoint.check_genes(source.config, config["genes"], folder)
+    try:
+        for name in ("gene_encoder", "image_encoder"):
+            target = getattr(model, name)
+            if target is not None:
+                target.load_state_dict(getattr(source, name).state_dict())
+    except RuntimeError as problem:
+        reason = str(problem).splitlines()[-1].strip()
+        raise CheckpointError(f"the encoders in {folder} are of another shape: {reason}") from None
+
+
+def _digest(folder: Path | None) -> str | None:
+    """Tell one set of pre-trained weights from another."""
+    return None if folder is None else hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()
+
+
+def _validate(
+    model: Segmenter, val: Images, profiles: Profiles, device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """Give the patient-mean Dice at 0.5 over the validation patients, and their mean cross-entropy."""
+    probability = predict_probabilities(model, val, profiles, device).astype(np.float32)
+    reference = val.load_masks(np.arange(len(val)))
+    clipped = probability.clip(1e-4, 1 - 1e-4)
+    cross_entropy = -np.where(reference, np.log(clipped), np.log1p(-clipped)).mean()
+    dice = np.mean(list(patient_dice(probability >= 0.5, reference, val.frame.case_id.to_numpy()).values()))
+    return float(dice), {"val_loss": float(cross_entropy), "val_dice": float(dice)}
+
+
+def _best_threshold(model: Segmenter, val: Images, profiles: Profiles, device: torch.device) -> float:
+    """Choose the threshold with the best patient-mean Dice on the validation patients."""
+    probability = predict_probabilities(model, val, profiles, device)
+    reference, cases = val.load_masks(np.arange(len(val))), val.frame.case_id.to_numpy()
+    means = [np.mean(list(patient_dice(probability >= cut, reference, cases).values())) for cut in THRESHOLDS]
+    return THRESHOLDS[int(np.argmax(means))]
+
+
+def _write_predictions(
+    model: Segmenter,
+    test: Images,
+    profiles: Profiles,
+    fold: int,
+    threshold: float,
+    device: torch.device,
+    output: Path,
+) -> None:
+    predicted = predict_probabilities(model, test, profiles, device) >= threshold
+    table = pa.Table.from_pandas(test.frame[PLACE], preserve_index=False).replace_schema_metadata(None)
+    columns = {
+        "fold": pa.array([fold] * len(test), pa.int32()),
+        "prediction": pa.array([encode_mask(mask) for mask in predicted], pa.binary()),
+        "reference": pa.array(test.masks, pa.binary()),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    write_table(table, output / "predictions.parquet", row_group_size=256)

@@ -1,0 +1,117 @@
+"""Contrastive pre-training of the gene encoder and the image encoder on a fold's paired training patients."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgi.config import PretrainOptions
+from mgi.console import log
+from mgi.errors import CohortError
+from mgi.model.alignment import Aligner
+from mgi.train import checkpoint
+from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
+
+VAL_IMAGES_PER_PATIENT = 16
+
+
+def pretrain(
+    options: PretrainOptions, sources: Path, expression: Path, splits: Path, fold: str, output: Path
+) -> None:
+    """Train an `Aligner` and write model.safetensors, config.json and metrics.csv to `output`.
+
+    The validation patients choose the step; where fewer than two of them are paired, the last step is kept.
+
+    Raises
+    ------
+    CohortError
+        If fewer than two training patients have both images and expression.
+    """
+    device = prepare_torch(options.threads, options.device, options.seed)
+    profiles = read_profiles(expression)
+    roles = read_roles(splits, fold)
+    paired = {role: [case for case in cases if case in profiles.row] for role, cases in roles.items()}
+    if len(paired["train"]) < 2:
+        raise CohortError(
+            f"fold {fold} has {len(paired['train'])} training patients with both images and expression; "
+            "contrastive pre-training needs two or more: lower split.folds or add paired cases"
+        )
+    images = read_images(sources, set(paired["train"] + paired["val"]))
+    config = {
+        "kind": "aligner",
+        "options": options.model_dump(exclude={"base"}),
+        "fold": fold,
+        "image_px": images.image_px,
+        "genes": profiles.genes,
+    }
+    model = checkpoint.build_aligner(config, options.image_encoder.weights)
+    model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0])
+    model = model.to(device)
+    batches = PatientBatches(images, profiles, paired["train"], options, device)
+    log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
+    identity = {"config": config, "patients": paired, "images": len(images)}
+    run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
+    validate = None
+    if len(paired["val"]) > 1:
+        held = batches.held_out(paired["val"])
+
+        def validate() -> tuple[float, dict[str, float]]:
+            loss, recall = _validate(model, *held, device)
+            return -loss, {"val_loss": loss, "val_recall": recall}
+
+    run.train(options.seed, lambda step: batches.loss(model, step), validate)
+    checkpoint.save(model, config, output)
+    run.finish()
+
+
+class PatientBatches:
+    """Batches of patients, each with some of its images; a batch depends on seed and step alone."""
+
+    def __init__(
+        self, images: Images, profiles: Profiles, patients: list[str], options: PretrainOptions, device: torch.device
+    ) -> None:
+        self.images, self.profiles, self.options, self.device = images, profiles, options, device
+        rows = images.frame.groupby("case_id").indices
+        self.rows = {case: np.sort(rows[case]) for case in rows}
+        self.patients = [case for case in patients if case in self.rows]
+
+    def loss(self, model: Aligner, step: int) -> Tensor:
+        """Give the loss of one step's batch."""
+        options = self.options
+        random = np.random.default_rng([options.seed, step])
+        size = min(options.batch_patients, len(self.patients))
+        cases = [self.patients[index] for index in random.permutation(len(self.patients))[:size]]
+        count = options.images_per_patient
+        rows = np.concatenate([random.choice(self.rows[case], count) for case in cases])
+        pictures, _ = augment(self.images.load(rows), None, options.augment, options.intensity_jitter, random)
+        patient = torch.arange(size, device=self.device).repeat_interleave(count)
+        values, _ = self.profiles.of(cases)
+        with autocast(self.device):
+            return model(to_tensor(pictures, self.device), values.to(self.device), patient, options.gene_dropout)
+
+    def held_out(self, patients: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Give evenly spread images of other patients, their profiles, and which belongs to which."""
+        cases = [case for case in patients if case in self.rows]
+        spread = [_spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
+        patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in spread]))
+        pictures = to_tensor(self.images.load(np.concatenate(spread)), torch.device("cpu"))
+        return pictures, self.profiles.of(cases)[0], patient
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Take up to `count` rows at even distances."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
+
+
+@torch.inference_mode()
+def _validate(
+    model: Aligner, pictures: Tensor, values: Tensor, patient: Tensor, device: torch.device
+) -> tuple[float, float]:
+    """Give the contrastive loss over held-out patients and how often an image finds its patient's genes."""
+    pictures, values, patient = pictures.to(device), values.to(device), patient.to(device)
+    with autocast(device):
+        loss = model(pictures, values, patient)
+        nearest = (model.embed_images(pictures) @ model.embed_genes(values).T).argmax(dim=1)
+    return loss.item(), (nearest == patient).float().mean().item()

@@ -1,0 +1,31 @@
+"""Fixtures of the first floor: one tiny simulated cohort, and copies of it that a test may spoil."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mgi.acquire import gdc
+from mgi.acquire.simulate import simulate_cohort
+
+TINY = {"cases": 4, "seed": 7, "genes": 1000, "slide_px": 512}
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four patients, 1,000 genes, slides of 512 pixels; read only."""
+    folder = tmp_path_factory.mktemp("simulated") / "cohort"
+    simulate_cohort(folder, **TINY, workers=1)
+    return folder
+
+
+@pytest.fixture
+def own_cohort(cohort: Path, tmp_path: Path) -> Path:
+    """A copy of the cohort for one test."""
+    return Path(shutil.copytree(cohort, tmp_path / "own_cohort"))
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries without pauses."""
+    monkeypatch.setattr(gdc, "BACKOFF_SECONDS", 0.0)

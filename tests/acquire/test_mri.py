@@ -1,0 +1,71 @@
+"""Reading the kaggle_3m layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mgi.acquire.mri import find_series, read_series
+from mgi.errors import CohortError, MissingInputError, MriError
+
+NAME = "TCGA_CS_4941_19960909"
+
+
+def write_slices(folder: Path, numbers: list[int], size: int = 32) -> None:
+    folder.mkdir(parents=True)
+    for number in numbers:
+        Image.fromarray(np.full((size, size, 3), number, np.uint8)).save(folder / f"{folder.name}_{number}.tif")
+        mask = np.zeros((size, size), np.uint8)
+        mask[:number] = 255
+        Image.fromarray(mask).save(folder / f"{folder.name}_{number}_mask.tif")
+
+
+def test_slices_come_in_numeric_order_with_their_own_masks(tmp_path):
+    write_slices(tmp_path / NAME, [10, 2, 1])
+    (series,) = find_series(tmp_path)
+    volume = read_series(series)
+    assert series.case_id == "TCGA-CS-4941"
+    assert volume.numbers.tolist() == [1, 2, 10]
+    assert volume.image[:, 0, 0, 0].tolist() == [1, 2, 10]
+    assert volume.mask.sum(axis=(1, 2)).tolist() == [32, 64, 320]
+
+
+def test_missing_folder_says_where_to_get_the_set(tmp_path):
+    with pytest.raises(MissingInputError, match="Kaggle"):
+        find_series(tmp_path / "nowhere")
+
+
+def test_folder_without_patients_is_refused(tmp_path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(MissingInputError, match="TCGA_CS_4941_19960909"):
+        find_series(tmp_path)
+
+
+def test_two_folders_of_one_case_are_both_named(tmp_path):
+    write_slices(tmp_path / NAME, [1])
+    write_slices(tmp_path / "TCGA_CS_4941_20010101", [1])
+    with pytest.raises(CohortError, match=r"TCGA-CS-4941.*19960909.*20010101"):
+        find_series(tmp_path)
+
+
+def test_slice_without_mask_is_named(tmp_path):
+    write_slices(tmp_path / NAME, [1, 2])
+    (tmp_path / NAME / f"{NAME}_2_mask.tif").unlink()
+    with pytest.raises(MriError, match=r"missing mask: .*_2_mask\.tif"):
+        read_series(find_series(tmp_path)[0])
+
+
+def test_mask_of_another_shape_is_named(tmp_path):
+    write_slices(tmp_path / NAME, [1])
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / NAME / f"{NAME}_1_mask.tif")
+    with pytest.raises(MriError, match="16 x 16"):
+        read_series(find_series(tmp_path)[0])
+
+
+def test_truncated_slice_is_named(tmp_path):
+    write_slices(tmp_path / NAME, [1])
+    path = tmp_path / NAME / f"{NAME}_1.tif"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(MriError, match=r"unreadable image: .*_1\.tif"):
+        read_series(find_series(tmp_path)[0])

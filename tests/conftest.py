@@ -1,0 +1,17 @@
+"""Fixtures shared by every floor's tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real TCGA data, from MGI_DATA or beside the checkout; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("MGI_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real TCGA data not found at {folder}; set MGI_DATA")
+    return folder

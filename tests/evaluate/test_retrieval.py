@@ -1,0 +1,155 @@
+"""Retrieval recall against a plain loop, and chance against simulation."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mgi.errors import CohortError, MissingInputError
+from mgi.evaluate.retrieval import _chance, recall_at_k, retrieval_table
+from mgi.files import write_table
+
+
+def shared_space(
+    rng: np.random.Generator, patients: int = 12, images: int = 6, noise: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    genes = rng.normal(size=(patients, 16)).astype(np.float32)
+    names = np.array([f"C{n:02d}" for n in range(patients)])
+    owner = np.repeat(np.arange(patients), images)
+    vectors = genes[owner] + noise * rng.normal(size=(len(owner), 16)).astype(np.float32)
+    return vectors * rng.uniform(0.1, 9, (len(owner), 1)), genes, names[owner], names
+
+
+def write_embeddings(path: Path, fold: int, space: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> Path:
+    images, genes, image_cases, gene_cases = space
+    table = pd.DataFrame(
+        {
+            "case_id": np.concatenate([image_cases, gene_cases]),
+            "fold": np.int32(fold),
+            "kind": ["image"] * len(images) + ["gene"] * len(genes),
+            "vector": [*images.astype(np.float32), *genes.astype(np.float32)],
+        }
+    )
+    write_table(table, path)
+    return path
+
+
+def plain_recall(queries, gallery, query_cases, gallery_cases, k: int) -> float:
+    hits = []
+    for query, case in zip(queries, query_cases, strict=True):
+        if case not in gallery_cases:
+            continue
+        cosine = [float(query @ item / np.linalg.norm(query) / np.linalg.norm(item)) for item in gallery]
+        nearest = sorted(range(len(gallery)), key=lambda n: -cosine[n])[:k]
+        hits.append(any(gallery_cases[n] == case for n in nearest))
+    return float(np.mean(hits))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_recall_equals_a_loop_in_both_directions(k: int) -> None:
+    images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(k))
+    forward, back = (images, genes, image_cases, gene_cases), (genes, images, gene_cases, image_cases)
+    for direction in (forward, back):
+        recall = recall_at_k(*direction, k=k)
+        assert 0 < recall == pytest.approx(plain_recall(*direction, k))
+
+
+def test_perfect_embedding_recalls_all_and_a_collapsed_one_nothing() -> None:
+    images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(0), noise=0.0)
+    assert recall_at_k(images, genes, image_cases, gene_cases) == 1
+    assert recall_at_k(np.ones_like(images), np.ones_like(genes), image_cases, gene_cases) == 0
+
+
+def test_queries_without_an_answer_are_left_out() -> None:
+    images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(0), noise=0.0)
+    assert recall_at_k(images, genes[:5], image_cases, gene_cases[:5]) == 1
+    assert np.isnan(recall_at_k(images, genes, np.full(len(images), "nobody"), gene_cases))
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_chance_equals_the_recall_of_random_vectors(k: int) -> None:
+    rng = np.random.default_rng(8)
+    sizes = rng.integers(1, 9, 10)
+    cases = np.array([f"C{n}" for n in range(10)])
+    images = np.repeat(cases, sizes)
+    simulated = np.mean(
+        [
+            recall_at_k(rng.normal(size=(10, 64)), rng.normal(size=(len(images), 64)), cases, images, k)
+            for _ in range(400)
+        ]
+    )
+    assert _chance(cases, images, k) == pytest.approx(simulated, abs=0.02)
+    assert _chance(images, cases, k) == pytest.approx(k / 10)
+
+
+def test_chance_weighs_patients_by_their_queries() -> None:
+    cases = np.array(["A"] * 9 + ["B"])
+    assert _chance(cases, cases, 1) == pytest.approx(0.9 * 0.9 + 0.1 * 0.1)
+    assert _chance(np.array(["A", "B"]), cases, 20) == 1
+
+
+def test_table_pools_folds_by_their_queries(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    spaces = [shared_space(rng, patients=6, images=4), shared_space(rng, patients=12, images=9, noise=3.0)]
+    paths = [
+        write_embeddings(tmp_path / "mgi" / f"fold{fold}" / "embeddings.parquet", fold, space)
+        for fold, space in enumerate(spaces)
+    ]
+    retrieval_table(paths, tmp_path / "retrieval.csv")
+    table = pd.read_csv(tmp_path / "retrieval.csv").set_index(["fold", "direction", "k"])
+    assert len(table) == 3 * 3 * 2 and set(table["variant"]) == {"mgi"}
+    first, second, pooled = (table.loc[(fold, "image-to-gene", 1)] for fold in ("0", "1", "all"))
+    assert (first["n_queries"], second["n_queries"], pooled["n_queries"]) == (24, 108, 132)
+    assert (first["chance"], second["chance"]) == pytest.approx((1 / 6, 1 / 12), abs=1e-5)
+    assert second["recall"] == pytest.approx(recall_at_k(*spaces[1]), abs=1e-5)
+    assert pooled["recall"] == pytest.approx((24 * first["recall"] + 108 * second["recall"]) / 132, abs=1e-5)
+    assert pooled["n_gallery"] == 9
+
+
+def test_variants_with_the_same_folds_keep_their_own_spaces(tmp_path: Path) -> None:
+    spaces = {"good": shared_space(np.random.default_rng(1), noise=0.0), "poor": shared_space(np.random.default_rng(2))}
+    spaces["poor"] = (-spaces["poor"][0], *spaces["poor"][1:])
+    paths = [write_embeddings(tmp_path / name / "fold0" / "e.parquet", 0, space) for name, space in spaces.items()]
+    retrieval_table(paths, tmp_path / "retrieval.csv")
+    table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1 and direction == 'image-to-gene'")
+    recall = table.set_index("variant")["recall"]
+    assert recall["good"] == 1 and recall["poor"] < 0.2
+
+
+def test_every_image_of_a_patient_weighs_the_same(tmp_path: Path) -> None:
+    first, second = np.eye(2, dtype=np.float32)
+    images = np.stack([first, first, first, 100 * second, second])
+    space = (images, np.stack([first, second]), np.array(["A", "A", "A", "A", "B"]), np.array(["A", "B"]))
+    retrieval_table([write_embeddings(tmp_path / "e.parquet", 0, space)], tmp_path / "retrieval.csv")
+    table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1").set_index("direction")["recall"]
+    assert table["patient-to-gene"] == 1 and table["image-to-gene"] == 0.8
+
+
+def test_mean_of_a_patients_images_beats_single_images(tmp_path: Path) -> None:
+    path = write_embeddings(tmp_path / "e.parquet", 0, shared_space(np.random.default_rng(1), 40, 20, noise=2.5))
+    retrieval_table([path], tmp_path / "retrieval.csv")
+    table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1").set_index("direction")["recall"]
+    assert table["patient-to-gene"] > table["image-to-gene"] + 0.1
+
+
+def test_fold_without_a_pair_is_refused(tmp_path: Path) -> None:
+    images, genes, image_cases, _ = shared_space(np.random.default_rng(0))
+    others = np.array([f"other{n}" for n in range(len(genes))])
+    path = write_embeddings(tmp_path / "e.parquet", 0, (images, genes, image_cases, others))
+    with pytest.raises(CohortError, match="no case has both"):
+        retrieval_table([path], tmp_path / "retrieval.csv")
+
+
+def test_foreign_table_is_refused_by_its_columns(tmp_path: Path) -> None:
+    write_table(pd.DataFrame({"case_id": ["A"]}), tmp_path / "e.parquet")
+    with pytest.raises(MissingInputError, match="lacks the column"):
+        retrieval_table([tmp_path / "e.parquet"], tmp_path / "retrieval.csv")
+
+
+def test_thousands_of_images_are_ranked_in_a_second() -> None:
+    space = shared_space(np.random.default_rng(2), patients=400, images=25)
+    started = time.perf_counter()
+    recall_at_k(*space)
+    assert time.perf_counter() - started < 3

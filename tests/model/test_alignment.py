@@ -1,0 +1,39 @@
+"""The contrastive loss against its definition in plain Python."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mgi.model.alignment import symmetric_info_nce
+
+
+def definition(images, genes, patient, scale):
+    """The docstring's words, one logarithm at a time, in float64."""
+    similarity = [[scale * sum(a * b for a, b in zip(i, g, strict=True)) for g in genes] for i in images]
+    to_gene = [-math.log(math.exp(row[p]) / sum(map(math.exp, row))) for row, p in zip(similarity, patient, strict=True)]
+    to_image = []
+    for p in range(len(genes)):
+        total = sum(math.exp(row[p]) for row in similarity)
+        own = [math.log(math.exp(row[p]) / total) for row, q in zip(similarity, patient, strict=True) if q == p]
+        to_image.append(-sum(own) / len(own))
+    return (sum(to_gene) / len(to_gene) + sum(to_image) / len(to_image)) / 2
+
+
+@pytest.mark.parametrize("patient", [[0, 1, 2], [0, 0, 1, 2, 2, 2], [2, 1, 0, 0]])
+def test_loss_equals_its_definition_with_several_images_of_a_patient(patient):
+    torch.manual_seed(1)
+    images = F.normalize(torch.randn(len(patient), 5), dim=-1)
+    genes = F.normalize(torch.randn(3, 5), dim=-1)
+    loss = symmetric_info_nce(images, genes, torch.tensor(patient), torch.tensor(7.0))
+    expected = definition(images.double().tolist(), genes.double().tolist(), patient, 7.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_matched_pairs_lose_less_than_mismatched_ones():
+    vectors = torch.eye(4)
+    patient = torch.arange(4)
+    scale = torch.tensor(10.0)
+    matched = symmetric_info_nce(vectors, vectors, patient, scale)
+    assert matched < symmetric_info_nce(vectors, vectors.roll(1, 0), patient, scale)

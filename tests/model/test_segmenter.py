@@ -1,0 +1,77 @@
+"""The segmenter: shapes, what the gate and the presence of genes mean, and its loss."""
+
+import pytest
+import torch
+
+from mgi.errors import ConfigError
+from mgi.model.gene_encoder import GeneEncoder
+from mgi.model.image_encoder import ImageEncoder
+from mgi.model.segmenter import Segmenter, dice_cross_entropy
+
+TINY_VIT = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+
+
+def segmenter(vit: bool = True, genes: bool = True) -> Segmenter:
+    torch.manual_seed(0)
+    images = ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT) if vit else None
+    encoder = GeneEncoder(30, 16, 1, stride=5) if genes else None
+    return Segmenter([8, 16, 24], images, encoder).eval()
+
+
+def batch(count: int = 3) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    patient = torch.tensor([0, 1, 1])[:count]
+    return torch.rand(count, 3, 32, 32), torch.randn(2, 30), patient, torch.tensor([True, True])
+
+
+@pytest.mark.parametrize("vit", [True, False])
+@pytest.mark.parametrize("genes", [True, False])
+def test_every_variant_gives_one_logit_per_pixel(vit, genes):
+    assert segmenter(vit, genes)(*batch()).shape == (3, 32, 32)
+
+
+def test_genes_change_the_mask_of_their_own_patient_only():
+    model, (images, values, patient, present) = segmenter(), batch()
+    changed = values.clone()
+    changed[1] += 1
+    difference = (model(images, values, patient, present) - model(images, changed, patient, present)).abs()
+    assert difference[0].max() == 0
+    assert difference[1:].amax(dim=(1, 2)).min() > 0
+
+
+def test_without_a_profile_the_values_have_no_effect():
+    model, (images, values, patient, _) = segmenter(), batch()
+    absent = torch.tensor([False, False])
+    assert torch.equal(model(images, values, patient, absent), model(images, values + 5, patient, absent))
+
+
+def test_a_closed_gate_ignores_the_genes():
+    model, (images, values, patient, present) = segmenter(), batch()
+    torch.nn.init.constant_(model.fusion.gate, -100.0)
+    torch.testing.assert_close(
+        model(images, values, patient, present), model(images, values + 5, patient, present), rtol=0, atol=1e-6
+    )
+
+
+def test_gradient_reaches_genes_and_vit_at_the_start():
+    model = segmenter().train()
+    dice_cross_entropy(model(*batch()), torch.ones(3, 32, 32)).backward()
+    assert model.gene_encoder.direction.grad.abs().sum() > 0
+    assert model.image_encoder.vit.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_loss_equals_dice_and_cross_entropy_worked_by_hand():
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
+    target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    dice = (2 * 0.5 + 1) / (2.0 + 1.0 + 1)
+    assert dice_cross_entropy(logits, target).item() == pytest.approx(1 - dice + 0.6931472, rel=1e-5)
+
+
+def test_an_unknown_vit_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match="cannot make 'vit_nonsense' as a ViT for 64 px images"):
+        ImageEncoder("vit_nonsense", 64)
+
+
+def test_a_convolutional_network_is_not_a_vit():
+    with pytest.raises(ConfigError, match="as a ViT"):
+        ImageEncoder("resnet18", 64)

@@ -1,0 +1,99 @@
+"""The table of images and the import of MRI into it."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mgi.errors import MriError
+from mgi.prepare import images
+from mgi.prepare.images import decode_image, decode_mask, encode_jpeg, encode_mask, encode_png, import_mri
+
+NAMES = ["TCGA_CS_4941_19960909", "TCGA_DU_0001_19990101"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two series of 70 slices, a bright disc in dark but not black air, its left half tumour."""
+    rows, columns = np.mgrid[:64, :64]
+    disc = (rows - 32) ** 2 + (columns - 32) ** 2 < 24**2
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(1, 71):
+            noise = rng.integers(0, 5, (64, 64, 3))
+            head = np.stack([rng.integers(low, low + 40, (64, 64)) for low in (40, 60, 100)], axis=-1)
+            pixels = np.where(disc[..., None], head, noise).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{name}_{number}.tif")
+            mask = np.where(disc & (columns < 32), np.uint8(255), np.uint8(0))
+            Image.fromarray(mask).save(tmp_path / "in" / name / f"{name}_{number}_mask.tif")
+    return tmp_path / "in"
+
+
+def imported(folder, size=32):
+    output, sources = folder.parent / "out" / "mri.parquet", folder.parent / "out" / "sources.parquet"
+    import_mri(folder, output, sources, size)
+    return output, pq.read_table(sources).to_pylist()
+
+
+def test_codecs_return_what_they_were_given():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, 16, 3), dtype=np.uint8)
+    mask = rng.integers(0, 2, (24, 16), dtype=np.uint8)
+    assert np.array_equal(decode_image(encode_png(pixels)), pixels)
+    assert np.array_equal(decode_mask(encode_mask(mask)), mask)
+    smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3)).copy()
+    assert np.abs(decode_image(encode_jpeg(smooth)).astype(int) - smooth).max() < 8
+
+
+def test_every_slice_is_a_row_in_order(folder):
+    output, sources = imported(folder)
+    table = pq.read_table(output)
+    assert table.schema.equals(images.SCHEMA)
+    assert table["case_id"].to_pylist() == ["TCGA-CS-4941"] * 70 + ["TCGA-DU-0001"] * 70
+    assert table["z"].to_pylist() == [*range(1, 71)] * 2
+    assert table["mpp"].null_count == 140 and set(table["size"].to_pylist()) == {64}
+    assert pq.ParquetFile(output).metadata.row_group(0).num_rows == 64
+    assert [(row["status"], row["n_images"], row["labelled"], row["table"]) for row in sources] == [
+        ("ok", 70, True, "mri")
+    ] * 2
+
+
+def test_intensities_and_masks_keep_their_place(folder):
+    output, _ = imported(folder)
+    row = pq.read_table(output).slice(3, 1).to_pylist()[0]
+    image, mask = decode_image(row["image"]), decode_mask(row["mask"])
+    assert image.shape == (32, 32, 3) and mask.shape == (32, 32)
+    assert image[:2].max() == 0
+    inside = image[8:24, 8:24].reshape(-1, 3)
+    assert np.abs(inside.mean(axis=0) - 127).max() < 12
+    assert abs(row["tissue_fraction"] - np.pi * 24**2 / 64**2) < 0.01
+    assert abs(mask.mean() - np.pi * 24**2 / 2 / 64**2) < 0.01 and mask[:, 16:].sum() == 0
+
+
+def test_normalisation_ignores_the_gain_of_the_scanner(folder):
+    image = decode_image(pq.read_table(imported(folder)[0])["image"][0].as_py()).astype(int)
+    for path in folder.glob("*/*[0-9].tif"):
+        Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
+    dimmer = decode_image(pq.read_table(imported(folder)[0])["image"][0].as_py()).astype(int)
+    assert np.abs(image - dimmer).mean() < 4
+
+
+def test_bad_series_is_skipped_with_its_reason_and_others_go_on(folder):
+    (folder / NAMES[0] / f"{NAMES[0]}_7_mask.tif").unlink()
+    output, sources = imported(folder)
+    assert [row["status"] for row in sources] == ["skipped", "ok"]
+    assert sources[0]["reason"] == f"missing mask: {NAMES[0]}_7_mask.tif" and sources[0]["n_images"] == 0
+    assert set(pq.read_table(output)["case_id"].to_pylist()) == {"TCGA-DU-0001"}
+
+
+def test_bad_series_is_an_error_where_nothing_would_record_it(folder):
+    (folder / NAMES[0] / f"{NAMES[0]}_7_mask.tif").unlink()
+    with pytest.raises(MriError, match="--sources"):
+        import_mri(folder, folder.parent / "mri.parquet", None, 32)
+    assert not (folder.parent / "mri.parquet").exists()
+
+
+def test_import_is_reproducible_to_the_byte(folder):
+    first = imported(folder)[0].read_bytes()
+    assert imported(folder)[0].read_bytes() == first

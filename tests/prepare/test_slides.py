@@ -1,0 +1,200 @@
+"""Slides cut into tiles of one physical size."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+from mgi.errors import AnnotationError, MissingInputError, SlideError
+from mgi.prepare.images import SCHEMA, SOURCES_SCHEMA, decode_image, decode_mask
+from mgi.prepare.slides import preview, tile_slides, tissue_mask
+from tests.prepare.conftest import tissue_picture, write_slide
+
+CASE = "TCGA-S1-0001"
+
+
+def tiled(slides, output, mpp=0.5, tile_px=64, **options):
+    case_ids = [path.name[:12] for path in slides]
+    tile_slides(slides, case_ids, output, mpp=mpp, tile_px=tile_px, **options)
+    return pq.read_table(output).to_pandas()
+
+
+@pytest.fixture
+def slide(tmp_path):
+    return write_slide(tmp_path / f"{CASE}-01Z-00-DX1.uuid.svs", tissue_picture(1024, 768), 0.5)
+
+
+def test_tiles_cover_the_tissue_and_nothing_else(slide, tmp_path):
+    tiles = tiled([slide], tmp_path / "t.parquet")
+    assert pq.read_schema(tmp_path / "t.parquet").equals(SCHEMA)
+    assert len(tiles) == (1024 * 3 // 4 // 64) * (576 // 64 + 1)
+    assert tiles.x.min() == 128 and tiles.x.max() == 832 and tiles.y.min() in (64, 128)
+    assert set(tiles["size"]) == {64} and set(tiles.mpp) == {0.5} and tiles["mask"].isna().all()
+    assert (tiles.source_id == f"{CASE}-01Z-00-DX1").all() and (tiles.case_id == CASE).all()
+    order = list(zip(tiles.y, tiles.x, strict=True))
+    assert order == sorted(order)
+
+
+def test_tile_holds_the_pixels_of_its_place(slide, tmp_path):
+    picture = tissue_picture(1024, 768).astype(float)
+    for tile in tiled([slide], tmp_path / "t.parquet").itertuples():
+        expected = picture[tile.y : tile.y + 64, tile.x : tile.x + 64].mean(axis=(0, 1))
+        assert np.abs(decode_image(tile.image).mean(axis=(0, 1)) - expected).max() < 3
+
+
+def test_physical_size_does_not_depend_on_the_scanner(tmp_path):
+    """The same tissue scanned at 0.5, 0.25 and 0.3125 microns gives the same tiles."""
+    large = Image.fromarray(tissue_picture(2048, 1536))
+    scans = {0.5: (1024, 768), 0.25: (2048, 1536), 0.4: (1280, 960)}
+    found = {}
+    for mpp, size in scans.items():
+        path = write_slide(tmp_path / f"{mpp}" / f"{CASE}.svs", np.asarray(large.resize(size)), mpp)
+        found[mpp] = tiled([path], tmp_path / f"{mpp}.parquet")
+    reference = found.pop(0.5)
+    for mpp, tiles in found.items():
+        assert len(tiles) == len(reference)
+        assert np.abs(tiles.x * mpp - reference.x * 0.5).max() <= mpp
+        pairs = zip(tiles.image, reference.image, strict=True)
+        assert np.mean([np.abs(decode_image(a).astype(int) - decode_image(b)).mean() for a, b in pairs]) < 3
+
+
+def test_edge_that_is_no_whole_number_does_not_drift(tmp_path):
+    """At 0.37 microns a tile of 64 pixels of 0.5 microns is 86.49 pixels wide."""
+    width, edge = 2000, 64 * 0.5 / 0.37
+    ramp = np.linspace(20, 160, width)
+    pixels = np.broadcast_to(np.stack([np.full(width, 210), ramp, np.full(width, 190)], -1), (300, width, 3))
+    tiles = tiled([write_slide(tmp_path / f"{CASE}.svs", np.rint(pixels).astype(np.uint8), 0.37)], tmp_path / "t.parquet")
+    row = tiles[tiles.y == 0]
+    assert row.x.tolist() == [round(k * edge) for k in range(int(width // edge))]
+    means = np.array([decode_image(image)[..., 1].mean() for image in row.image])
+    expected = np.interp(row.x + edge / 2 - 0.5, np.arange(width), ramp)
+    # One level of the ramp is 14 pixels; a drift of half a pixel per tile would reach 11.
+    assert np.abs((means - expected) - (means - expected).mean()).max() < 0.25
+
+
+def test_masks_are_cut_from_the_annotation(slide, tmp_path):
+    ring = [[200, 150], [700, 150], [700, 600], [200, 600], [200, 150]]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / f"{CASE}-01Z-00-DX1.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    tiles = tiled([slide], tmp_path / "t.parquet", annotations=tmp_path / "notes", status=tmp_path / "s.parquet")
+    assert sum(decode_mask(mask).sum() for mask in tiles["mask"]) == 500 * 450
+    tile = tiles[(tiles.x == 192) & (tiles.y == 192)].iloc[0]
+    assert decode_mask(tile["mask"])[:, :8].sum() == 0 and decode_mask(tile["mask"])[:, 8:].all()
+    assert pq.read_table(tmp_path / "s.parquet")["labelled"].to_pylist() == [True]
+
+
+def test_bad_slides_are_recorded_with_their_reasons_and_the_run_goes_on(slide, tmp_path):
+    (tmp_path / "TCGA-S1-0002.svs").write_text("no slide at all")
+    cut = tmp_path / "TCGA-S1-0003.svs"
+    cut.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
+    blank = write_slide(tmp_path / "TCGA-S1-0004.svs", np.full((512, 512, 3), 242, np.uint8), 0.5)
+    nameless = write_slide(tmp_path / "TCGA-S1-0005.svs", tissue_picture(512, 512), None)
+    coarse = write_slide(tmp_path / "TCGA-S1-0006.svs", tissue_picture(512, 512), 2.0)
+    bad = [tmp_path / "TCGA-S1-0002.svs", cut, blank, nameless, coarse]
+    tiles = tiled([*bad, slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+    status = pq.read_table(tmp_path / "s.parquet")
+    assert status.schema.equals(SOURCES_SCHEMA)
+    rows = status.to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "failed", "failed", "skipped", "skipped", "skipped"]
+    kinds = ["unreadable", "unreadable", "no tissue", "no mpp", "too coarse"]
+    assert [row["reason"].split(":")[0] for row in rows[1:]] == kinds
+    assert rows[0]["n_images"] == len(tiles) > 0 and set(tiles.source_id) == {f"{CASE}-01Z-00-DX1"}
+    assert rows[0]["mpp"] == 0.5 and rows[0]["mpp_from"] == "metadata" and rows[0]["table"] == "t"
+
+
+def test_only_bad_slides_leave_an_empty_table(tmp_path):
+    (tmp_path / f"{CASE}.svs").write_text("no slide at all")
+    assert tiled([tmp_path / f"{CASE}.svs"], tmp_path / "t.parquet", status=tmp_path / "s.parquet").empty
+    assert pq.read_schema(tmp_path / "t.parquet").equals(SCHEMA)
+
+
+def test_bad_slide_by_hand_is_an_error_and_leaves_nothing(tmp_path):
+    (tmp_path / f"{CASE}.svs").write_text("no slide at all")
+    with pytest.raises(SlideError, match=rf"{CASE}\.svs: unreadable"):
+        tiled([tmp_path / f"{CASE}.svs"], tmp_path / "t.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{CASE}.svs"]
+
+
+def test_broken_annotation_fails_its_slide_only(slide, tmp_path):
+    other = write_slide(tmp_path / "TCGA-S1-0009.svs", tissue_picture(512, 512), 0.5)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "TCGA-S1-0009.geojson").write_text("{")
+    tiled([slide, other], tmp_path / "t.parquet", annotations=tmp_path / "notes", status=tmp_path / "s.parquet")
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "failed"] and "unreadable annotation" in rows[1]["reason"]
+    with pytest.raises(AnnotationError, match="one annotation for 2 slides"):
+        tiled([slide, other], tmp_path / "t.parquet", annotations=tmp_path / "notes" / "TCGA-S1-0009.geojson")
+
+
+def test_wrong_calls_are_refused(slide, tmp_path):
+    copy = write_slide(tmp_path / "copy" / slide.name, tissue_picture(512, 512), 0.5)
+    with pytest.raises(SlideError, match=rf"two slides are both {CASE}-01Z-00-DX1"):
+        tiled([slide, copy], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+    with pytest.raises(SlideError, match="1 slides but 2 case ids"):
+        tile_slides([slide], [CASE, CASE], tmp_path / "t.parquet", mpp=0.5, tile_px=64)
+    with pytest.raises(MissingInputError, match=r"absent\.svs"):
+        tiled([tmp_path / "absent.svs"], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+
+
+def test_tiling_is_reproducible_to_the_byte(slide, tmp_path):
+    tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+    first = (tmp_path / "t.parquet").read_bytes()
+    tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+    assert (tmp_path / "t.parquet").read_bytes() == first
+
+
+@pytest.mark.parametrize("ink", [(20, 60, 190), (30, 140, 60), (25, 25, 30)])
+def test_pen_is_not_tissue(ink):
+    picture = Image.fromarray(tissue_picture(200, 200))
+    ImageDraw.Draw(picture).line([(5, 5), (195, 12)], fill=ink, width=9)
+    expected = np.zeros((200, 200), bool)
+    expected[25:-25, 25:-25] = True
+    assert (tissue_mask(np.asarray(picture), 8.0) ^ expected).mean() < 0.01
+
+
+def test_glass_alone_and_tissue_alone_are_told_apart():
+    noise = np.random.default_rng(0).integers(-3, 4, (100, 100, 3))
+    assert not tissue_mask((240 + noise).astype(np.uint8), 8.0).any()
+    assert tissue_mask((np.array([200, 120, 170]) + noise).astype(np.uint8), 8.0).all()
+
+
+def test_dust_is_not_tissue():
+    pixels = np.full((100, 100, 3), 242, np.uint8)
+    pixels[10:16, 10:16] = (200, 100, 170)
+    assert not tissue_mask(pixels, 8.0).any()
+
+
+@pytest.mark.parametrize(("mpp", "count"), [(0.5, 28), (1.0, 5)])
+def test_real_slide_gives_tiles_of_the_asked_size(data_dir, tmp_path, mpp, count):
+    slide = data_dir / "slides" / "cmu-1-small-region.svs"
+    tiles = tiled([slide], tmp_path / "t.parquet", mpp=mpp, tile_px=256)
+    assert set(tiles["size"]) == {round(256 * mpp / 0.499)} and len(tiles) == count
+    assert all(decode_image(image).shape == (256, 256, 3) for image in tiles.image)
+    greenest = [decode_image(image).mean(axis=(0, 1)).argmin() for image in tiles.image]
+    assert set(greenest) == {1}, "stained tissue absorbs green most"
+
+
+def test_real_slide_without_mpp_is_skipped_with_its_reason(data_dir, tmp_path):
+    slide = data_dir / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
+    assert tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet").empty
+    (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert row["status"] == "skipped" and row["reason"].startswith("no mpp") and row["mpp"] is None
+    with pytest.raises(SlideError, match=r"no mpp.*--default-mpp.*manifest"):
+        tiled([slide], tmp_path / "t.parquet")
+    tiles = tiled([slide], tmp_path / "t.parquet", tile_px=256, default_mpp=0.25, status=tmp_path / "s.parquet")
+    (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert row["mpp_from"] == "default" and set(tiles["size"]) == {512} and len(tiles) > 20
+
+
+def test_preview_outlines_the_tissue(slide, tmp_path):
+    preview(slide, tmp_path / "p.png", mpp=0.5, tile_px=64)
+    drawn = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    assert drawn.shape == (768, 1024, 3)
+    yellow = (drawn == (255, 220, 0)).all(axis=-1)
+    rows, columns = np.nonzero(yellow)
+    assert abs(columns.min() - 128) < 20 and abs(columns.max() - 896) < 20 and abs(rows.min() - 96) < 20
+    (tmp_path / "bad.svs").write_text("no slide")
+    with pytest.raises(SlideError, match=r"bad\.svs"):
+        preview(tmp_path / "bad.svs", tmp_path / "p.png", mpp=0.5, tile_px=64)

@@ -1,0 +1,85 @@
+"""The table that ends a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mgi.errors import MissingInputError
+from mgi.report.summary import print_summary
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    nothing = {"difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "p_value": np.nan}
+    gain = {"difference": 0.3, "difference_low": 0.25, "difference_high": 0.35, "p_value": 0.0002}
+    rows = [
+        {"variant": "image-only", "n_patients": 48, "dice": 0.6, "low": 0.55, "high": 0.65} | gain,
+        {"variant": "mgi", "n_patients": 48, "dice": 0.9, "low": 0.88, "high": 0.92} | nothing,
+        {"variant": "shuffled[1]", "n_patients": 48, "dice": 0.58, "low": 0.5, "high": 0.62}
+        | gain
+        | {"p_value": 0.041},
+    ]
+    (tmp_path / "evaluate").mkdir()
+    pd.DataFrame(rows).assign(n_paired=48).to_csv(tmp_path / "evaluate" / "comparison.csv", index=False)
+    return tmp_path
+
+
+def add_expression(results: Path, scale_fitted: str) -> None:
+    table = pa.table({"case_id": ["A"]}).replace_schema_metadata({"unit": "z-score", "scale_fitted": scale_fitted})
+    pq.write_table(table, results / "expression.parquet")
+
+
+def test_variants_come_in_the_order_of_the_comparison(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(results)
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if "│" in line]
+    assert [line.split("│")[1].strip() for line in lines] == ["image-only", "mgi", "shuffled[1]"]
+    for words in ("0.600", "[0.550, 0.650]", "+0.300", "[+0.250, +0.350]", "<0.001"):
+        assert words in lines[0]
+    assert "+" not in lines[1] and "0.041" in lines[2]
+    assert "\x1b[" not in said
+
+
+def test_retrieval_stands_beside_chance(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("0", 1, 0.2), ("all", 1, 0.25), ("all", 5, 0.7)]
+    table = pd.DataFrame(rows, columns=["fold", "k", "recall"])
+    table = table.assign(variant="mgi", direction="image-to-gene", chance=0.0417, n_queries=900, n_gallery=24)
+    table.to_csv(results / "evaluate" / "retrieval.csv", index=False)
+    print_summary(results)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "image-to-gene" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "mgi",
+        "image-to-gene",
+        "0.250",
+        "0.042",
+        "6.0",
+        "900",
+        "24",
+    ]
+
+
+@pytest.mark.parametrize(("scale_fitted", "noted"), [("outside the folds", True), ("none", False)])
+def test_scaling_outside_the_folds_is_said(
+    results: Path, capsys: pytest.CaptureFixture[str], scale_fitted: str, noted: bool
+) -> None:
+    add_expression(results, scale_fitted)
+    print_summary(results)
+    assert ("scaled outside the folds" in capsys.readouterr().out) is noted
+
+
+def test_report_comes_last_on_one_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = results / ("a" * 150)
+    (folder / "evaluate").mkdir(parents=True)
+    (folder / "evaluate" / "comparison.csv").write_text((results / "evaluate" / "comparison.csv").read_text())
+    (folder / "report.html").write_text("")
+    print_summary(folder)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
+
+
+def test_unfinished_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"comparison\.csv"):
+        print_summary(tmp_path)

@@ -1,0 +1,260 @@
+"""The configuration: what it refuses and how it says so, variants, and the reference generated from it."""
+
+import difflib
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mgi.config import (
+    REFERENCE_BEGIN,
+    REFERENCE_END,
+    FinetuneOptions,
+    PretrainOptions,
+    load_config,
+    load_options,
+    reference_files,
+    write_reference,
+)
+from mgi.errors import ConfigError, MissingInputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ["config.yaml", "tcga-lgg-mri.yaml", "tcga-brca.yaml"]
+REPAIR = "python -m mgi config --write config"
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """The smallest configuration of a slide cohort with three compared variants."""
+    return {
+        "cohort": "trial",
+        "gdc": {"projects": ["TCGA-BRCA"]},
+        "slides": {"mpp": 0.5},
+        "pretrain": {"mgi": {"steps": 10, "gene_encoder": {"dim": 32, "stride": 4}}},
+        "finetune": {
+            "mgi": {"lr": 1e-3},
+            "image-only": {"base": "mgi", "genes": "none"},
+            "shuffled-genes": {"base": "image-only", "genes": "shuffled"},
+        },
+    }
+
+
+def refusal(raw: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(raw)
+    return str(caught.value)
+
+
+def test_smallest_configuration_is_accepted_and_defaults_filled(raw: dict[str, Any]) -> None:
+    config = load_config(raw)
+    assert config.split.folds == 5 and config.folds_to_run() == [0, 1, 2, 3, 4]
+    assert config.evaluate.reference == "mgi"
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "nearest"),
+    [
+        ((), "slidess", "slides"),
+        (("slides",), "tile_pix", "tile_px"),
+        (("gdc",), "project", "projects"),
+        (("finetune", "mgi"), "learning_rat", None),
+        (("finetune", "mgi"), "weight_deca", "weight_decay"),
+        (("pretrain", "mgi", "gene_encoder"), "stridee", "stride"),
+    ],
+)
+def test_unknown_key_names_the_nearest_valid_one(
+    raw: dict[str, Any], path: tuple[str, ...], key: str, nearest: str | None
+) -> None:
+    section = raw
+    for part in path:
+        section = section[part]
+    section[key] = 1
+    said = refusal(raw)
+    assert f"unknown key '{'.'.join((*path, key))}'" in said
+    assert f"did you mean '{nearest}'?" in said if nearest else "valid keys are" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("slides", "mpp"), -0.5, "'slides.mpp' cannot be -0.5"),
+        (("device",), "gpu", "'device' cannot be 'gpu'"),
+        (("cohort",), "../out", "'cohort' cannot be '../out'"),
+        (("finetune", "mgi"), "fast", "'finetune.mgi' must be a mapping"),
+        (("finetune",), ["mgi"], "'finetune' cannot be"),
+        (("finetune", "image-only", "base"), ["mgi"], "'finetune.image-only.base' cannot be"),
+        (("split",), {"run": [7]}, "fold 7, but folds go from 0 to 4"),
+        (("split",), {"stratify_column": "bit"}, "go together"),
+        (("slides",), None, "either 'slides' or 'mri'"),
+        (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
+        (("gdc",), None, "'slides' come from the GDC"),
+        (("expression",), {"table": "z.parquet"}, "needs 'expression.positions'"),
+        (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has mgi"),
+        (("evaluate",), {"variants": ["mgi", "no-vit"]}, "names the variant 'no-vit', but finetune has mgi"),
+        (("evaluate",), {"reference": "mgi", "variants": ["image-only"]}, "not compared"),
+    ],
+)
+def test_impossible_value_is_refused_in_words(
+    raw: dict[str, Any], path: tuple[str, ...], value: object, said: str
+) -> None:
+    section = raw
+    for part in path[:-1]:
+        section = section[part]
+    section[path[-1]] = value
+    assert said in refusal(raw)
+
+
+def test_missing_section_is_named(raw: dict[str, Any]) -> None:
+    del raw["finetune"]
+    assert "'finetune' is missing" in refusal(raw)
+
+
+def test_mri_without_gdc_needs_a_table(raw: dict[str, Any]) -> None:
+    raw |= {"mri": {"folder": "kaggle_3m"}, "slides": None, "gdc": None}
+    assert "expression.table" in refusal(raw)
+    raw["expression"] = {"table": "z.parquet", "positions": "genes.tsv"}
+    assert load_config(raw).mri.folder == "kaggle_3m"
+
+
+def test_variant_takes_its_bases_values_through_every_level(raw: dict[str, Any]) -> None:
+    raw["pretrain"]["wide"] = {"base": "mgi", "gene_encoder": {"dim": 64}}
+    config = load_config(raw)
+    assert config.finetune["shuffled-genes"].lr == 1e-3
+    assert config.finetune["shuffled-genes"].genes == "shuffled"
+    assert (config.pretrain["wide"].gene_encoder.dim, config.pretrain["wide"].gene_encoder.stride) == (64, 4)
+    assert config.pretrain["wide"].steps == 10
+
+
+def test_changing_one_variant_changes_only_what_builds_on_it(raw: dict[str, Any]) -> None:
+    before = load_config(raw)
+    raw["finetune"]["image-only"]["lr"] = 5e-4
+    after = load_config(raw)
+    changed = {name for name in raw["finetune"] if before.finetune_options(name) != after.finetune_options(name)}
+    assert changed == {"image-only", "shuffled-genes"}
+
+
+def test_circle_of_bases_is_told_as_the_path(raw: dict[str, Any]) -> None:
+    raw["finetune"]["mgi"]["base"] = "shuffled-genes"
+    assert "by way of mgi -> shuffled-genes -> image-only -> mgi" in refusal(raw)
+    raw["finetune"]["mgi"]["base"] = "mgi"
+    assert refusal(raw).endswith("by way of mgi -> mgi")
+
+
+def test_unknown_base_lists_the_variants(raw: dict[str, Any]) -> None:
+    raw["finetune"]["image-only"]["base"] = "mgy"
+    assert "'finetune.image-only.base' is 'mgy', but finetune has mgi, image-only, shuffled-genes" in refusal(raw)
+
+
+def test_options_of_a_variant_survive_the_trip_through_json(raw: dict[str, Any]) -> None:
+    config = load_config(raw | {"seed": 7, "threads": 2})
+    tuned = load_options(FinetuneOptions, json.dumps(config.finetune_options("image-only")))
+    assert (tuned.genes, tuned.gene_encoder.dim, tuned.seed, tuned.threads) == ("none", 32, 7, 2)
+    trained = load_options(PretrainOptions, json.dumps(config.pretrain_options("mgi")))
+    assert (trained.steps, trained.gene_encoder.stride) == (10, 4)
+
+
+def test_options_from_a_yaml_file_and_bad_ones(tmp_path: Path) -> None:
+    (tmp_path / "fast.yaml").write_text("steps: 5\n")
+    assert load_options(PretrainOptions, str(tmp_path / "fast.yaml")).steps == 5
+    for text, said in (("{steps: 5", "neither JSON nor YAML"), (str(tmp_path / "no.yaml"), "cannot read the options")):
+        with pytest.raises(ConfigError, match=said):
+            load_options(PretrainOptions, text)
+
+
+def test_variant_without_genes_and_vit_needs_no_pretraining(raw: dict[str, Any]) -> None:
+    raw["finetune"] |= {
+        "no-pretraining": {"base": "mgi", "pretrained": False},
+        "no-vit": {"base": "image-only", "vit": False},
+    }
+    config = load_config(raw)
+    needs = {name: config.needs_pretraining(name) for name in raw["finetune"]}
+    assert needs == {
+        "mgi": True, "image-only": True, "shuffled-genes": True, "no-pretraining": False, "no-vit": False,
+    }  # fmt: skip
+
+
+def test_mapping_that_snakemake_merged_equals_the_file(raw: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    snakemake_utils = pytest.importorskip("snakemake.utils")
+    merged: dict[str, Any] = OrderedDict(yaml.safe_load(file.read_text()))
+    assert load_config(merged) == load_config(file)
+    snakemake_utils.update_config(merged, {"finetune": {"image-only": {"lr": 5e-4}}})
+    config = load_config(merged)
+    assert (config.finetune["image-only"].lr, config.finetune["image-only"].genes) == (5e-4, "none")
+    assert config.finetune["mgi"].lr == 1e-3
+
+
+def test_unreadable_files_are_told(tmp_path: Path) -> None:
+    for content, said in (("a: [", "not valid YAML"), ("- a", "holds no mapping"), (None, "cannot read")):
+        file = tmp_path / "config.yaml"
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            load_config(file)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configuration_is_valid(name: str) -> None:
+    config = load_config(ROOT / "config" / name)
+    assert {"mgi", "image-only"} <= set(config.finetune)
+    assert all(config.finetune_options(variant)["steps"] > 0 for variant in config.finetune)
+
+
+def test_default_configuration_ships_the_ablations_and_the_negative_control() -> None:
+    config = load_config(ROOT / "config" / "config.yaml")
+    assert {"mgi", "no-pretraining", "image-only", "shuffled-genes", "no-vit"} <= set(config.finetune)
+    assert config.finetune["shuffled-genes"].genes == "shuffled" and config.simulate is not None
+
+
+def test_default_configuration_shows_every_key(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{REFERENCE_BEGIN}{REFERENCE_END}")
+    table = reference_files(tmp_path)[tmp_path / "README.md"]
+    keys = re.findall(r"^\| `(?:[^`]*\.)?(\w+)` \|", table, flags=re.MULTILINE)
+    text = (ROOT / "config" / "config.yaml").read_text()
+    assert "tile_px" in keys
+    assert [key for key in keys if f"{key}:" not in text] == []
+
+
+def test_reference_in_config_is_current() -> None:
+    for path, expected in reference_files(ROOT / "config").items():
+        found = path.read_text() if path.exists() else ""
+        diff = difflib.unified_diff(
+            found.splitlines(), expected.splitlines(), str(path.relative_to(ROOT)), "mgi/config.py", lineterm="", n=0
+        )
+        assert found == expected, "\n".join([f"{path.name} has drifted; repair: {REPAIR}", *diff])
+
+
+def test_reference_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{REFERENCE_BEGIN}\nstale row\n{REFERENCE_END}\nafter\n")
+    write_reference(tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
+    assert "| `slides.mpp` | number, above 0, at most 16 | `0.5` | microns per pixel of a tile |" in text
+    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` |" in text
+    assert json.loads((tmp_path / "schema.json").read_text())["additionalProperties"] is False
+    write_reference(tmp_path)
+    assert readme.read_text() == text
+
+
+def test_reference_has_a_row_for_every_key_that_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{REFERENCE_BEGIN}{REFERENCE_END}")
+    write_reference(tmp_path)
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| `")]
+    schema = json.loads((tmp_path / "schema.json").read_text())
+    assert len(rows) == len(schema["properties"]) + sum(len(part["properties"]) for part in schema["$defs"].values())
+    assert all(row.count(" | ") == 3 for row in rows)
+
+
+def test_reference_says_what_the_readme_lacks(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"README\.md"):
+        write_reference(tmp_path)
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ConfigError, match="lacks the markers"):
+        write_reference(tmp_path)

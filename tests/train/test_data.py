@@ -1,0 +1,71 @@
+"""What training reads: roles, profiles, the negative control's derangement, augmentation."""
+
+import numpy as np
+import pytest
+
+from mgi.errors import CohortError, ImageTableError
+from mgi.train.data import augment, read_images, read_profiles, read_roles
+
+from .conftest import CASES, IMAGES, PX, UNPAIRED
+
+
+def test_images_are_read_for_the_cases_asked_for(cohort):
+    images = read_images(cohort.sources, set(CASES[:2]), labelled=True)
+    assert sorted(images.frame.case_id.unique()) == CASES[:2]
+    assert len(images) == 2 * IMAGES and images.image_px == PX
+    assert images.positive.tolist() == [False, *[True] * (IMAGES - 1)] * 2
+    masks = images.load_masks(np.arange(len(images)))
+    assert (masks.any(axis=(1, 2)) == images.positive).all() and set(np.unique(masks)) == {0, 1}
+
+
+def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
+    with pytest.raises(ImageTableError, match="no usable image for these cases in .*sources.parquet"):
+        read_images(cohort.sources, {"TCGA-ZZ-9999"})
+
+
+def test_an_unpaired_case_has_a_zero_profile_marked_absent(cohort):
+    profiles = read_profiles(cohort.expression)
+    values, present = profiles.of([CASES[0], UNPAIRED])
+    assert present.tolist() == [True, False]
+    assert values[0].abs().sum() > 0 and values[1].abs().sum() == 0
+
+
+def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group(cohort):
+    profiles = read_profiles(cohort.expression)
+    groups = [CASES[:4], CASES[4:6], CASES[6:]]
+    deranged = profiles.deranged(groups, seed=3)
+    for group in groups:
+        own = {case: profiles.row[case] for case in group if case in profiles.row}
+        given = {case: deranged.row[case] for case in group if case in deranged.row}
+        assert given.keys() == own.keys() and set(given.values()) == set(own.values())
+        assert all(given[case] != own[case] for case in own)
+
+
+def test_a_lone_case_loses_its_profile_in_the_control(cohort):
+    deranged = read_profiles(cohort.expression).deranged([[CASES[0]], CASES[1:3]], seed=0)
+    assert deranged.of([CASES[0]])[1].tolist() == [False]
+
+
+def test_fold_all_trains_on_everyone_and_an_unknown_fold_is_refused(cohort):
+    assert read_roles(cohort.splits, "all") == {"train": CASES, "val": [], "test": []}
+    with pytest.raises(CohortError, match=r"no fold '7' .*it has 0, and 'all'"):
+        read_roles(cohort.splits, "7")
+
+
+def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
+    random = np.random.default_rng(0)
+    masks = (random.random((40, 8, 8)) < 0.3).astype(np.uint8)
+    images = np.repeat(masks[..., None] * 200, 3, axis=-1).astype(np.uint8)
+    before = images.copy()
+    moved, moved_masks = augment(images, masks, "dihedral", 0.0, np.random.default_rng(1))
+    assert (moved[..., 0] == moved_masks * 200).all()
+    assert (images == before).all()
+    poses = [tuple(image[..., 0].ravel()) for image in moved]
+    symmetries = [[np.rot90(m, k)[:, ::step] * 200 for k in range(4) for step in (1, -1)] for m in masks]
+    chosen = {next(i for i, s in enumerate(group) if tuple(s.ravel()) == pose) for group, pose in zip(symmetries, poses)}
+    assert len(chosen) == 8, "all eight symmetries occur"
+
+
+def test_flip_never_turns_upside_down():
+    images = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (20, 1, 8, 3))
+    assert (augment(images, None, "flip", 0.0, np.random.default_rng(1))[0] == images).all()

@@ -1,0 +1,191 @@
+"""Training runs: determinism, resuming, selection, checkpoints that are refused, what is written."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import mgi
+from mgi.errors import CheckpointError, CohortError, MissingInputError
+from mgi.prepare.images import decode_mask
+from mgi.train import checkpoint
+from mgi.train.data import read_images, read_profiles
+from mgi.train.finetune import finetune
+from mgi.train.inference import patient_dice, predict_probabilities
+from mgi.train.loop import LAST, TrainingRun, learning_rate
+from mgi.train.pretrain import pretrain
+
+from .conftest import CASES, IMAGES, UNPAIRED
+
+
+@pytest.fixture(scope="module")
+def finetuned(cohort, pretrained, finetune_options, tmp_path_factory):
+    """The folder of a fine-tuned model."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", pretrained, folder)
+    return folder
+
+
+def weights(folder) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cohort, pretrained, pretrain_options, tmp_path):
+    paths = (cohort.sources, cohort.expression, cohort.splits, "0")
+    pretrain(pretrain_options, *paths, tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(pretrained)
+    pretrain(pretrain_options.model_copy(update={"seed": 1}), *paths, tmp_path / "other")
+    assert weights(tmp_path / "other") != weights(pretrained)
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    cohort, pretrained, finetuned, finetune_options, tmp_path, monkeypatch
+):
+    paths = (cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+    update, steps = TrainingRun._update, []
+
+    def killed_at_five(self, step, seed, loss_at):
+        steps.append(step)
+        if step == 5 and len(steps) == 6:
+            raise KeyboardInterrupt
+        return update(self, step, seed, loss_at)
+
+    monkeypatch.setattr(TrainingRun, "_update", killed_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(finetune_options(), *paths)
+    assert (tmp_path / LAST).exists() and not (tmp_path / "model.safetensors").exists()
+    finetune(finetune_options(), *paths)
+    assert steps[6:] == [4, 5], "resumed after the checkpoint at step 4"
+    assert weights(tmp_path) == weights(finetuned)
+    assert not (tmp_path / LAST).exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(
+    cohort, pretrained, finetune_options, tmp_path, monkeypatch, caplog
+):
+    paths = (cohort.sources, cohort.expression, cohort.splits, "0", pretrained)
+    finish = TrainingRun.finish
+    monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
+    finetune(finetune_options(lr=5e-4), *paths, tmp_path / "a")
+    monkeypatch.setattr(TrainingRun, "finish", finish)
+    assert (tmp_path / "a" / LAST).exists()
+    finetune(finetune_options(lr=1e-3), *paths, tmp_path / "a")
+    finetune(finetune_options(lr=1e-3), *paths, tmp_path / "b")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_metrics_have_a_row_per_validation(finetuned):
+    rows = list(csv.DictReader((finetuned / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert {"step", "loss", "lr", "val_loss", "val_dice"} == set(rows[0])
+
+
+def test_predictions_cover_the_test_images_with_their_references(finetuned, cohort):
+    table = pq.read_table(finetuned / "predictions.parquet").to_pandas()
+    assert sorted(table.case_id.unique()) == CASES[6:] and len(table) == 2 * IMAGES
+    config = json.loads((finetuned / "config.json").read_text())
+    model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
+    probability = predict_probabilities(model, images, read_profiles(cohort.expression), torch.device("cpu"))
+    for row, expected in zip(table.itertuples(), probability >= config["threshold"], strict=True):
+        assert (decode_mask(row.prediction) == expected).all()
+    assert table.reference.tolist() == images.masks
+
+
+def test_pretrained_encoders_and_their_standardisation_reach_the_segmenter(pretrained, cohort, finetune_options, tmp_path):
+    options = finetune_options(steps=1, encoder_lr_scale=0.0)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+    source, target = mgi.load(pretrained).state_dict(), mgi.load(tmp_path).state_dict()
+    shared = [name for name in source if name in target]
+    assert any(name.startswith("image_encoder") for name in shared) and "gene_encoder.mean" in shared
+    assert all(torch.equal(source[name], target[name]) for name in shared)
+
+
+def test_standardisation_is_fitted_on_paired_training_patients_only(cohort, finetune_options, tmp_path):
+    options = finetune_options(steps=1)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    profiles = read_profiles(cohort.expression)
+    train = [case for case in CASES[:4] if case != UNPAIRED]
+    torch.testing.assert_close(mgi.load(tmp_path).gene_encoder.mean, profiles.of(train)[0].mean(0))
+
+
+def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_options, tmp_path):
+    options = finetune_options(steps=1, genes="none", vit=False)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    model = mgi.load(tmp_path)
+    assert model.gene_encoder is None and model.image_encoder is None
+
+
+def test_the_model_of_all_patients_is_trained_without_predictions(cohort, pretrained, finetune_options, tmp_path):
+    finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["threshold"] == 0.5
+
+
+def test_training_learns_the_discs(cohort, finetune_options, tmp_path):
+    options = finetune_options(steps=80, val_every=40, batch_images=8, genes="none", vit=False, lr=5e-3)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
+    predicted, reference = (np.stack([decode_mask(png) for png in table[name]]) for name in ("prediction", "reference"))
+    assert min(patient_dice(predicted, reference, table.case_id.to_numpy()).values()) > 0.9
+
+
+def test_checkpoint_for_other_genes_is_refused_with_both_counts(cohort, pretrained, finetune_options, write, tmp_path):
+    other = write(tmp_path / "other", genes=44)
+    with pytest.raises(CheckpointError, match=r"trained on 40 genes and the expression table has 44, 40 of them shared"):
+        finetune(finetune_options(), other.sources, other.expression, other.splits, "0", pretrained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoders_of_another_shape_are_refused(cohort, pretrained, finetune_options, tmp_path):
+    options = finetune_options(gene_encoder={"dim": 24, "depth": 1, "stride": 8, "state_dim": 4})
+    with pytest.raises(CheckpointError, match="are of another shape"):
+        finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+
+
+def test_a_fine_tuned_model_is_no_pretrained_encoder(cohort, finetuned, finetune_options, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a fine-tuned model"):
+        finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", finetuned, tmp_path)
+
+
+def test_loading_an_incomplete_or_damaged_model_says_what_is_wrong(pretrained, tmp_path):
+    with pytest.raises(MissingInputError, match="description of a model not found"):
+        mgi.load(tmp_path)
+    shutil.copytree(pretrained, tmp_path / "damaged")
+    path = tmp_path / "damaged" / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="holds no model that this version can load"):
+        mgi.load(tmp_path / "damaged")
+
+
+def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options, tmp_path):
+    import pandas as pd
+
+    from mgi.files import write_table
+
+    roles = ["train"] + ["test"] * 2 + ["train"] + ["test"] * 4
+    write_table(pd.DataFrame({"case_id": CASES, "fold": 0, "role": roles}), tmp_path / "splits.parquet")
+    with pytest.raises(CohortError, match="fold 0 has 1 training patients with both images and expression"):
+        pretrain(pretrain_options, cohort.sources, cohort.expression, tmp_path / "splits.parquet", "0", tmp_path)
+
+
+def test_patient_dice_pools_a_patient_and_counts_empty_as_perfect():
+    random = np.random.default_rng(0)
+    predicted, reference = random.random((2, 6, 5, 5)) < 0.4
+    predicted[4:], reference[4:] = False, False
+    cases = np.array(["a", "b", "a", "b", "c", "c"])
+    dice = patient_dice(predicted, reference.astype(np.uint8), cases)
+    for case in "ab":
+        p, r = predicted[cases == case], reference[cases == case]
+        assert dice[case] == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
+    assert dice["c"] == 1
+
+
+def test_learning_rate_warms_up_and_decays(finetune_options):
+    options = finetune_options(steps=100, warmup_steps=10, lr=1.0)
+    rates = [learning_rate(step, options) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.02 and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))

@@ -1,0 +1,248 @@
+"""What can be told of the workflow without running a job."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from .conftest import ROOT, Workflow, counted
+
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+ENVIRONMENTS = sorted((ROOT / "workflow/envs").glob("*.yaml"))
+RULE = re.compile(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
+GENE_ANNOTATION = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
+BRCA_SITES = (
+    "TCGA-(3C|4H|5L|5T|A1|A2|A7|A8|AC|AN|AO|AQ|AR|B6|BH|C8|D8|E2|E9|EW|GI|GM|HN|JL|LD|LL|LQ|MS|OK|OL|PE|PL|S3|UL|UU|"
+    "V7|W8|WT|XX|Z7)-"
+)
+
+
+def identifier(number: int) -> str:
+    return f"00000000-0000-4000-9000-{number:012d}"
+
+
+def manifest_of(slides: pd.DataFrame, project: str) -> pd.DataFrame:
+    """A manifest of these slides (file_id, file_name, md5, size), a STAR table per case and the gene annotation."""
+    slides = slides.assign(case_id=slides.file_name.str[:12], aliquot=slides.file_name.str.split(".").str[0])
+    cases = sorted(slides.case_id.unique())
+    tables = pd.DataFrame({"case_id": cases, "file_id": [identifier(number) for number in range(len(cases))]})
+    tables["file_name"] = tables.file_id + ".rna_seq.augmented_star_gene_counts.tsv"
+    tables["aliquot"] = tables.case_id + "-01A-11R-A00Z-07"
+    genes = pd.DataFrame({"file_id": [GENE_ANNOTATION], "file_name": ["gencode.v36.annotation.gtf.gz"]})
+    parts = {
+        "Gene Annotation": genes.assign(case_id=None, aliquot=None),
+        "Gene Expression Quantification": tables,
+        "Slide Image": slides,
+    }
+    rows = pd.concat([part.assign(data_type=kind) for kind, part in parts.items()], ignore_index=True)
+    rows = rows.assign(sample_type="Primary Tumor", project=project)
+    rows["md5"] = rows.md5.fillna("0" * 32)
+    rows["size"] = rows["size"].fillna(1).astype("int64")
+    return rows
+
+
+def write_manifest(directory: Path, manifest: pd.DataFrame, project: str) -> Path:
+    path = directory / f"resources/gdc/{project}/manifest.parquet"
+    path.parent.mkdir(parents=True)
+    manifest.to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_brca(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The BRCA configuration in a directory with a committed manifest of three slides of two cases."""
+    directory = tmp_path_factory.mktemp("small_brca")
+    names = ["TCGA-A1-A0SB-01Z-00-DX1.a.svs", "TCGA-A1-A0SD-01Z-00-DX1.b.svs", "TCGA-A1-A0SD-01Z-00-DX2.c.svs"]
+    slides = pd.DataFrame({"file_name": names, "file_id": [identifier(900 + number) for number in range(3)]})
+    write_manifest(directory, manifest_of(slides.assign(md5="0" * 32, size=1), "TCGA-BRCA"), "TCGA-BRCA")
+    (directory / "resources/tcga-brca/masks").mkdir(parents=True)
+    return Workflow(directory, ROOT / "config/tcga-brca.yaml")
+
+
+def put_mri_inputs(directory: Path) -> None:
+    """Make the paths that tcga-lgg-mri.yaml names, empty."""
+    (directory / "resources/kaggle_3m/TCGA_CS_4941_19960909").mkdir(parents=True)
+    (directory / "resources/tcga-lgg").mkdir()
+    for name in ("expression_zscore.parquet", "gene_positions.tsv.gz"):
+        (directory / "resources/tcga-lgg" / name).touch()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_lint_has_nothing_to_say(config, tmp_path):
+    put_mri_inputs(tmp_path)
+    assert "good condition" in Workflow(tmp_path, config).run("--lint")
+
+
+def test_files_are_formatted():
+    command = [Path(sys.executable).parent / "snakefmt", "--check", ROOT / "workflow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}\nrun: make format"
+
+
+def test_every_rule_states_what_it_needs():
+    rules = [rule for file in (ROOT / "workflow/rules").glob("*.smk") for rule in RULE.findall(file.read_text())]
+    working = {name: body for _, name, body in rules if "shell:" in body}
+    assert len(working) >= 18
+    for name, body in working.items():
+        for directive in ("log:", "benchmark:", "threads:", "resources:", "mem_mb=", "runtime=", "conda:"):
+            assert directive in body, f"rule {name} has no {directive}"
+
+
+def test_every_rule_only_calls_mgi():
+    texts = [file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk")]
+    commands = [command for text in texts for command in re.findall(r'shell:\n +"(.*)', text)]
+    assert commands
+    assert all(command.startswith("python -m mgi ") for command in commands)
+    assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
+
+
+@pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_environment_is_pinned_and_holds_what_every_command_imports(file):
+    environment = yaml.safe_load(file.read_text())
+    assert environment["channels"] == ["conda-forge", "bioconda", "nodefaults"]
+    assert all(" =" in dependency for dependency in environment["dependencies"])
+    names = {dependency.split()[0] for dependency in environment["dependencies"]}
+    assert {"python", "typer", "rich", "pydantic", "pyyaml", "pandas", "pyarrow", "numpy"} <= names
+
+
+def test_environments_and_lock_pin_the_same_versions():
+    aliases = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    lock = {name.lower(): pin for name, _, pin in (line.partition("==") for line in lines)}
+    for file in ENVIRONMENTS:
+        for dependency in yaml.safe_load(file.read_text())["dependencies"]:
+            name, pin = dependency.split(" =")
+            assert lock.get(aliases.get(name, name), pin) == pin, f"{file.name}: {dependency}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("sede=1", "unknown key 'sede': did you mean 'seed'?"),
+        ("device=gpu", "'device' cannot be 'gpu'"),
+        ("evaluate={reference: mgl}", "evaluate names the variant 'mgl', but finetune has mgi"),
+    ],
+)
+def test_wrong_configuration_is_refused_in_one_sentence(setting, said, tmp_path):
+    text = Workflow(tmp_path).refusal("--dry-run", "--config", setting)
+    assert said in text
+    assert len([line for line in text.splitlines() if line.startswith("configuration:")]) == 1
+
+
+def test_bare_snakemake_plans_the_simulated_cohort(tmp_path):
+    planned = counted(Workflow(tmp_path).planned())
+    assert planned["simulate"] == planned["query"] == 1
+    assert (planned["pretrain"], planned["finetune"], planned["summarise"]) == (2, 6, 3)
+
+
+def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
+    put_mri_inputs(tmp_path)
+    planned = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").planned()
+    names = {job.rule for job in planned}
+    assert {"import_mri", "import_expression"} <= names
+    assert not names & {"simulate", "query", "tile_slides"}
+    assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == {"0"}
+
+
+def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
+    text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("--dry-run")
+    assert "configuration: 'expression.table' is resources/tcga-lgg/expression_zscore.parquet, which is not" in text
+
+
+def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
+    manifest = small_brca.directory / "resources/gdc/TCGA-BRCA/manifest.parquet"
+    write_manifest(tmp_path, pd.read_parquet(manifest), "TCGA-BRCA")
+    assert "annotations not found: resources/tcga-brca/masks" in Workflow(tmp_path, small_brca.config).refusal("-n")
+
+
+def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
+    """On the GDC's list of all TCGA slides where it is at hand: 1,133 diagnostic slides of 1,062 BRCA cases."""
+    data = Path(os.environ.get("MGI_DATA", ROOT.parent / "shared/data"))
+    listed = data / "gdc/manifest_all_tcga_svs.tsv.gz"
+    if listed.exists():
+        slides = pd.read_csv(listed, sep="\t").rename(columns={"id": "file_id", "filename": "file_name"})
+        slides = slides[slides.file_name.str.contains("-DX") & slides.file_name.str.match(BRCA_SITES)]
+        assert len(slides) == 1133
+    else:
+        names = [f"TCGA-A1-{number:04d}-01Z-00-DX1.x.svs" for number in range(40)]
+        slides = pd.DataFrame({"file_name": names, "file_id": [identifier(9000 + number) for number in range(40)]})
+        slides = slides.assign(md5="0" * 32, size=1)
+    write_manifest(tmp_path, manifest_of(slides, "TCGA-BRCA"), "TCGA-BRCA")
+    (tmp_path / "resources/tcga-brca/masks").mkdir(parents=True)
+    planned = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml").planned()
+    assert counted(planned) == {
+        "fetch_annotation": 1,
+        "fetch_expression": 1,
+        "fetch_slides": len(slides),
+        "build_expression": 1,
+        "tile_slides": len(slides),
+        "collect_sources": 1,
+        "split": 1,
+        "pretrain": 5,
+        "embed": 5,
+        "retrieve": 1,
+        "finetune": 25,
+        "summarise": 5,
+        "compare": 1,
+        "draw_flow": 1,
+        "draw_losses": 1,
+        "draw_comparison": 1,
+        "draw_overlays": 1,
+    }
+    tiled = {job.wildcards["source"] for job in planned if job.rule == "tile_slides"}
+    assert tiled == set(slides.file_name.str.split(".").str[0])
+
+
+def test_training_asks_for_a_gpu_only_on_cuda(small_brca, tmp_path):
+    for workflow, gpus in ((small_brca, "gpu=1"), (Workflow(tmp_path), "gpu=0")):
+        trained = [job for job in workflow.planned() if job.rule in ("pretrain", "finetune", "embed")]
+        assert trained
+        assert all(gpus in job.text for job in trained)
+
+
+def test_committed_manifest_is_never_made_anew(small_brca):
+    changed = small_brca.planned("--config", "gdc={api_url: https://elsewhere.example}")
+    assert "fetch_slides" in {job.rule for job in changed}
+    assert "query" not in {job.rule for job in changed}
+    assert "query" not in {job.rule for job in small_brca.planned("--forceall")}
+    assert "Nothing to be done" in small_brca.run("pin")
+
+
+def test_pin_alone_makes_the_manifest(tmp_path):
+    assert counted(Workflow(tmp_path, ROOT / "config/tcga-brca.yaml").planned("pin")) == {"query": 1, "pin": 1}
+
+
+def test_slides_may_share_a_job(small_brca):
+    together = small_brca.planned("--config", "slides={per_job: 2}")
+    assert counted(together)["tile_slides"] == counted(together)["fetch_slides"] == 2
+
+
+def test_annotation_without_a_slide_is_refused_while_planning(small_brca):
+    stray = small_brca.directory / "resources/tcga-brca/masks/TCGA-A1-0000-01Z-00-DX1_mask.tiff"
+    stray.touch()
+    try:
+        text = small_brca.refusal("--dry-run")
+    finally:
+        stray.unlink()
+    assert stray.name in text
+    assert "belong to no slide" in text
+
+
+def test_model_of_every_patient_starts_from_encoders_of_every_patient(tmp_path):
+    planned = Workflow(tmp_path).planned("results/simulated/finetune/mgi/all/model.safetensors")
+    assert {job.wildcards["run"] for job in planned if job.rule == "pretrain"} == {"all"}
+    assert counted(planned)["finetune_all"] == 1
+    assert counted(planned)["finetune"] == 0
+
+
+def test_slurm_profile_is_read(small_brca):
+    profile = ROOT / "workflow/profiles/slurm"
+    keys = re.findall(r"^(\w[\w-]*):", (profile / "config.yaml").read_text(), re.MULTILINE)
+    assert {"executor", "default-resources", "slurm-status-command"} <= set(keys)
+    planned = small_brca.planned("--workflow-profile", str(profile))
+    assert all("slurm_partition=debug" in job.text for job in planned if job.rule == "finetune")

@@ -1,0 +1,113 @@
+"""The whole workflow on a tiny simulated cohort: what it leaves behind, and what a rerun does."""
+
+import shutil
+
+import pandas as pd
+
+from .conftest import counted
+
+RESULTS = (
+    "expression.parquet",
+    "genes.parquet",
+    "sources.parquet",
+    "splits.parquet",
+    "cohort_flow.csv",
+    "pretrain/mgi/fold0/model.safetensors",
+    "finetune/mgi/fold1/predictions.parquet",
+    "finetune/image-only/summary.json",
+    "evaluate/comparison.csv",
+    "evaluate/retrieval.csv",
+    "report/flow.png",
+    "report/losses.png",
+    "report/comparison.png",
+    "report/overlays.png",
+)
+
+
+def test_run_leaves_every_result(tiny):
+    missing = [name for name in RESULTS if not (tiny.directory / "results/tiny" / name).stat().st_size]
+    assert not missing
+    compared = pd.read_csv(tiny.directory / "results/tiny/evaluate/comparison.csv")
+    assert set(compared.variant) == {"image-only", "mgi", "shuffled-genes"}
+
+
+def test_every_slide_is_accounted_for(tiny):
+    manifest = pd.read_parquet(tiny.directory / "resources/gdc/TCGA-SIM/manifest.parquet")
+    slides = manifest[manifest.data_type == "Slide Image"].file_name.str.split(".").str[0]
+    sources = pd.read_parquet(tiny.directory / "results/tiny/sources.parquet")
+    assert set(sources.source_id) == set(slides)
+    assert set(sources.status) == {"ok"}
+
+
+def test_second_run_has_nothing_to_do(tiny):
+    assert "Nothing to be done" in tiny.run()
+
+
+def test_single_ablation_plans_only_its_own_jobs(tiny):
+    planned = tiny.planned("results/tiny/finetune/no-vit/summary.json")
+    assert counted(planned) == {"finetune": 2, "summarise": 1}
+    assert {job.wildcards["variant"] for job in planned} == {"no-vit"}
+
+
+def test_changed_variant_reruns_itself_and_its_aggregates_only(copy):
+    changed = copy.with_config(lambda config: config["finetune"]["image-only"].update(lr=0.002))
+    planned = changed.planned()
+    aggregates = {"compare": 1, "draw_losses": 1, "draw_comparison": 1}
+    assert counted(planned) == {"finetune": 2, "summarise": 1} | aggregates
+    variants = {job.wildcards["variant"] for job in planned if job.rule in ("finetune", "summarise")}
+    assert variants == {"image-only"}
+    changed.run("results/tiny/finetune/image-only/summary.json")
+    assert counted(changed.planned()) == aggregates
+
+
+def test_forced_finetuning_reruns_every_variant_and_no_pretraining(tiny):
+    planned = counted(tiny.planned("--forcerun", "finetune"))
+    assert planned["finetune"] == 6
+    assert set(planned) == {"finetune", "summarise", "compare", "draw_losses", "draw_comparison", "draw_overlays"}
+
+
+def test_same_seed_gives_the_same_bytes(copy):
+    results = copy.directory / "results/tiny"
+    names = [
+        "expression.parquet",
+        "genes.parquet",
+        "splits.parquet",
+        "pretrain/mgi/fold0/model.safetensors",
+        "finetune/mgi/fold0/model.safetensors",
+        *(str(path.relative_to(results)) for path in sorted((results / "images").glob("*.parquet"))),
+    ]
+    before = {name: (results / name).read_bytes() for name in names}
+    shutil.rmtree(results)
+    copy.run("results/tiny/finetune/mgi/fold0/model.safetensors")
+    assert [name for name in names if (results / name).read_bytes() != before[name]] == []
+
+
+def test_broken_slide_is_recorded_and_the_run_goes_on(copy):
+    batch = sorted((copy.directory / "results/tiny/images").glob("*.status.parquet"))[0]
+    source = pd.read_parquet(batch).source_id.iloc[0]
+    (slide,) = (copy.directory / "resources/gdc/TCGA-SIM/slides").glob(f"*/{source}.*.svs")
+    slide.write_bytes(b"no slide")
+    batch.unlink()
+    copy.run("results/tiny/splits.parquet")
+    sources = pd.read_parquet(copy.directory / "results/tiny/sources.parquet").set_index("source_id")
+    assert sources.status[source] != "ok"
+    assert sources.reason[source]
+    assert (sources.status.drop(source) == "ok").all()
+
+
+def test_changed_annotation_retiles_its_batch_and_retrains(copy):
+    annotation = sorted((copy.directory / "resources/simulated/annotations").glob("*.geojson"))[0]
+    annotation.write_text('{"type": "FeatureCollection", "features": []}')
+    planned = counted(copy.planned())
+    assert planned["tile_slides"] == 1
+    assert planned["finetune"] == 6
+    assert not planned["fetch_slides"]
+
+
+def test_report_holds_figures_and_captions(tiny):
+    report = tiny.directory / "report.html"
+    tiny.run("--report", str(report))
+    text = report.read_text()
+    for name in ("flow.png", "losses.png", "comparison.png", "overlays.png", "comparison.csv", "retrieval.csv"):
+        assert name in text
+    assert "A gain that survives shuffled genes" in text
