@@ -8,14 +8,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .venv/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 # The whole workflow on the simulated cohort.
 demo: .venv/.installed
 	snakemake --cores 2 --quiet rules host reason
-	snakemake --quiet all --report results/simulated/report.html
+	snakemake --quiet host progress --report results/simulated/report.html
 	@echo "The report: $(CURDIR)/results/simulated/report.html"
 	@mgi report table results/simulated
 

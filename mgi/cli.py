@@ -38,9 +38,11 @@ report_app = _group("report", "Draw the figures of the report.")
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.")]
 Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
-ExpressionTable = Annotated[Path, typer.Option("--expression", help="expression.parquet, with genes.parquet beside it.")]
+ExpressionTable = Annotated[
+    Path, typer.Option("--expression", help="expression.parquet; genes.parquet lies beside it.")
+]
 Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
-Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or the name of a YAML file.")]
+Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or a YAML file.")]
 
 
 @app.command(epilog="Example: mgi simulate sim --cases 48 --seed 0")
@@ -128,7 +130,9 @@ def mri_import(
     import_mri(folder, output, sources, image_px)
 
 
-@expression_app.command("build", epilog="Example: mgi expression build DIR --manifest manifest.parquet -o expression.parquet")
+@expression_app.command(
+    "build", epilog="Example: mgi expression build DIR --manifest manifest.parquet -o expression.parquet"
+)
 def expression_build(
     folders: Annotated[list[Path], typer.Argument(help="Folder of {file_id}/{file_name}; one per manifest.")],
     manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable, in the order of the folders.")],
@@ -142,7 +146,9 @@ def expression_build(
     expression.build(folders, manifest, annotation, output, gene_types=gene_type or [])
 
 
-@expression_app.command("import", epilog="Example: mgi expression import zscores.parquet --positions genes.tsv -o expression.parquet")
+@expression_app.command(
+    "import", epilog="Example: mgi expression import zscores.parquet --positions genes.tsv -o expression.parquet"
+)
 def expression_import(
     table: Annotated[Path, typer.Argument(help="Cases by genes, either way round; Parquet, CSV or TSV.")],
     output: Output,
@@ -154,7 +160,10 @@ def expression_import(
     expression.import_table(table, positions, output)
 
 
-@slide_app.command("tile", epilog="Example: mgi slide tile TCGA-A4-8098-01Z-00-DX1.svs --case-id TCGA-A4-8098 --mpp 0.5 --tile-px 256 -o tiles.parquet")
+@slide_app.command(
+    "tile",
+    epilog="Example: mgi slide tile slide.svs --case-id TCGA-A4-8098 --mpp 0.5 --tile-px 256 -o tiles.parquet",
+)
 def slide_tile(
     slides: Annotated[list[Path], typer.Argument(help="Slides.")],
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
@@ -204,7 +213,9 @@ def sources(
     cohort.collect_sources(images, manifest, per_job, annotations, output)
 
 
-@app.command(epilog="Example: mgi split --sources sources.parquet --expression expression.parquet --folds 5 -o splits.parquet")
+@app.command(
+    epilog="Example: mgi split --sources sources.parquet --expression expression.parquet --folds 5 -o splits.parquet"
+)
 def split(
     sources: Sources,
     expression: ExpressionTable,
@@ -214,7 +225,7 @@ def split(
     by: Annotated[str, typer.Option(help="`patient`, or `site` to keep sites within a fold.")] = "patient",
     stratify_table: Annotated[Path | None, typer.Option(help="Table with case_id and the column below.")] = None,
     stratify_column: Annotated[str | None, typer.Option(help="Column whose classes every fold holds alike.")] = None,
-    manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet, for the cohort flow; repeatable.")] = None,
+    manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
     flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
 ) -> None:
@@ -227,7 +238,7 @@ def split(
     )  # fmt: skip
 
 
-@app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o pretrain/mgi/fold0")
+@app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o fold0")
 def pretrain(
     sources: Sources,
     expression: ExpressionTable,
@@ -243,7 +254,7 @@ def pretrain(
     run(load_options(PretrainOptions, options), sources, expression, splits, fold, output)
 
 
-@app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained pretrain/mgi/fold0 -o finetune/mgi/fold0")
+@app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained DIR -o fold0")
 def finetune(
     sources: Sources,
     expression: ExpressionTable,
@@ -260,7 +271,9 @@ def finetune(
     run(load_options(FinetuneOptions, options), sources, expression, splits, fold, pretrained, output)
 
 
-@app.command(epilog="Example: mgi embed pretrain/mgi/fold0 --sources S --expression E --splits P --fold 0 -o embeddings.parquet")
+@app.command(
+    epilog="Example: mgi embed pretrain/mgi/fold0 --sources S --expression E --splits P --fold 0 -o embeddings.parquet"
+)
 def embed(
     model: Annotated[Path, typer.Argument(help="Folder of a pre-trained model.")],
     sources: Sources,
@@ -313,7 +326,9 @@ def compare(
     run(folder, variant, output, reference, bootstrap_samples, seed)
 
 
-@app.command(epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out")
+@app.command(
+    epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out"
+)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
     images: Annotated[Path, typer.Option(help="A table of images with masks.")],
@@ -355,7 +370,9 @@ def report_comparison(
     draw_comparison(evaluated, output)
 
 
-@report_app.command("overlays", epilog="Example: mgi report overlays finetune/mgi --sources sources.parquet -o overlays.png")
+@report_app.command(
+    "overlays", epilog="Example: mgi report overlays finetune/mgi --sources sources.parquet -o overlays.png"
+)
 def report_overlays(
     variant: Annotated[Path, typer.Argument(help="A variant's folder, with summary and fold*/predictions.parquet.")],
     sources: Sources,
@@ -378,7 +395,7 @@ def report_table(results: Annotated[Path, typer.Argument(help="results/{cohort}.
 @app.command("config", epilog="Example: mgi config config/config.yaml, or mgi config --write config")
 def config_command(
     file: Annotated[Path | None, typer.Argument(help="A configuration to check.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write schema.json and the README's table into this folder.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write schema.json and the README's table here.")] = None,
 ) -> None:
     """Check a configuration, or write its schema and reference."""
     from mgi.config import load_config, write_reference

@@ -5,13 +5,63 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import torch
 
-from mgi.errors import CohortError
-from mgi.files import read_table, written_aside
+from mgi.errors import CheckpointError, CohortError
+from mgi.files import read_table, write_table, written_aside
+from mgi.model.alignment import Aligner
+from mgi.train import checkpoint
+from mgi.train.data import read_images, read_profiles, read_roles, to_tensor
+from mgi.train.loop import autocast, prepare_torch
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
 RANKS = (1, 5)
 QUERIES_AT_ONCE = 4096
+IMAGES_AT_ONCE = 64
+
+
+@torch.inference_mode()
+def embed(folder: Path, sources: Path, expression: Path, splits: Path, fold: int, output: Path) -> None:
+    """Embed the images and the genes of a fold's paired test patients in the space of a pre-trained model.
+
+    Writes one row per image and one per patient's genes: case_id, fold, kind (`image` or `gene`), source_id, x, y, z
+    (null for genes) and vector, a fixed-size list of float32 of unit length.
+
+    Raises
+    ------
+    CheckpointError
+        If `folder` holds no pre-trained model, or one for other genes than the table's.
+    """
+    model = checkpoint.load(folder)
+    if not isinstance(model, Aligner):
+        raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
+    profiles = read_profiles(expression)
+    checkpoint.check_genes(model.config, profiles.genes, folder)
+    options = model.config["options"]
+    device = prepare_torch(options["threads"], options["device"], options["seed"])
+    model = model.to(device)
+    cases = [case for case in read_roles(splits, str(fold))["test"] if case in profiles.row]
+    images = read_images(sources, set(cases))
+    vectors = []
+    with autocast(device):
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(images)))
+            vectors.append(model.embed_images(to_tensor(images.load(rows), device)).float().cpu())
+        vectors.append(model.embed_genes(profiles.of(cases)[0].to(device)).float().cpu())
+    frame = pd.concat([images.frame.assign(kind="image"), pd.DataFrame({"case_id": cases, "kind": "gene"})])
+    stacked = torch.cat(vectors).numpy()
+    table = pa.table(
+        {
+            "case_id": pa.array(frame.case_id, pa.string()),
+            "fold": pa.array([fold] * len(frame), pa.int32()),
+            "kind": pa.array(frame.kind, pa.string()),
+            "source_id": pa.array(frame.source_id, pa.string(), from_pandas=True),
+            **{axis: pa.array(frame[axis], pa.int32(), from_pandas=True) for axis in "xyz"},
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(stacked.ravel()), stacked.shape[1]),
+        }
+    )
+    write_table(table, output)
 
 
 def recall_at_k(

@@ -1,5 +1,7 @@
 """The segmenter: a convolutional path at high resolution, ViT features, and image tokens that attend to gene tokens."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
 class GeneAttention(nn.Module):
     """Image tokens attend to the patient's gene tokens; a gate per channel lets the model ignore the genes.
 
+    What a token gathers from the genes scales and shifts it (Perez et al., 2017, arXiv 1709.07871): that genes decide
+    what a texture means is a product of the two, which a sum alone learns slowly.
+
     Parameters
     ----------
     dim, gene_dim : int
@@ -51,7 +56,7 @@ class GeneAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(gene_dim, 2 * dim)
         self.attended_norm = nn.LayerNorm(dim)
-        self.output = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, 2 * dim)
         self.gate = nn.Parameter(torch.zeros(dim))
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
@@ -70,9 +75,10 @@ class GeneAttention(nn.Module):
         key, value = self.key_value(genes).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, key, value)  # [images, heads, pixels, dim / heads]
         # An average over many gene tokens is small beside an image token, and the genes would be learnt late.
-        attended = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2)))
+        scale, shift = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2))).chunk(2, dim=-1)
         # Half open at the start: a closed gate would pass no gradient to the genes.
-        tokens = tokens + self.gate.sigmoid() * attended * present[:, None, None]
+        gate = self.gate.sigmoid() * present[:, None, None]
+        tokens = tokens + gate * (scale * tokens + shift)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
@@ -97,7 +103,7 @@ class Segmenter(nn.Module):
         self.gene_encoder = gene_encoder
         first, deepest = channels[0], channels[-1]
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, padding=1), nn.ReLU())
-        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in pairwise(channels))
         if image_encoder is not None:
             self.from_vit = nn.Conv2d(image_encoder.map_dim, deepest, 1)
         if gene_encoder is not None:

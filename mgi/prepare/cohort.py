@@ -200,8 +200,8 @@ def _check_enough(cases: pd.DataFrame, folds: int) -> None:
 def _dealt(cases: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Deal cases, whole groups at a time, to parts of the given shares so that all kinds of case are spread alike.
 
-    Groups come largest first, then class by class in random order; each goes where it lessens most the squared
-    distance of every count (of cases, labelled cases, paired cases, classes, and their combinations) from its target.
+    Groups come largest first, then class by class in random order; each goes where it lessens most the chi-square
+    distance of all counts (of cases, labelled cases, paired cases, classes, and their combinations) from their targets.
 
     Returns
     -------
@@ -216,12 +216,15 @@ def _dealt(cases: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) ->
     summary = groups.groupby("group", sort=True).agg(size=("kind", "size"), kind=("kind", "min"))
     summary["tie"] = rng.permutation(len(summary))
     summary = summary.sort_values(["size", "kind", "tie"], ascending=[False, True, True])
-    missing = shares[:, None] * members.sum(axis=0)
+    members = members[:, members.any(axis=0)]
+    target = shares[:, None] * members.sum(axis=0)
+    missing = target.copy()
     part = np.empty(len(cases), np.int64)
     for name in summary.index:
         chosen = np.flatnonzero(groups["group"] == name)
         adds = members[chosen].sum(axis=0)
-        part[chosen] = best = int(np.argmax(np.round(missing @ adds, 9)))
+        gain = ((missing - adds / 2) / target) @ adds
+        part[chosen] = best = int(np.argmax(np.round(gain, 9)))
         missing[best] -= adds
     return part
 

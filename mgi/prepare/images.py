@@ -147,7 +147,9 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
                 images = list(_series_rows(series, image_px))
             except MriError as problem:
                 if sources is None:
-                    raise MriError(f"{series.source_id}: {problem}; repair it, or give --sources to record it and go on") from None
+                    raise MriError(
+                        f"{series.source_id}: {problem}; repair it, or give --sources to record it and go on"
+                    ) from None
                 log.warning("skipped %s: %s", series.source_id, problem)
                 rows.append(record | {"status": "skipped", "reason": str(problem), "n_images": 0, "labelled": False})
                 continue

@@ -32,6 +32,7 @@ BLACK_INK_CHROMA = 25
 PEN_GREEN_OVER_RED = 10
 BLOCK_PX = 2048
 PREVIEW_PX = 1600
+LANCZOS_RADIUS = 3
 # A level that is a hair too coarse, as 4.0003 for 4, is the level meant.
 LEVEL_TOLERANCE = 1.01
 COARSEST = 1.25
@@ -317,6 +318,7 @@ def _tiles(
 ) -> Iterator[dict[str, Any]]:
     """Yield the kept tiles by y, then x, reading blocks of several tiles at once."""
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * LEVEL_TOLERANCE)
+    margin = LANCZOS_RADIUS * grid.edge / tile_px + slide.level_downsamples[level]
     per_block = max(1, int(BLOCK_PX * slide.level_downsamples[level] / grid.edge))
     for top in range(0, len(grid.y), per_block):
         band = []
@@ -325,7 +327,9 @@ def _tiles(
             if not len(rows):
                 continue
             x, y = grid.x[columns + left], grid.y[rows + top]
-            region = _read(slide, level, (x.min(), y.min(), x.max() + grid.edge, y.max() + grid.edge))
+            # The filter reaches beyond a tile's edge: without the margin, tiles would depend on the block they are in.
+            box = (x.min() - margin, y.min() - margin, x.max() + grid.edge + margin, y.max() + grid.edge + margin)
+            region = _read(slide, level, box)
             for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
                 box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
                 pixels = region.cut(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
@@ -354,9 +358,9 @@ class _Region:
 
 
 def _read(slide: openslide.OpenSlide, level: int, box: tuple[float, ...]) -> _Region:
-    """Read the pixels of a level that cover a box of level-0 coordinates; what was not scanned is white."""
+    """Read a level under a box of level-0 coordinates, cut to the slide; what was not scanned is white."""
     downsample = slide.level_downsamples[level]
-    x, y = int(box[0]), int(box[1])
+    x, y = max(0, int(box[0])), max(0, int(box[1]))
     size = [
         max(1, min(int(np.ceil((stop - start) / downsample)), length - int(start / downsample)))
         for start, stop, length in zip((x, y), box[2:], slide.level_dimensions[level], strict=True)

@@ -1,0 +1,1 @@
+"""Training: what it reads, the loop, contrastive pre-training and segmentation fine-tuning."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -80,7 +81,7 @@ def load(folder: Path | str) -> nn.Module:
         config = json.loads(description.read_text())
         model = BUILDERS[config["kind"]](config)
         model.load_state_dict(load_file(weights))
-    except (KeyError, ValueError, RuntimeError) as problem:
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())
         raise CheckpointError(f"{folder} holds no model that this version can load: {reason}") from None
     model.config = config

@@ -37,6 +37,7 @@ class Images:
     positive: np.ndarray
 
     def __len__(self) -> int:
+        """Count the images."""
         return len(self.encoded)
 
     @property

@@ -4,20 +4,17 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from mgi.config import FinetuneOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError
-from mgi.files import write_table
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
-from mgi.prepare.images import encode_mask
 from mgi.train import checkpoint
-from mgi.train.data import PLACE, Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
-from mgi.train.inference import patient_dice, predict_probabilities
+from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.inference import patient_dice, predict_probabilities, write_predictions
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -77,7 +74,7 @@ def finetune(
         config["threshold"] = _best_threshold(model, val, profiles, device)
     if roles["test"]:
         test = read_images(sources, set(roles["test"]), labelled=True)
-        _write_predictions(model, test, profiles, int(fold), config["threshold"], device, output)
+        write_predictions(model, test, profiles, int(fold), config["threshold"], device, output)
     checkpoint.save(model, config, output)
     run.finish()
 
@@ -186,24 +183,3 @@ def _best_threshold(model: Segmenter, val: Images, profiles: Profiles, device: t
     reference, cases = val.load_masks(np.arange(len(val))), val.frame.case_id.to_numpy()
     means = [np.mean(list(patient_dice(probability >= cut, reference, cases).values())) for cut in THRESHOLDS]
     return THRESHOLDS[int(np.argmax(means))]
-
-
-def _write_predictions(
-    model: Segmenter,
-    test: Images,
-    profiles: Profiles,
-    fold: int,
-    threshold: float,
-    device: torch.device,
-    output: Path,
-) -> None:
-    predicted = predict_probabilities(model, test, profiles, device) >= threshold
-    table = pa.Table.from_pandas(test.frame[PLACE], preserve_index=False).replace_schema_metadata(None)
-    columns = {
-        "fold": pa.array([fold] * len(test), pa.int32()),
-        "prediction": pa.array([encode_mask(mask) for mask in predicted], pa.binary()),
-        "reference": pa.array(test.masks, pa.binary()),
-    }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    write_table(table, output / "predictions.parquet", row_group_size=256)

@@ -1,10 +1,15 @@
 """Segmentation of many images by one model, in batches, each patient's genes encoded with its images."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import torch
 
+from mgi.files import write_table
 from mgi.model.segmenter import Segmenter
-from mgi.train.data import Images, Profiles, to_tensor
+from mgi.prepare.images import encode_mask
+from mgi.train.data import PLACE, Images, Profiles, to_tensor
 from mgi.train.loop import autocast
 
 BATCH = 32
@@ -41,3 +46,25 @@ def patient_dice(predicted: np.ndarray, reference: np.ndarray, cases: np.ndarray
     )
     dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
     return dict(zip(names.tolist(), dice.tolist(), strict=True))
+
+
+def write_predictions(
+    model: Segmenter,
+    images: Images,
+    profiles: Profiles,
+    fold: int,
+    threshold: float,
+    device: torch.device,
+    folder: Path,
+) -> None:
+    """Segment labelled images and write predictions.parquet: place, fold, predicted and reference mask as PNG."""
+    predicted = predict_probabilities(model, images, profiles, device) >= threshold
+    table = pa.Table.from_pandas(images.frame[PLACE], preserve_index=False).replace_schema_metadata(None)
+    columns = {
+        "fold": pa.array([fold] * len(images), pa.int32()),
+        "prediction": pa.array([encode_mask(mask) for mask in predicted], pa.binary()),
+        "reference": pa.array(images.masks, pa.binary()),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    write_table(table, folder / "predictions.parquet", row_group_size=256)

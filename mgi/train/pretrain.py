@@ -17,9 +17,7 @@ from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torc
 VAL_IMAGES_PER_PATIENT = 16
 
 
-def pretrain(
-    options: PretrainOptions, sources: Path, expression: Path, splits: Path, fold: str, output: Path
-) -> None:
+def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: Path, fold: str, output: Path) -> None:
     """Train an `Aligner` and write model.safetensors, config.json and metrics.csv to `output`.
 
     The validation patients choose the step; where fewer than two of them are paired, the last step is kept.

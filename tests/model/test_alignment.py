@@ -12,7 +12,9 @@ from mgi.model.alignment import symmetric_info_nce
 def definition(images, genes, patient, scale):
     """The docstring's words, one logarithm at a time, in float64."""
     similarity = [[scale * sum(a * b for a, b in zip(i, g, strict=True)) for g in genes] for i in images]
-    to_gene = [-math.log(math.exp(row[p]) / sum(map(math.exp, row))) for row, p in zip(similarity, patient, strict=True)]
+    to_gene = [
+        -math.log(math.exp(row[p]) / sum(map(math.exp, row))) for row, p in zip(similarity, patient, strict=True)
+    ]
     to_image = []
     for p in range(len(genes)):
         total = sum(math.exp(row[p]) for row in similarity)

@@ -36,8 +36,13 @@ def write_cohort(folder: Path, genes: int = GENES) -> SimpleNamespace:
                 disc = ((yy - y) ** 2 + (xx - x) ** 2 < 30) & (z > 0)
                 pixels = random.integers(0, 90, (PX, PX, 3)) + 150 * disc[..., None]
                 place = {"case_id": case, "source_id": f"{case}-S", "x": 0, "y": 0, "z": z, "size": PX}
-                add(place | {"tissue_fraction": 1.0, "image": encode_png(pixels.astype(np.uint8)), "mask": encode_mask(disc)})
-            rows.append({"source_id": f"{case}-S", "case_id": case, "status": "ok", "n_images": IMAGES, "labelled": True})
+                add(
+                    place
+                    | {"tissue_fraction": 1.0, "image": encode_png(pixels.astype(np.uint8)), "mask": encode_mask(disc)}
+                )
+            rows.append(
+                {"source_id": f"{case}-S", "case_id": case, "status": "ok", "n_images": IMAGES, "labelled": True}
+            )
             rows[-1]["table"] = "all"
     write_sources(rows, folder / "sources.parquet")
     paired = [case for case in CASES if case != UNPAIRED]

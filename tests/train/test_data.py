@@ -19,7 +19,7 @@ def test_images_are_read_for_the_cases_asked_for(cohort):
 
 
 def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
-    with pytest.raises(ImageTableError, match="no usable image for these cases in .*sources.parquet"):
+    with pytest.raises(ImageTableError, match=r"no usable image for these cases in .*sources\.parquet"):
         read_images(cohort.sources, {"TCGA-ZZ-9999"})
 
 
@@ -62,7 +62,8 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
     assert (images == before).all()
     poses = [tuple(image[..., 0].ravel()) for image in moved]
     symmetries = [[np.rot90(m, k)[:, ::step] * 200 for k in range(4) for step in (1, -1)] for m in masks]
-    chosen = {next(i for i, s in enumerate(group) if tuple(s.ravel()) == pose) for group, pose in zip(symmetries, poses)}
+    pairs = zip(symmetries, poses, strict=True)
+    chosen = {next(i for i, s in enumerate(group) if tuple(s.ravel()) == pose) for group, pose in pairs}
     assert len(chosen) == 8, "all eight symmetries occur"
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -95,7 +96,9 @@ def test_predictions_cover_the_test_images_with_their_references(finetuned, coho
     assert table.reference.tolist() == images.masks
 
 
-def test_pretrained_encoders_and_their_standardisation_reach_the_segmenter(pretrained, cohort, finetune_options, tmp_path):
+def test_pretrained_encoders_and_their_standardisation_reach_the_segmenter(
+    pretrained, cohort, finetune_options, tmp_path
+):
     options = finetune_options(steps=1, encoder_lr_scale=0.0)
     finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
     source, target = mgi.load(pretrained).state_dict(), mgi.load(tmp_path).state_dict()
@@ -135,7 +138,9 @@ def test_training_learns_the_discs(cohort, finetune_options, tmp_path):
 
 def test_checkpoint_for_other_genes_is_refused_with_both_counts(cohort, pretrained, finetune_options, write, tmp_path):
     other = write(tmp_path / "other", genes=44)
-    with pytest.raises(CheckpointError, match=r"trained on 40 genes and the expression table has 44, 40 of them shared"):
+    with pytest.raises(
+        CheckpointError, match=r"trained on 40 genes and the expression table has 44, 40 of them shared"
+    ):
         finetune(finetune_options(), other.sources, other.expression, other.splits, "0", pretrained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -188,4 +193,4 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
     options = finetune_options(steps=100, warmup_steps=10, lr=1.0)
     rates = [learning_rate(step, options) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
-    assert rates[-1] < 0.02 and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] < 0.02 and all(a >= b for a, b in pairwise(rates[10:]))

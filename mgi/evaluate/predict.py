@@ -1,0 +1,56 @@
+"""One trained model on images it has never seen: external validation."""
+
+from pathlib import Path
+
+import torch
+
+from mgi.console import log
+from mgi.errors import CheckpointError, ImageTableError
+from mgi.evaluate.segmentation import summarise
+from mgi.model.segmenter import Segmenter
+from mgi.train import checkpoint
+from mgi.train.data import Profiles, read_image_table, read_profiles
+from mgi.train.inference import write_predictions
+from mgi.train.loop import prepare_torch
+
+
+def evaluate_table(folder: Path, images: Path, expression: Path | None, output: Path, bootstrap_samples: int) -> None:
+    """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
+
+    Raises
+    ------
+    CheckpointError
+        If the model is not a segmenter, or was trained on other genes than the table's.
+    ImageTableError
+        If the table holds no labelled image, or images of another size than the model's.
+    """
+    model = checkpoint.load(folder)
+    if not isinstance(model, Segmenter):
+        raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")
+    config = model.config
+    profiles = _profiles(model, expression, folder)
+    table = read_image_table(images, labelled=True)
+    if not len(table):
+        raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
+    if table.image_px != config["image_px"]:
+        raise ImageTableError(
+            f"{images} holds images of {table.image_px} px and the model in {folder} was trained on "
+            f"{config['image_px']} px: import or tile at that size"
+        )
+    device = prepare_torch(*(config["options"][name] for name in ("threads", "device", "seed")))
+    model = model.to(device, memory_format=torch.channels_last)
+    write_predictions(model, table, profiles, 0, config["threshold"], device, output)
+    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
+
+
+def _profiles(model: Segmenter, expression: Path | None, folder: Path) -> Profiles:
+    """Read the profiles of a model's genes; without a table every case counts as having none."""
+    genes = model.config["genes"]
+    if expression is None:
+        if model.gene_encoder is not None:
+            log.warning("no --expression: the model in %s sees the images alone", folder)
+        return Profiles(torch.zeros(1, len(genes)), {}, genes)
+    profiles = read_profiles(expression)
+    if model.gene_encoder is not None:
+        checkpoint.check_genes(model.config, profiles.genes, folder)
+    return profiles

@@ -1,0 +1,212 @@
+"""Batches of slides, what became of them, and folds by patient."""
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from mgi.acquire.gdc import EXPRESSION, SLIDES, read_manifest
+from mgi.errors import AnnotationError, CohortError, ManifestError, MissingInputError
+from mgi.files import write_table
+from mgi.prepare.cohort import collect_sources, slide_batches, split
+from mgi.prepare.images import write_sources
+from tests.prepare.conftest import write_manifest
+
+
+def barcode(number, site="S1"):
+    return f"TCGA-{site}-{number:04d}"
+
+
+def source(case_id, status="ok", n_images=3, labelled=True, reason=None, kind="01Z-00-DX1"):
+    row = {"source_id": f"{case_id}-{kind}", "case_id": case_id, "status": status, "reason": reason}
+    return row | {"n_images": n_images, "labelled": labelled, "table": "t"}
+
+
+def slide_row(case_id, kind="01Z-00-DX1", tail="A"):
+    return {"file_name": f"{case_id}-{kind}.{tail}.svs", "data_type": SLIDES, "case_id": case_id}
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A function that writes sources and expression, and returns the arguments of `split` for two folds."""
+
+    def write(sources, expressed):
+        write_sources(sources, tmp_path / "sources.parquet")
+        write_table(pa.table({"case_id": expressed}), tmp_path / "expression.parquet")
+        paths = {name: tmp_path / f"{name}.parquet" for name in ("sources", "expression")}
+        return paths | {"output": tmp_path / "splits.parquet", "folds": 2, "val_fraction": 0.2}
+
+    return write
+
+
+def splits(options):
+    split(**options)
+    return pd.read_parquet(options["output"])
+
+
+def test_batches_keep_the_order_and_take_the_first_slides_name(tmp_path):
+    rows = [slide_row(barcode(k)) for k in range(5)] + [{"file_name": "e.tsv", "data_type": EXPRESSION}]
+    batches = slide_batches(read_manifest(write_manifest(tmp_path / "m.parquet", rows)), 2)
+    assert list(batches) == [f"{barcode(k)}-01Z-00-DX1" for k in (0, 2, 4)]
+    assert [len(batch) for batch in batches.values()] == [2, 2, 1]
+
+
+def test_two_files_of_one_slide_are_refused(tmp_path):
+    rows = [slide_row(barcode(0), tail="A"), slide_row(barcode(0), tail="B")]
+    manifest = write_manifest(tmp_path / "m.parquet", rows)
+    with pytest.raises(ManifestError, match=r"A\.svs and .*B\.svs"):
+        slide_batches(read_manifest(manifest), 1)
+    one = write_manifest(tmp_path / "one.parquet", rows[:1])
+    with pytest.raises(ManifestError, match="also in another manifest"):
+        collect_sources(tmp_path, [one, one], 1, None, tmp_path / "s.parquet")
+
+
+def test_sources_collect_every_batch(tmp_path):
+    manifest = write_manifest(tmp_path / "m.parquet", [slide_row(barcode(k)) for k in range(3)])
+    write_sources([source(barcode(0)), source(barcode(1))], tmp_path / f"{barcode(0)}-01Z-00-DX1.status.parquet")
+    with pytest.raises(MissingInputError, match=barcode(2)):
+        collect_sources(tmp_path, [manifest], 2, None, tmp_path / "s.parquet")
+    write_sources([source(barcode(2))], tmp_path / f"{barcode(2)}-01Z-00-DX1.status.parquet")
+    (tmp_path / "notes").mkdir()
+    collect_sources(tmp_path, [manifest], 2, tmp_path / "notes", tmp_path / "s.parquet")
+    assert pd.read_parquet(tmp_path / "s.parquet").case_id.tolist() == [barcode(k) for k in range(3)]
+    with pytest.raises(CohortError, match="its batch"):
+        collect_sources(tmp_path, [manifest], 3, None, tmp_path / "s.parquet")
+    (tmp_path / "notes" / "TCGA-S9-9999-01Z-00-DX1.geojson").write_text("{}")
+    with pytest.raises(AnnotationError, match="TCGA-S9-9999"):
+        collect_sources(tmp_path, [manifest], 2, tmp_path / "notes", tmp_path / "s.parquet")
+
+
+def test_every_case_is_tested_once_and_has_one_role_per_fold(cohort):
+    cases = [barcode(k) for k in range(23)]
+    table = splits(cohort([source(case) for case in cases], cases[2:]) | {"folds": 5})
+    assert len(table) == 23 * 5 and not table.duplicated(["case_id", "fold"]).any()
+    assert (table[table.role == "test"].groupby("case_id").size() == 1).all()
+    assert table[table.role == "test"].groupby("fold").size().between(4, 5).all()
+    assert set(table.role) == {"train", "val", "test"} and set(table.site) == {"S1"}
+    assert table[table.fold == 0].paired.sum() == 21
+    assert table[(table.role == "test") & ~table.paired].fold.nunique() == 2
+
+
+def test_two_slides_of_a_case_are_one_row(cohort):
+    cases = [barcode(k) for k in range(6)]
+    rows = [source(case) for case in cases] + [source(cases[0], labelled=False, kind="01Z-00-DX2")]
+    table = splits(cohort(rows, cases))
+    assert len(table) == 12 and table.labelled.all()
+
+
+@pytest.mark.parametrize(("val_fraction", "sizes"), [(0.25, [24, 18, 6]), (0.15, [24, 20, 4])])
+def test_balanced_classes_stay_balanced_in_every_role(cohort, tmp_path, val_fraction, sizes):
+    cases = [barcode(k) for k in range(48)]
+    bits = pd.DataFrame({"case_id": cases, "bit": [k * 7 % 48 < 24 for k in range(48)]})
+    bits.to_csv(tmp_path / "truth.csv", index=False)
+    options = cohort([source(case) for case in cases], cases)
+    options |= {"val_fraction": val_fraction, "stratify_table": tmp_path / "truth.csv", "stratify_column": "bit"}
+    table = splits(options).merge(bits)
+    counts = table.groupby(["fold", "role"]).bit.agg(["sum", "size"])
+    assert (counts["sum"] * 2 == counts["size"]).all()
+    assert counts["size"].unstack().to_numpy().tolist() == [sizes] * 2
+
+
+def test_labelled_and_paired_cases_are_spread_over_folds(cohort):
+    cases = [barcode(k) for k in range(40)]
+    rows = [source(case, labelled=k % 5 == 0) for k, case in enumerate(cases)]
+    table = splits(cohort(rows, cases[10:]) | {"folds": 4})
+    tested = table[table.role == "test"].groupby("fold")[["labelled", "paired"]].sum()
+    assert (tested.labelled == 2).all() and tested.paired.between(7, 8).all()
+
+
+def test_sites_stay_within_one_role(cohort):
+    cases = [barcode(k, site=f"S{k % 9}") for k in range(45)]
+    table = splits(cohort([source(case) for case in cases], cases) | {"folds": 3, "by": "site"})
+    assert (table.groupby(["fold", "site"]).role.nunique() == 1).all()
+    assert (table[table.role == "test"].groupby("fold").size() == 15).all()
+
+
+def test_tiny_cohort_still_has_every_role(cohort):
+    cases = [barcode(k) for k in range(4)]
+    table = splits(cohort([source(case) for case in cases], cases) | {"val_fraction": 0.15})
+    assert table.groupby(["fold", "role"]).size().unstack().to_numpy().tolist() == [[2, 1, 1]] * 2
+
+
+def test_the_seed_decides_and_repeats(cohort):
+    cases = [barcode(k) for k in range(30)]
+    options = cohort([source(case) for case in cases], cases)
+    first = splits(options)
+    data = options["output"].read_bytes()
+    splits(options)
+    assert options["output"].read_bytes() == data
+    assert not splits(options | {"seed": 1}).equals(first)
+
+
+def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
+    cases = [barcode(k) for k in range(8)]
+    rows = [source(case, labelled=k != 0) for k, case in enumerate(cases[:6])]
+    rows.append(source(cases[6], "skipped", 0, False, "no mpp: its metadata state none"))
+    rows.append(source(cases[5], "failed", 0, False, "unreadable: not a slide", "01Z-00-DX2"))
+    files = [slide_row(case) for case in cases[:7]]
+    files += [{"file_name": f"{case}.tsv", "data_type": EXPRESSION, "case_id": case} for case in cases[1:]]
+    manifest = write_manifest(tmp_path / "m.parquet", files)
+    split(**cohort(rows, cases[1:]), manifests=[manifest], flow=tmp_path / "flow.csv")
+    flow = pd.read_csv(tmp_path / "flow.csv", keep_default_na=False).set_index("step")
+    assert flow.columns.tolist() == ["cases", "lost", "reason"]
+    assert flow.cases.to_dict() == {
+        "in the manifest": 8,
+        "with an expression file": 7,
+        "with a slide": 7,
+        "in the expression table": 7,
+        "with an image source": 7,
+        "with usable images": 6,
+        "with masks": 5,
+        "paired with expression": 5,
+        "in the folds": 6,
+    }
+    assert flow.reason["with usable images"] == "1 failed: unreadable; 1 skipped: no mpp"
+    assert flow.lost["with usable images"] == 1 and flow.lost["paired with expression"] == 1
+
+
+def test_case_twice_in_the_expression_table_is_named(cohort):
+    cases = [barcode(k) for k in range(6)]
+    with pytest.raises(CohortError, match=f"{cases[3]} comes twice"):
+        split(**cohort([source(case) for case in cases], [*cases, cases[3]]))
+
+
+def test_no_paired_case_shows_an_id_from_either_side(cohort):
+    options = cohort([source(barcode(k)) for k in range(6)], ["TCGA-ZZ-0001"])
+    with pytest.raises(CohortError, match=rf"{barcode(0)}.*TCGA-ZZ-0001"):
+        split(**options)
+    assert not options["output"].exists()
+
+
+def test_fewer_labelled_patients_than_folds_is_refused(cohort):
+    cases = [barcode(k) for k in range(8)]
+    rows = [source(case, labelled=k < 4) for k, case in enumerate(cases)]
+    with pytest.raises(CohortError, match="4 labelled patients are too few for 5 folds"):
+        split(**cohort(rows, cases) | {"folds": 5})
+    with pytest.raises(CohortError, match="1 sites, too few for 2 folds by site"):
+        split(**cohort(rows, cases) | {"by": "site"})
+
+
+def test_no_usable_image_tells_the_reasons(cohort):
+    rows = [source(barcode(0), "skipped", 0, False, "no mpp: none stated")]
+    with pytest.raises(CohortError, match="1 skipped: no mpp"):
+        split(**cohort(rows, [barcode(0)]))
+
+
+def test_stratifying_table_must_hold_every_case_once_and_the_column(cohort, tmp_path):
+    cases = [barcode(k) for k in range(6)]
+    options = cohort([source(case) for case in cases], cases)
+    options |= {"stratify_table": tmp_path / "t.parquet", "stratify_column": "bit"}
+    frame = pd.DataFrame({"case_id": cases, "bit": [0, 1] * 3})
+    for table, message in [
+        (frame[:-1], f"lacks 1 cases that have images, such as {cases[-1]}"),
+        (frame.rename(columns={"bit": "grade"}), "lacks the column 'bit'; it has case_id, grade"),
+        (pd.concat([frame, frame.assign(bit=2)[:1]]), f"{cases[0]} in two classes"),
+    ]:
+        write_table(table, tmp_path / "t.parquet")
+        with pytest.raises(CohortError, match=message):
+            split(**options)
+
+
+def test_unknown_unit_of_splitting_is_refused(cohort):
+    with pytest.raises(CohortError, match="not by 'slide'"):
+        split(**cohort([source(barcode(0))], [barcode(0)]) | {"by": "slide"})
