@@ -5,8 +5,7 @@ import pytest
 
 from mgi.errors import CohortError, ImageTableError
 from mgi.train.data import augment, read_images, read_profiles, read_roles
-
-from .conftest import CASES, IMAGES, PX, UNPAIRED
+from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
 
 def test_images_are_read_for_the_cases_asked_for(cohort):

@@ -19,16 +19,7 @@ from mgi.train.finetune import finetune
 from mgi.train.inference import patient_dice, predict_probabilities
 from mgi.train.loop import LAST, TrainingRun, learning_rate
 from mgi.train.pretrain import pretrain
-
-from .conftest import CASES, IMAGES, UNPAIRED
-
-
-@pytest.fixture(scope="module")
-def finetuned(cohort, pretrained, finetune_options, tmp_path_factory):
-    """The folder of a fine-tuned model."""
-    folder = tmp_path_factory.mktemp("finetuned")
-    finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", pretrained, folder)
-    return folder
+from tests.tables import CASES, IMAGES, UNPAIRED
 
 
 def weights(folder) -> bytes:

@@ -97,3 +97,13 @@ def pretrained(cohort, pretrain_options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     pretrain(pretrain_options, cohort.sources, cohort.expression, cohort.splits, "0", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finetuned(cohort, pretrained, finetune_options, tmp_path_factory) -> Path:
+    """The folder of a fine-tuned model."""
+    from mgi.train.finetune import finetune
+
+    folder = tmp_path_factory.mktemp("finetuned")
+    finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", pretrained, folder)
+    return folder

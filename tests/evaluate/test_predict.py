@@ -1,0 +1,70 @@
+"""Embedding a fold's test patients, and one model on a table it has never seen."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import mgi
+from mgi.errors import CheckpointError, ImageTableError
+from mgi.evaluate.predict import evaluate_table
+from mgi.evaluate.retrieval import embed
+from mgi.prepare.images import decode_mask
+from mgi.train.data import read_profiles
+from mgi.train.inference import patient_dice
+from tests.tables import CASES, IMAGES, write_cohort
+
+
+def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_them(cohort, pretrained, tmp_path):
+    embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "embeddings.parquet")
+    table = pq.read_table(tmp_path / "embeddings.parquet").to_pandas()
+    assert table.groupby("kind").size().to_dict() == {"image": 2 * IMAGES, "gene": 2}
+    genes = table[table.kind == "gene"]
+    assert genes.case_id.tolist() == CASES[6:] and genes.source_id.isna().all()
+    with torch.inference_mode():
+        expected = mgi.load(pretrained).embed_genes(read_profiles(cohort.expression).of(CASES[6:])[0])
+    np.testing.assert_allclose(np.stack(genes.vector), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(np.stack(table.vector), axis=1), 1, rtol=1e-5)
+
+
+def test_embedding_refuses_other_genes_and_fine_tuned_models(cohort, pretrained, finetuned, tmp_path):
+    other = write_cohort(tmp_path / "other", genes=44)
+    with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
+        embed(pretrained, other.sources, other.expression, other.splits, 0, tmp_path / "e.parquet")
+    with pytest.raises(CheckpointError, match="embeddings come from a pre-trained one"):
+        embed(finetuned, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
+
+
+def test_external_validation_measures_every_patient_of_a_table(cohort, finetuned, tmp_path):
+    table = cohort.folder / "images" / "all.parquet"
+    evaluate_table(finetuned, table, cohort.expression, tmp_path, 100)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
+    predicted, reference = (np.stack([decode_mask(png) for png in rows[name]]) for name in ("prediction", "reference"))
+    expected = patient_dice(predicted, reference, rows.case_id.to_numpy())
+    assert summary["n_patients"] == len(CASES)
+    assert summary["dice"]["mean"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+
+
+def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned, tmp_path):
+    table = cohort.folder / "images" / "all.parquet"
+    evaluate_table(finetuned, table, cohort.expression, tmp_path / "with", 100)
+    evaluate_table(finetuned, table, None, tmp_path / "without", 100)
+    first, second = (
+        pq.read_table(tmp_path / name / "predictions.parquet")["prediction"] for name in ("with", "without")
+    )
+    assert first != second
+
+
+def test_a_pretrained_model_is_not_evaluated_as_a_segmenter(cohort, pretrained, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a pre-trained model; give a fine-tuned one"):
+        evaluate_table(pretrained, cohort.folder / "images" / "all.parquet", None, tmp_path, 100)
+
+
+def test_images_of_another_size_are_refused(cohort, finetuned, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.tables.PX", 48)
+    other = write_cohort(tmp_path / "other")
+    with pytest.raises(ImageTableError, match=r"holds images of 48 px and the model in .* was trained on 32 px"):
+        evaluate_table(finetuned, other.folder / "images" / "all.parquet", None, tmp_path, 100)
