@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ def prepare_torch(threads: int, device: str, seed: int) -> torch.device:
     Raises
     ------
     ConfigError
-        If CUDA is asked for and there is none.
+        If CUDA is asked for and there is none, or mamba-ssm's kernels are not installed.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("configuration: 'device' is cuda, but torch sees no CUDA device here; set 'device: cpu'")
+    if device == "cuda" and find_spec("mamba_ssm") is None:
+        raise ConfigError("configuration: 'device' is cuda, which needs mamba-ssm: use workflow/envs/train-gpu.yaml")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(device == "cpu")

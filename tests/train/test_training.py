@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import mgi
-from mgi.errors import CheckpointError, CohortError, MissingInputError
+from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
 from mgi.prepare.images import decode_mask
 from mgi.train import checkpoint
 from mgi.train.data import read_images, read_profiles
 from mgi.train.finetune import finetune
 from mgi.train.inference import patient_dice, predict_probabilities
-from mgi.train.loop import LAST, TrainingRun, learning_rate
+from mgi.train.loop import LAST, TrainingRun, learning_rate, prepare_torch
 from mgi.train.pretrain import pretrain
 from tests.tables import CASES, IMAGES, UNPAIRED
 
@@ -185,3 +185,13 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
     rates = [learning_rate(step, options) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.02 and all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_cuda_without_a_device_or_without_its_kernels_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no CUDA device here; set 'device: cpu'"):
+        prepare_torch(1, "cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("mgi.train.loop.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs mamba-ssm: use workflow/envs/train-gpu"):
+        prepare_torch(1, "cuda", 0)
