@@ -1,0 +1,44 @@
+"""Files are written aside and renamed; tables that lack something say so."""
+
+import pandas as pd
+import pytest
+
+from mgi.errors import CohortError, MissingInputError
+from mgi.files import read_table, write_table, written_aside
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), written_aside(path) as aside:
+        aside.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_name_appears_only_when_the_content_is_complete(tmp_path):
+    path = tmp_path / "deep" / "table.csv"
+    with written_aside(path) as aside:
+        aside.write_text("new")
+        assert not path.exists() and aside.parent == path.parent
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_equal_tables_give_equal_bytes(tmp_path):
+    frame = pd.DataFrame({"case_id": ["b", "a"], "value": [1.5, 2.5]})
+    for name in ("one", "two"):
+        write_table(frame.copy(), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_reading_names_the_missing_file_the_foreign_file_and_the_missing_column(tmp_path):
+    with pytest.raises(MissingInputError, match=r"table of genes not found: .*genes\.parquet"):
+        read_table(tmp_path / "genes.parquet", "table of genes")
+    (tmp_path / "foreign").write_text("not parquet")
+    with pytest.raises(CohortError, match="is not a Parquet file"):
+        read_table(tmp_path / "foreign", "table of genes", error=CohortError)
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "table")
+    with pytest.raises(CohortError, match="lacks the column b; it has a"):
+        read_table(tmp_path / "table", "table of genes", ["a", "b"], CohortError)
