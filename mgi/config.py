@@ -50,6 +50,33 @@ class Gdc(Section):
     )
     projects: list[str] = Field(min_length=1, description="GDC projects, such as TCGA-BRCA")
     workers: int = Field(4, ge=1, le=32, description="downloads at once in one job")
+    files_per_job: int = Field(500, ge=1, description="STAR tables fetched by one job")
+    mirrors: list[str] = Field(
+        [],
+        description="tried before the GDC, in order: a folder of `{file_id}/{file_name}` or `{file_name}`, or an "
+        "http(s) address, with these names in it or else with the API's paths",
+    )
+    token_file: str | None = Field(
+        None, description="file of a GDC token (mode 0600), for controlled access; sent to `api_url` only"
+    )
+    slides: list[Literal["diagnostic", "frozen"]] = Field(
+        ["diagnostic"], min_length=1, description="kinds of slides queried: FFPE (-DX), frozen (-TS, -BS, -MS)"
+    )
+    sample_types: list[str] = Field(
+        [],
+        description="only these, in order of preference; empty: all but normal tissue, primary tumours before others",
+    )
+    aliquots: Literal["first", "best"] = Field(
+        "first",
+        description="the STAR table of a case with several: `first` the lowest barcode, `best` analyte H, R, T and "
+        "then the highest barcode; sample type counts before either",
+    )
+    slides_per_case: Literal["all", "first", "best"] = Field(
+        "all",
+        description="the slides of a case: `first` the lowest barcode, `best` the largest file; sample type and "
+        "diagnostic before frozen count before either",
+    )
+    exclude: str | None = Field(None, description="table of files to leave out of the query: file_id, reason")
 
 
 class Expression(Section):
@@ -76,6 +103,8 @@ class Slides(Section):
         None, description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`"
     )
     per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
+    keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
+    in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
 
 
 class Mri(Section):

@@ -8,7 +8,15 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
@@ -47,3 +55,25 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
             said = time.monotonic()
             log.info("%s: %d of %d, %.0f s", what, done, total, said - started)
     log.info("%s: %d of %d done in %.1f s", what, done, total, time.monotonic() - started)
+
+
+def transfer(polls: Iterable[int], what: str, total: int) -> Iterator[int]:
+    """Yield `polls`, the bytes done so far, showing them with the rate and the time left, as `progress` does."""
+    if _terminal.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=_terminal, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            for done in polls:
+                bar.update(task, completed=done)
+                yield done
+        return
+    started = said = time.monotonic()
+    first = None
+    for done in polls:
+        yield done
+        first = done if first is None else first
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            rate = max(done - first, 0) / (said - started)
+            left = f"{(total - done) / rate / 60:.0f} min left" if rate else "time left unknown"
+            log.info("%s: %.1f of %.1f MB, %.1f MB/s, %s", what, done / 1e6, total / 1e6, rate / 1e6, left)

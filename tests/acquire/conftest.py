@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mgi.acquire import gdc
-from mgi.acquire.simulate import simulate_cohort
+from mgi.acquire import gdc, web
+from mgi.acquire.simulate import ANNOTATION_FILE_ID, PROJECT, simulate_cohort
 
 TINY = {"cases": 4, "seed": 7, "genes": 1000, "slide_px": 512}
 
@@ -19,6 +19,14 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def manifest(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of that cohort."""
+    path = tmp_path_factory.mktemp("pinned") / "manifest.parquet"
+    gdc.query([PROJECT], path, f"local:{cohort}", ["expression", "slides"], ANNOTATION_FILE_ID)
+    return path
+
+
 @pytest.fixture
 def own_cohort(cohort: Path, tmp_path: Path) -> Path:
     """A copy of the cohort for one test."""
@@ -28,4 +36,4 @@ def own_cohort(cohort: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses."""
-    monkeypatch.setattr(gdc, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.0)

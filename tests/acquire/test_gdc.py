@@ -1,32 +1,20 @@
-"""The GDC client: manifests that pin a cohort, and downloads that end complete or say why not."""
+"""The GDC client: manifests that pin a cohort."""
 
-import hashlib
+import gzip
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mgi.acquire import gdc
+from mgi.acquire import gdc, serve
 from mgi.acquire.simulate import ANNOTATION_FILE_ID, PROJECT
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
 from mgi.files import write_table
 
+from .servers import FILE_ID, pin_one, says, scripted
+
 BOTH = ["expression", "slides"]
-
-
-@pytest.fixture(scope="module")
-def manifest(cohort, tmp_path_factory):
-    path = tmp_path_factory.mktemp("pinned") / "manifest.parquet"
-    gdc.query([PROJECT], path, f"local:{cohort}", BOTH, ANNOTATION_FILE_ID)
-    return path
-
-
-def md5_of(path):
-    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def edit_records(folder, change):
@@ -36,61 +24,6 @@ def edit_records(folder, change):
 
 def star_records(records):
     return [record for record in records if record["data_type"] == gdc.EXPRESSION]
-
-
-@contextmanager
-def scripted(answers):
-    """A server that gives each request the next of `answers`: a function of the handler; the last one repeats."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.headers.get("Range"))
-            answers[min(len(seen), len(answers)) - 1](self)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def says(code, body=b"", stated=None, **headers):
-    """An answer with `body`, whose Content-Length may be stated wrongly."""
-
-    def answer(handler):
-        handler.send_response(code)
-        handler.send_header("Content-Length", str(len(body) if stated is None else stated))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
-
-
-CONTENT = bytes(range(256)) * 40
-FILE_ID = "11111111-2222-4333-8444-555555555555"
-
-
-@pytest.fixture
-def one_file(tmp_path):
-    """A manifest of one file, `CONTENT`."""
-    return pin_one(tmp_path / "one.parquet")
-
-
-def pin_one(path, **changes):
-    row = dict.fromkeys(gdc.SCHEMA.names) | {
-        "file_id": FILE_ID, "file_name": "counts.tsv", "md5": hashlib.md5(CONTENT).hexdigest(),
-        "size": len(CONTENT), "data_type": gdc.EXPRESSION,
-    } | changes  # fmt: skip
-    write_table(gdc.pa.Table.from_pylist([row], gdc.SCHEMA), path)
-    return path
 
 
 def test_manifest_has_the_contracted_columns_order_and_release(manifest, cohort):
@@ -118,31 +51,6 @@ def test_paging_gives_the_same_manifest(manifest, cohort, tmp_path, monkeypatch)
     monkeypatch.setattr(gdc, "PAGE", 3)
     gdc.query([PROJECT], tmp_path / "paged.parquet", f"local:{cohort}", BOTH, ANNOTATION_FILE_ID)
     assert (tmp_path / "paged.parquet").read_bytes() == manifest.read_bytes()
-
-
-def test_round_trip_brings_every_file_whole_and_a_receipt(manifest, cohort, tmp_path):
-    gdc.fetch(manifest, tmp_path / "got", f"local:{cohort}", 3, receipt=tmp_path / "receipt.tsv")
-    rows = gdc.read_manifest(manifest)
-    assert len(list(tmp_path.glob("got/*/*"))) == len(rows)
-    for row in rows.itertuples():
-        assert md5_of(tmp_path / "got" / row.file_id / row.file_name) == row.md5
-    receipt = pd.read_csv(tmp_path / "receipt.tsv", sep="\t")
-    assert list(receipt.columns) == ["file_id", "file_name", "size", "md5", "state"]
-    assert receipt.file_id.tolist() == rows.file_id.tolist()
-    assert receipt["size"].tolist() == rows["size"].tolist()
-
-
-def test_only_the_asked_for_files_are_fetched(manifest, cohort, tmp_path):
-    rows = gdc.read_manifest(manifest)
-    gdc.fetch(manifest, tmp_path / "annotation", f"local:{cohort}", 1, data_type="annotation")
-    assert [path.name for path in tmp_path.glob("annotation/*")] == [ANNOTATION_FILE_ID]
-    two = rows.file_id[1:3].tolist()
-    gdc.fetch(manifest, tmp_path / "two", f"local:{cohort}", 1, file_ids=two)
-    assert sorted(path.name for path in tmp_path.glob("two/*")) == sorted(two)
-    with pytest.raises(ManifestError, match=FILE_ID):
-        gdc.fetch(manifest, tmp_path / "none", f"local:{cohort}", 1, file_ids=[FILE_ID])
-    with pytest.raises(ConfigError, match="films"):
-        gdc.fetch(manifest, tmp_path / "none", f"local:{cohort}", 1, data_type="films")
 
 
 def test_project_without_files_is_named(cohort, tmp_path):
@@ -232,133 +140,6 @@ def test_unusable_manifests_are_refused(manifest, tmp_path):
             gdc.read_manifest(pin_one(tmp_path / "m.parquet", **changes))
 
 
-def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(CONTENT[:1000])
-    rest = says(206, CONTENT[1000:], Content_Range=f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}")
-    with scripted([rest]) as (url, seen):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert seen == ["bytes=1000-"]
-    assert (part.parent / "counts.tsv").read_bytes() == CONTENT
-    assert not part.exists()
-
-
-def test_resume_works_against_the_local_gdc(manifest, cohort, tmp_path):
-    row = gdc.read_manifest(manifest).iloc[-1]
-    part = tmp_path / "got" / row.file_id / f"{row.file_name}.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes((cohort / "data" / row.file_id / row.file_name).read_bytes()[:777])
-    gdc.fetch(manifest, tmp_path / "got", f"local:{cohort}", 2)
-    assert md5_of(part.with_name(row.file_name)) == row.md5
-
-
-@pytest.mark.parametrize("left", [CONTENT + b"more", b"x" * 500, b"x" * len(CONTENT)])
-def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(left)
-
-    def honest(handler):
-        start = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
-        code = 206 if handler.headers.get("Range") else 200
-        says(code, CONTENT[start:], Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")(handler)
-
-    with scripted([honest]) as (url, _):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert (part.parent / "counts.tsv").read_bytes() == CONTENT
-
-
-def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(CONTENT[:1000])
-    with scripted([says(200, CONTENT)]) as (url, seen):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert len(seen) == 1
-    assert (part.parent / "counts.tsv").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        says(503),
-        says(429),
-        says(416),
-        says(200, CONTENT[:5000]),
-        says(200, CONTENT[:5000], stated=len(CONTENT)),
-        says(200, CONTENT[::-1]),
-        says(206, CONTENT[1:], Content_Range="bytes 1-2/3"),
-        lambda handler: handler.connection.close(),
-    ],
-    ids=["503", "429", "416", "short", "cut", "other bytes", "other range", "closed"],
-)
-def test_passing_trouble_is_survived(one_file, tmp_path, trouble, no_waiting):
-    rest = says(206, CONTENT[5000:], Content_Range=f"bytes 5000-{len(CONTENT) - 1}/{len(CONTENT)}")
-
-    def recovered(handler):
-        (rest if handler.headers.get("Range") == "bytes=5000-" else says(200, CONTENT))(handler)
-
-    with scripted([trouble, recovered]) as (url, seen):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert len(seen) == 2
-    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(("code", "word"), [(404, "superseded"), (403, "open-access"), (401, "open-access")])
-def test_final_refusal_is_not_repeated(one_file, tmp_path, code, word, no_waiting):
-    with scripted([says(code)]) as (url, seen), pytest.raises(FetchError, match=word):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert len(seen) == 1
-
-
-def test_lasting_trouble_ends_after_four_attempts(one_file, tmp_path, no_waiting):
-    with scripted([says(500)]) as (url, seen), pytest.raises(FetchError, match="500"):
-        gdc.fetch(one_file, tmp_path / "got", url, 1)
-    assert len(seen) == gdc.TRIES == 4
-
-
-def test_wrong_bytes_at_the_server_fail_that_file_and_keep_the_others(manifest, own_cohort, tmp_path, no_waiting):
-    rows = gdc.read_manifest(manifest)
-    bad = rows[rows.data_type == gdc.EXPRESSION].iloc[0]
-    path = own_cohort / "data" / bad.file_id / bad.file_name
-    path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(FetchError, match=rf"1 of {len(rows)} files.*{bad.file_name}.*{bad.md5}"):
-        gdc.fetch(manifest, tmp_path / "got", f"local:{own_cohort}", 2, receipt=tmp_path / "receipt.tsv")
-    assert not (tmp_path / "receipt.tsv").exists()
-    kept = {path.parent.name for path in tmp_path.glob("got/*/*") if not path.name.endswith(".part")}
-    assert kept == set(rows.file_id) - {bad.file_id}
-
-
-def test_complete_files_are_kept_and_damaged_ones_fetched_again(manifest, cohort, tmp_path):
-    gdc.fetch(manifest, tmp_path / "got", f"local:{cohort}", 2)
-    rows = gdc.read_manifest(manifest)
-    paths = {row.file_id: tmp_path / "got" / row.file_id / row.file_name for row in rows.itertuples()}
-    before = {file_id: path.stat().st_mtime_ns for file_id, path in paths.items()}
-    damaged = rows.file_id[3]
-    paths[damaged].write_bytes(paths[damaged].read_bytes()[::-1])
-    gdc.fetch(manifest, tmp_path / "got", f"local:{cohort}", 2)
-    assert md5_of(paths[damaged]) == rows.md5[3]
-    untouched = {file_id for file_id, path in paths.items() if path.stat().st_mtime_ns == before[file_id]}
-    assert untouched == set(paths) - {damaged}
-
-
-def test_file_of_unknown_size_is_verified_by_md5(tmp_path):
-    manifest = pin_one(tmp_path / "one.parquet", size=None)
-    with scripted([says(200, CONTENT)]) as (url, _):
-        gdc.fetch(manifest, tmp_path / "got", url, 1, receipt=tmp_path / "receipt.tsv")
-    assert pd.read_csv(tmp_path / "receipt.tsv", sep="\t")["size"].tolist() == [len(CONTENT)]
-
-
-def test_file_name_cannot_leave_the_folder(tmp_path):
-    manifest = pin_one(tmp_path / "one.parquet", file_name="../../..\\counts.tsv")
-    with scripted([says(200, CONTENT)]) as (url, _):
-        gdc.fetch(manifest, tmp_path / "deep" / "got", url, 1)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("counts.tsv")] == [
-        f"deep/got/{FILE_ID}/counts.tsv"
-    ]
-
-
 def test_unreachable_server_is_told_in_one_sentence(tmp_path, no_waiting):
     with pytest.raises(FetchError, match=r"http://127\.0\.0\.1:9/status.*network"):
         gdc.query([PROJECT], tmp_path / "m.parquet", "http://127.0.0.1:9", BOTH, None)
@@ -367,3 +148,219 @@ def test_unreachable_server_is_told_in_one_sentence(tmp_path, no_waiting):
 def test_address_that_is_no_gdc_is_told(tmp_path, no_waiting):
     with scripted([says(200, b"<html>")]) as (url, _), pytest.raises(FetchError, match=r"gdc\.api_url"):
         gdc.query([PROJECT], tmp_path / "m.parquet", url, BOTH, None)
+
+
+def record(number, barcode, *, project=PROJECT, sample_type=None, size=100):
+    """A record of `/files` for a slide or a STAR table, told apart by its barcode."""
+    file_id = f"{number:08d}-2222-4333-8444-555555555555"
+    is_slide = barcode.split("-")[-1][:2] in ("DX", "TS", "BS", "MS")
+    entity = {"submitter_id": barcode}
+    portion = {"slides": [entity]} if is_slide else {"analytes": [{"aliquots": [entity]}]}
+    strategy = "Diagnostic Slide" if "-DX" in barcode else "Tissue Slide"
+    return {
+        "file_id": file_id, "file_name": f"{barcode}.{file_id}.{'svs' if is_slide else 'tsv'}", "file_size": size,
+        "md5sum": f"{number:032x}", "access": "open", "data_type": gdc.SLIDES if is_slide else gdc.EXPRESSION,
+        "experimental_strategy": strategy if is_slide else "RNA-Seq", "analysis": {"workflow_type": "STAR - Counts"},
+        "cases": [{
+            "submitter_id": barcode[:12], "project": {"project_id": project},
+            "samples": [{"sample_type": sample_type or "unknown", "portions": [portion]}],
+        }],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def listing(cohort, tmp_path):
+    """A function: the barcodes that a query keeps of records that it makes the GDC list."""
+
+    def listed(records, kind, projects=(PROJECT,), **options):
+        folder = tmp_path / "listing"
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.tsv").touch()
+        (folder / "status.json").write_text((cohort / "status.json").read_text())
+        (folder / "files.json").write_text(json.dumps(records))
+        gdc.query(list(projects), tmp_path / "m.parquet", f"local:{folder}", [kind], None, **options)
+        return gdc.read_manifest(tmp_path / "m.parquet").aliquot.tolist()
+
+    return listed
+
+
+ALIQUOTS = [
+    "TCGA-AA-0001-01A-21R-A000-07", "TCGA-AA-0001-01A-11R-A000-07", "TCGA-AA-0001-01B-11H-A000-07",
+    "TCGA-AA-0001-01A-11T-B000-07", "TCGA-AA-0001-02A-11R-A000-07", "TCGA-AA-0001-11A-11R-A000-07",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, ["TCGA-AA-0001-01A-11R-A000-07"]),
+        ({"aliquots": "best"}, ["TCGA-AA-0001-01B-11H-A000-07"]),
+        ({"aliquots": "all"}, sorted(ALIQUOTS[:5])),
+        ({"sample_types": ["Recurrent Tumor", "Primary Tumor"]}, ["TCGA-AA-0001-02A-11R-A000-07"]),
+        ({"sample_types": ["Solid Tissue Normal"]}, ["TCGA-AA-0001-11A-11R-A000-07"]),
+    ],
+)
+def test_one_aliquot_of_a_case_by_a_stated_rule(listing, options, kept):
+    records = [record(number, barcode) for number, barcode in enumerate(ALIQUOTS)]
+    assert listing(records, "expression", **options) == kept
+    assert listing(records[::-1], "expression", **options) == kept
+
+
+def test_best_aliquot_of_one_analyte_is_the_highest_portion_and_plate(listing):
+    records = [record(number, barcode) for number, barcode in enumerate(ALIQUOTS[:2])]
+    assert listing(records, "expression", aliquots="best") == ["TCGA-AA-0001-01A-21R-A000-07"]
+
+
+SLIDES = [
+    ("TCGA-AA-0001-01Z-00-DX2", 300), ("TCGA-AA-0001-01Z-00-DX1", 200), ("TCGA-AA-0001-01A-01-TS1", 900),
+    ("TCGA-AA-0001-11A-01-BS1", 900), ("TCGA-AA-0001-11Z-00-DX1", 900), ("TCGA-AA-0001-06A-01-MSA", 800),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [1, 0]),
+        ({"slides": ["frozen"]}, [2, 5]),
+        ({"slides": ["diagnostic", "frozen"]}, [2, 1, 0, 5]),
+        ({"slides_per_case": "first"}, [1]),
+        ({"slides_per_case": "best"}, [0]),
+        ({"slides": ["diagnostic", "frozen"], "slides_per_case": "best"}, [0]),
+        ({"slides": ["frozen"], "slides_per_case": "best"}, [2]),
+        ({"slides": ["frozen"], "sample_types": ["Metastatic"]}, [5]),
+    ],
+)
+def test_slides_of_a_case_by_kind_and_a_stated_rule(listing, options, kept):
+    records = [record(number, barcode, size=size) for number, (barcode, size) in enumerate(SLIDES)]
+    assert listing(records, "slides", **options) == [SLIDES[k][0] for k in kept]
+
+
+def test_sample_type_is_the_gdcs_where_the_barcode_has_none(listing):
+    records = [
+        record(1, "C3L-00001-21-TS", sample_type="Primary Tumor"),
+        record(2, "C3L-00002-21-TS", sample_type="Solid Tissue Normal"),
+    ]
+    assert listing(records, "slides", slides=["frozen"]) == ["C3L-00001-21-TS"]
+
+
+def test_several_projects_make_one_manifest(listing, tmp_path):
+    records = [
+        record(1, "TCGA-AA-0001-01Z-00-DX1", project="TCGA-COAD"),
+        record(2, "TCGA-AG-0001-01Z-00-DX1", project="TCGA-READ"),
+    ]
+    assert len(listing(records, "slides", projects=["TCGA-COAD", "TCGA-READ"])) == 2
+    assert gdc.read_manifest(tmp_path / "m.parquet").project.tolist() == ["TCGA-COAD", "TCGA-READ"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"aliquots": "last"}, "rule 'last'"), ({"slides": ["thick"]}, "'thick' is unknown; give one of diagnostic")],
+)
+def test_unknown_rule_lists_the_known_ones(listing, options, said):
+    with pytest.raises(ConfigError, match=said):
+        listing([], "slides", **options)
+
+
+def test_excluded_files_are_left_out_and_reported(listing, tmp_path, caplog):
+    records = [record(number, barcode) for number, (barcode, _) in enumerate(SLIDES[:2])]
+    table = tmp_path / "exclude.tsv"
+    table.write_text(f"file_id\treason\n{records[1]['file_id']}\tpen marks\n{FILE_ID}\tblurred\n")
+    with caplog.at_level("INFO", "mgi"):
+        assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
+    assert f"excluded {records[1]['file_id']}: pen marks" in caplog.text
+    assert "1 excluded files are not among" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id\treason\n", "lacks the column file_id"),
+        (f"file_id\treason\n{FILE_ID}\t\n", "line 2"),
+        ("file_id\treason\nslide 7\tblurred\n", "line 2"),
+        ("", "cannot be read"),
+    ],
+)
+def test_unusable_exclusion_table_is_refused(listing, tmp_path, text, said):
+    table = tmp_path / "exclude.tsv"
+    table.write_text(text)
+    with pytest.raises(ManifestError, match=said):
+        listing([], "slides", exclude=table)
+    with pytest.raises(MissingInputError, match="absent"):
+        listing([], "slides", exclude=tmp_path / "absent.tsv")
+
+
+def test_listing_that_ends_early_is_an_error(tmp_path, monkeypatch):
+    page = {"data": {"hits": [], "pagination": {"total": 7}}}
+    monkeypatch.setattr(gdc, "json_of", lambda server, method, path, body=None: page)
+    with pytest.raises(FetchError, match="0 of 7 files"):
+        gdc.query([PROJECT], tmp_path / "m.parquet", "http://127.0.0.1:9", ["slides"], None)
+
+
+def test_check_finds_what_the_gdc_no_longer_has(manifest, own_cohort, tmp_path):
+    gdc.check(manifest, f"local:{own_cohort}")
+    rows = gdc.read_manifest(manifest)
+
+    def change(records):
+        records = [record for record in records if record["file_id"] != rows.file_id[2]]
+        next(record for record in records if record["file_id"] == rows.file_id[3])["md5sum"] = "0" * 32
+        return records
+
+    edit_records(own_cohort, change)
+    with pytest.raises(ManifestError, match=rf"2 of {len(rows)} files.*{rows.file_id[2]}.*withdrawn"):
+        gdc.check(manifest, f"local:{own_cohort}", tmp_path / "gone.tsv")
+    gone = pd.read_csv(tmp_path / "gone.tsv", sep="\t")
+    assert gone.file_id.tolist() == rows.file_id[2:4].tolist()
+    assert gone.state.tolist() == ["withdrawn", "changed"]
+
+
+def test_check_names_the_successor(tmp_path, monkeypatch):
+    answers = {
+        "/status": {"data_release": "Data Release 99"},
+        "/files": {"data": {"hits": [], "pagination": {"total": 0}}},
+        f"/history/{FILE_ID}": [
+            {"uuid": FILE_ID, "file_change": "superseded", "data_release": "12.0"},
+            {"uuid": "the-new-one", "file_change": "released", "data_release": "32.0"},
+        ],
+    }
+    monkeypatch.setattr(gdc, "json_of", lambda server, method, path, body=None: answers[path])
+    with pytest.raises(ManifestError, match="superseded"):
+        gdc.check(pin_one(tmp_path / "one.parquet"), "http://127.0.0.1:9", tmp_path / "gone.tsv")
+    assert pd.read_csv(tmp_path / "gone.tsv", sep="\t").reason.tolist() == ["by the-new-one in data release 32.0"]
+
+
+def test_every_slide_of_tcga_maps_to_its_case(data_dir):
+    rows = gdc.read_manifest(data_dir / "gdc" / "manifest_all_tcga_svs.tsv.gz")
+    assert len(rows) == 30075
+    assert (rows.data_type == gdc.SLIDES).all()
+    assert rows.case_id.str.fullmatch(r"TCGA-\w\w-\w{4}").all()
+    assert (rows.file_name.str[:12] == rows.case_id).all()
+    assert rows.sample_type.notna().all()
+    section = rows.aliquot.map(lambda barcode: gdc.BARCODE.match(barcode)["section"])
+    # Counted on the barcodes by other means: the sixth field of each, without its number.
+    assert section.value_counts().to_dict() == rows.aliquot.str.split("-").str[5].str[:2].value_counts().to_dict()
+    assert section.value_counts().to_dict() == {"DX": 11766, "TS": 12801, "BS": 5390, "MS": 118}
+    diagnostic = rows.aliquot.map(gdc._is_diagnostic)
+    assert (diagnostic.sum(), (~diagnostic).sum()) == (11766, 18309)
+    assert (rows.sample_type == "Solid Tissue Normal").sum() == 2789
+
+
+def test_other_real_tables_of_the_gdc(data_dir):
+    legacy = gdc.read_manifest(data_dir / "gdc" / "files_tcga_lgg_htseq_era.tsv.gz")
+    assert len(legacy) == 5307
+    assert set(legacy.project) == {"TCGA-LGG"}
+    with pytest.raises(ManifestError, match="lacks the column id, filename, md5, size; it has File ID"):
+        gdc.read_manifest(data_dir / "gdc" / "gdc_sample_sheet_tcga_lusc.tsv.gz")
+
+
+def test_real_answer_is_paged_through_and_what_it_lacks_is_named(data_dir, monkeypatch):
+    with gzip.open(data_dir / "gdc" / "files_tcga_brca_2019.json.gz", "rt") as handle:
+        real = json.load(handle)
+    for number, entry in enumerate(real):
+        entry["file_id"] = f"{number:08d}"
+    monkeypatch.setattr(gdc, "json_of", lambda server, method, path, body: serve.list_files(real, body))
+    filters = {"op": "in", "content": {"field": "cases.project.project_id", "value": ["TCGA-BRCA"]}}
+    listed = gdc._listed(None, filters, "file_id,file_name,file_size,cases.case_id")
+    assert [entry["file_name"] for entry in listed] == [entry["file_name"] for entry in real]
+    assert sum(entry["file_size"] for entry in listed) == sum(entry["file_size"] for entry in real)
+    with pytest.raises(ManifestError, match="file 00000000 lacks"):
+        gdc._row(listed[0], gdc.EXPRESSION, "TCGA-BRCA")
