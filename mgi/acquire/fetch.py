@@ -312,7 +312,7 @@ def _is_there(file: _File, meter: _Meter) -> bool:
 def _locked(path: Path, stop: web.Stop) -> Iterator[BinaryIO]:
     """Open a file for appending that no other process has open so; the system takes the lock back from a killed one."""
     while True:
-        with open(path, "a+b", buffering=CHUNK // 4) as handle:
+        with open(path, "a+b") as handle:
             if not _lock(handle):
                 stop.pause(LOCK_POLL_SECONDS)
                 continue
@@ -364,18 +364,17 @@ class _Part:
         self.have = 0
 
     def append(self, read: Callable[[], bytes]) -> None:
-        """Append what `read` gives until it gives nothing, or more than the file holds; flush what came in any case."""
-        try:
-            while chunk := read():
-                if self.meter.stop.is_set():
-                    raise FetchError("interrupted")
-                self.handle.write(chunk)
-                self._count(chunk)
-                self.meter.add(len(chunk), received=True)
-                if self.file.size is not None and self.have > self.file.size:
-                    return
-        finally:
+        """Append what `read` gives until it gives nothing, or more than the file holds."""
+        while chunk := read():
+            if self.meter.stop.is_set():
+                raise FetchError("interrupted")
+            self.handle.write(chunk)
+            # A killed process keeps what it has handed to the system.
             self.handle.flush()
+            self._count(chunk)
+            self.meter.add(len(chunk), received=True)
+            if self.file.size is not None and self.have > self.file.size:
+                return
 
     def sync(self) -> None:
         """Flush the file to the disk."""

@@ -1,14 +1,22 @@
 """Downloads that end complete, or say why not, and never begin anew what is done."""
 
+import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from email.utils import formatdate
+
 import pandas as pd
 import pytest
 
+from mgi.acquire import fetch as stage
 from mgi.acquire import gdc, web
 from mgi.acquire.fetch import fetch
 from mgi.acquire.simulate import ANNOTATION_FILE_ID
-from mgi.errors import ConfigError, FetchError, ManifestError
+from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
 
-from .servers import CONTENT, FILE_ID, md5_of, pin_one, says, scripted
+from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, says, scripted
 
 
 @pytest.fixture
@@ -169,3 +177,329 @@ def test_file_name_cannot_leave_the_folder(tmp_path):
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("counts.tsv")] == [
         f"deep/got/{FILE_ID}/counts.tsv"
     ]
+
+
+def test_silent_server_is_given_up_and_the_file_resumed(one_file, tmp_path, no_waiting, monkeypatch):
+    monkeypatch.setattr(web, "TIMEOUT_SECONDS", (1.0, 0.2))
+
+    def stalls(handler):
+        says(200, CONTENT[:5000], stated=len(CONTENT))(handler)
+        time.sleep(1)
+
+    rest = says(206, CONTENT[5000:], Content_Range=f"bytes 5000-{len(CONTENT) - 1}/{len(CONTENT)}")
+    with scripted([stalls, rest]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == [None, "bytes=5000-"]
+
+
+@pytest.mark.parametrize("style", ["seconds", "date"])
+def test_retry_after_is_honoured(one_file, tmp_path, no_waiting, style):
+    asked = []
+
+    def limited(handler):
+        asked.append(time.time())
+        later = formatdate(time.time() + 2, usegmt=True) if style == "date" else "1"
+        says(429, Retry_After=later)(handler)
+
+    def then(handler):
+        asked.append(time.time())
+        says(200, CONTENT)(handler)
+
+    with scripted([limited, then]) as (url, _):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert 0.9 < asked[1] - asked[0] < 3
+
+
+def test_wrong_bytes_are_asked_for_four_times_from_the_start(one_file, tmp_path, no_waiting):
+    with scripted([says(200, CONTENT[::-1])]) as (url, seen), pytest.raises(FetchError, match="after 4 attempts"):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == [None] * 4
+    assert [path.stat().st_size for path in tmp_path.glob("got/*/*")] == [0]
+
+
+def test_progress_starts_the_count_of_failures_anew(one_file, tmp_path, no_waiting):
+    pieces = 3 * web.TRIES
+    step = -(-len(CONTENT) // pieces)
+
+    def a_little(handler):
+        start = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
+        end = min(start + step, len(CONTENT))
+        span = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        says(206 if start else 200, CONTENT[start:end], stated=len(CONTENT) - start, Content_Range=span)(handler)
+
+    with scripted([a_little]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert len(seen) == pieces
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+
+
+def test_body_without_end_is_cut_off_at_the_size(one_file, tmp_path, no_waiting, monkeypatch):
+    monkeypatch.setattr(stage, "CHUNK", 1 << 12)
+    sent = []
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):
+            for _ in range(20_000):
+                handler.wfile.write(CONTENT)
+                sent.append(len(CONTENT))
+
+    with scripted([endless, says(200, CONTENT)]) as (url, _):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert sum(sent) < 100_000_000
+
+
+def test_full_disk_is_told_before_anything_is_fetched(tmp_path):
+    manifest = pin_one(tmp_path / "one.parquet", size=10**18)
+    with (
+        scripted([says(200, CONTENT)]) as (url, seen),
+        pytest.raises(FetchError, match=r"1000000000\.0 GB are to be fetched .* GB free"),
+    ):
+        fetch(manifest, tmp_path / "got", url, 1)
+    assert seen == []
+
+
+def serving(files):
+    """An answer to any request: the file that the path ends with, or 404."""
+
+    def answer(handler):
+        content = files.get(handler.path.split("/data/")[-1])
+        says(404 if content is None else 200, content or b"")(handler)
+
+    return answer
+
+
+def test_status_tells_of_every_file_and_a_rerun_tries_only_the_rest(tmp_path, no_waiting):
+    files = contents(4, 100, 200)
+    gone = list(files)[2]
+    manifest = pin(tmp_path / "m.parquet", files)
+    receipt = tmp_path / "receipts" / "expression.tsv"
+    some = {file_id: content for file_id, content in files.items() if file_id != gone}
+    with scripted([serving(some)]) as (url, _), pytest.raises(FetchError, match=rf"1 of 4 files.*{gone}.*404"):
+        fetch(manifest, tmp_path / "got", url, 2, receipt=receipt)
+    status = pd.read_csv(receipt.with_name("expression.status.tsv"), sep="\t", index_col="file_id")
+    assert status.columns.tolist() == ["file_name", "state", "attempts", "seconds", "reason"]
+    assert status.state.to_dict() == dict.fromkeys(files, "fetched") | {gone: "failed"}
+    assert "withdrawn or superseded" in status.reason[gone]
+    assert not receipt.exists()
+    with scripted([serving(files)]) as (url, seen):
+        fetch(manifest, tmp_path / "got", url, 2, receipt=receipt)
+    assert len(seen) == 1
+    status = pd.read_csv(receipt.with_name("expression.status.tsv"), sep="\t", index_col="file_id")
+    assert status.state.to_dict() == dict.fromkeys(files, "kept") | {gone: "fetched"}
+    assert receipt.exists()
+
+
+def test_every_file_has_its_line_in_the_log(tmp_path, caplog):
+    files = contents(3, 100, 200)
+    with caplog.at_level("INFO", "mgi"), scripted([serving(files)]) as (url, _):
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 2)
+    for file_id in files:
+        assert len([line for line in caplog.messages if line.startswith("fetched counts.tsv") and file_id in line]) == 1
+
+
+def test_server_that_is_down_is_not_asked_for_every_file(tmp_path, no_waiting):
+    files = contents(60, 1, 9)
+    with scripted([says(500)]) as (url, seen), pytest.raises(FetchError, match="60 of 60"):
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1, status=tmp_path / "status.tsv")
+    assert len(seen) == 8 * web.TRIES
+    status = pd.read_csv(tmp_path / "status.tsv", sep="\t")
+    assert status.state.value_counts().to_dict() == {"failed": 8, "not tried": 52}
+
+
+def test_rows_divide_the_files_among_jobs(tmp_path):
+    files = contents(5, 100, 200)
+    manifest = pin(tmp_path / "m.parquet", files)
+    with scripted([serving(files)]) as (url, _):
+        for start in (0, 2, 4):
+            fetch(manifest, tmp_path / str(start), url, 1, rows=slice(start, start + 2))
+    got = [sorted(path.name for path in (tmp_path / str(start)).iterdir()) for start in (0, 2, 4)]
+    assert got == [list(files)[:2], list(files)[2:4], list(files)[4:]]
+
+
+def test_portal_manifest_can_be_fetched(tmp_path):
+    row = (FILE_ID, "counts.tsv", hashlib.md5(CONTENT).hexdigest(), str(len(CONTENT)))
+    (tmp_path / "gdc_manifest.txt").write_text("id\tfilename\tmd5\tsize\n" + "\t".join(row) + "\n")
+    with scripted([says(200, CONTENT)]) as (url, _):
+        fetch(tmp_path / "gdc_manifest.txt", tmp_path / "got", url, 1)
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+
+
+def test_what_is_under_way_may_lie_elsewhere_and_survives_there(tmp_path, no_waiting):
+    files = contents(2, 100, 200)
+    first = next(iter(files))
+    manifest, out, partial = pin(tmp_path / "m.parquet", files), tmp_path / "got", tmp_path / "partial"
+    with scripted([serving({first: files[first]})]) as (url, _), pytest.raises(FetchError):
+        fetch(manifest, out, url, 1, partial=partial)
+    assert not out.exists()
+    assert (partial / first / "counts.tsv").read_bytes() == files[first]
+    with scripted([serving(files)]) as (url, seen):
+        fetch(manifest, out, url, 1, partial=partial)
+        assert len(seen) == 1
+        fetch(manifest, out, url, 1, partial=partial)
+        assert len(seen) == 1
+    assert {path.parent.name: path.read_bytes() for path in out.glob("*/*")} == files
+    assert list(partial.iterdir()) == []
+
+
+def test_second_process_waits_and_takes_what_the_first_completed(one_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "LOCK_POLL_SECONDS", 0.02)
+    began = threading.Event()
+
+    def slow(handler):
+        began.set()
+        time.sleep(0.3)
+        says(200, CONTENT)(handler)
+
+    with scripted([slow]) as (url, seen), ThreadPoolExecutor(2) as pool:
+        one = pool.submit(fetch, one_file, tmp_path / "got", url, 1)
+        assert began.wait(5)
+        other = pool.submit(fetch, one_file, tmp_path / "got", url, 1, status=tmp_path / "status.tsv")
+        one.result(10), other.result(10)
+    assert len(seen) == 1
+    assert pd.read_csv(tmp_path / "status.tsv", sep="\t").state.tolist() == ["kept"]
+    assert [path.name for path in (tmp_path / "got" / FILE_ID).iterdir()] == ["counts.tsv"]
+
+
+@pytest.mark.parametrize("layout", [f"{FILE_ID}/counts.tsv", "counts.tsv"])
+def test_mirror_folder_is_tried_first(one_file, tmp_path, layout):
+    mirror = tmp_path / "mirror" / layout
+    mirror.parent.mkdir(parents=True)
+    mirror.write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1, mirrors=[str(tmp_path / "mirror")])
+    assert seen == []
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("pattern", "asked"),
+    [
+        ("{url}", f"/data/{FILE_ID}"),
+        ("{url}/bucket/{{file_id}}/{{file_name}}", f"/bucket/{FILE_ID}/counts.tsv"),
+        ("{url}/all/x-{{file_name}}", "/all/x-counts.tsv"),
+    ],
+)
+def test_mirror_address_is_tried_first(one_file, tmp_path, pattern, asked):
+    paths = []
+
+    def answer(handler):
+        paths.append(handler.path)
+        says(200, CONTENT)(handler)
+
+    with scripted([answer]) as (mirror, _), scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1, mirrors=[pattern.format(url=mirror)])
+    assert (paths, seen) == ([asked], [])
+
+
+@pytest.mark.parametrize("trouble", [says(404), says(403), says(500), says(200, CONTENT[::-1]), says(200, b"")])
+def test_gdc_stands_in_for_a_mirror_that_fails(one_file, tmp_path, trouble, no_waiting):
+    with scripted([trouble]) as (mirror, tried), scripted([says(200, CONTENT)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1, mirrors=[mirror])
+    assert 1 <= len(tried) <= stage.MIRROR_TRIES
+    assert len(seen) == 1
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+
+
+def test_half_a_file_of_a_mirror_is_completed_by_the_gdc(one_file, tmp_path, no_waiting):
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "counts.tsv").write_bytes(CONTENT[:4000])
+    rest = says(206, CONTENT[4000:], Content_Range=f"bytes 4000-{len(CONTENT) - 1}/{len(CONTENT)}")
+    with scripted([rest]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1, mirrors=[str(tmp_path / "mirror")])
+    assert seen == ["bytes=4000-"]
+
+
+@pytest.mark.parametrize(
+    ("mirror", "error", "said"),
+    [
+        ("nowhere", MissingInputError, "gdc.mirrors takes folders and"),
+        ("http://host/{uuid}", ConfigError, "has {uuid}"),
+        ("http://{file_id}.host", ConfigError, "names no host"),
+    ],
+)
+def test_unusable_mirror_is_refused(one_file, tmp_path, mirror, error, said):
+    with pytest.raises(error, match=said):
+        fetch(one_file, tmp_path / "got", "http://127.0.0.1:9", 1, mirrors=[mirror])
+
+
+@pytest.fixture
+def token(tmp_path):
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text("s3cret\n")
+    return path
+
+
+def test_token_goes_to_the_configured_host_only(one_file, tmp_path, token, caplog, no_waiting):
+    heard = {}
+
+    def hears(name, answer):
+        def then(handler):
+            heard[name] = handler.headers.get("X-Auth-Token")
+            answer(handler)
+
+        return then
+
+    with (
+        caplog.at_level("DEBUG"),
+        scripted([hears("mirror", says(404))]) as (mirror, _),
+        scripted([hears("elsewhere", says(200, CONTENT))]) as (elsewhere, _),
+    ):
+        moved = says(302, Location=elsewhere.replace("127.0.0.1", "localhost") + "/bucket/file")
+        with scripted([hears("gdc", moved)]) as (url, _):
+            fetch(one_file, tmp_path / "got", url, 1, mirrors=[mirror], token_file=token)
+    assert heard == {"mirror": None, "gdc": "s3cret", "elsewhere": None}
+    assert "s3cret" not in caplog.text
+
+
+def test_token_needs_encryption_beyond_this_machine(one_file, tmp_path, token):
+    with pytest.raises(ConfigError, match="not encrypted; use https"):
+        fetch(one_file, tmp_path / "got", "http://gdc.example", 1, token_file=token)
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "error", "said"),
+    [
+        (b"s3cret", 0o644, ConfigError, "chmod 600"),
+        (b"", 0o600, ConfigError, "does not hold a GDC token"),
+        (b"two\nlines", 0o600, ConfigError, "does not hold a GDC token"),
+        (b"\xff\xfe", 0o600, MissingInputError, "UnicodeDecodeError"),
+        (None, 0o600, MissingInputError, "GDC token not found"),
+    ],
+)
+def test_unusable_token_is_refused_and_not_shown(one_file, tmp_path, content, mode, error, said):
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    with pytest.raises(error, match=said) as caught:
+        fetch(one_file, tmp_path / "got", "http://127.0.0.1:9", 1, token_file=path)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_redirects_in_a_circle_end(one_file, tmp_path):
+    with scripted([says(302, Location="/again")]) as (url, seen), pytest.raises(FetchError, match="more than 5 times"):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert len(seen) == 6
+
+
+def test_redirect_away_from_http_is_not_followed(one_file, tmp_path):
+    with scripted([says(302, Location="ftp://host/file")]) as (url, _), pytest.raises(FetchError, match="to ftp"):
+        fetch(one_file, tmp_path / "got", url, 1)
+
+
+def test_partial_file_of_unknown_size_is_resumed(tmp_path):
+    manifest = pin_one(tmp_path / "one.parquet", size=None)
+    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:1000])
+    rest = says(206, CONTENT[1000:], Content_Range=f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}")
+    with scripted([rest]) as (url, seen):
+        fetch(manifest, tmp_path / "got", url, 1)
+    assert seen == ["bytes=1000-"]
+    part.with_name("counts.tsv").rename(part)
+    with scripted([says(416, Content_Range=f"bytes */{len(CONTENT)}")]) as (url, seen):
+        fetch(manifest, tmp_path / "got", url, 1)
+    assert seen == [f"bytes={len(CONTENT)}-"]
