@@ -25,6 +25,7 @@ TINY = {
         "min_tissue": 0.3,
         "annotations": "resources/simulated/annotations",
         "per_job": 6,
+        "keep_slides": True,
     },
     "split": {
         "folds": 2,

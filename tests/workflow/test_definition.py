@@ -177,7 +177,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
     planned = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml").planned()
     assert counted(planned) == {
         "fetch_annotation": 1,
-        "fetch_expression": 1,
+        "fetch_expression": -(-slides.file_name.str[:12].nunique() // 500),
         "fetch_slides": len(slides),
         "build_expression": 1,
         "tile_slides": len(slides),
@@ -246,3 +246,30 @@ def test_slurm_profile_is_read(small_brca):
     assert {"executor", "default-resources", "slurm-status-command"} <= set(keys)
     planned = small_brca.planned("--workflow-profile", str(profile))
     assert all("slurm_partition=debug" in job.text for job in planned if job.rule == "finetune")
+
+
+def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
+    table = tmp_path / "exclude.tsv"
+    table.write_text(f"file_id\treason\n{identifier(901)}\tpen marks\n")
+    text = small_brca.refusal("--dry-run", "--config", f"gdc={{exclude: {table}}}")
+    assert f"pins 1 files that gdc.exclude leaves out, {identifier(901)} the first" in text
+    table.write_text(f"file_id\treason\n{identifier(77)}\tpen marks\n")
+    assert small_brca.planned("--config", f"gdc={{exclude: {table}}}")
+
+
+def test_mirrors_and_the_token_file_reach_every_fetch(small_brca, tmp_path):
+    token = tmp_path / "token"
+    token.touch(0o600)
+    setting = f"gdc={{mirrors: [/a mirror, 'https://b/{{file_id}}'], token_file: {token}}}"
+    planned = small_brca.planned("--config", setting)
+    fetched = [job for job in planned if job.rule.startswith("fetch_")]
+    assert {job.rule for job in fetched} == {"fetch_annotation", "fetch_expression", "fetch_slides"}
+    text = small_brca.run("--dry-run", "--printshellcmds", "--config", setting)
+    given = f"'--mirror=/a mirror' '--mirror=https://b/{{file_id}}' --token-file={token}"
+    assert text.count(f"{given} --receipt") == len(fetched)
+
+
+def test_only_so_many_slides_are_in_flight(small_brca):
+    planned = small_brca.planned()
+    for rule in ("fetch_slides", "tile_slides"):
+        assert all("slides_in_flight=1" in job.text for job in planned if job.rule == rule)

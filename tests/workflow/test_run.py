@@ -84,7 +84,7 @@ def test_same_seed_gives_the_same_bytes(copy):
 
 def test_broken_slide_is_recorded_and_the_run_goes_on(copy):
     source = pd.read_parquet(copy.directory / "results/tiny/sources.parquet").source_id.iloc[0]
-    (slide,) = (copy.directory / "resources/gdc/TCGA-SIM/slides").glob(f"*/{source}.*.svs")
+    (slide,) = (copy.directory / "resources/gdc/TCGA-SIM/slides").glob(f"*/*/{source}.*.svs")
     slide.write_bytes(b"no slide")
     copy.run("results/tiny/splits.parquet", "--forcerun", "tile_slides")
     sources = pd.read_parquet(copy.directory / "results/tiny/sources.parquet").set_index("source_id")

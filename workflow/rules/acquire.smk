@@ -31,6 +31,7 @@ if CFG.gdc:
     checkpoint query:
         input:
             [f"{SIMULATED}/manifest.tsv"] if CFG.simulate else [],
+            exclude=CFG.gdc.exclude or [],
         output:
             manifest=MANIFEST,
         log:
@@ -71,36 +72,35 @@ if CFG.gdc:
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
+            source=source_options,
         params:
             folder=lambda wildcards, input: Path(input.manifest).parent / "annotation",
-            api_url=CFG.gdc.api_url,
-            workers=CFG.gdc.workers,
         shell:
             "python -m mgi gdc fetch {input.manifest:q} -o {params.folder:q} --data-type annotation "
-            "--api-url {params.api_url:q} --workers {params.workers} --receipt {output.receipt:q} > {log} 2>&1"
+            "{resources.source} --receipt {output.receipt:q} > {log} 2>&1"
 
     rule fetch_expression:
         input:
             manifest=manifest,
         output:
-            receipt="resources/gdc/{project}/receipts/expression.tsv",
+            receipt="resources/gdc/{project}/receipts/expression/{part}.tsv",
         log:
-            "logs/gdc/{project}/fetch_expression.log",
+            "logs/gdc/{project}/fetch_expression/{part}.log",
         benchmark:
-            "logs/gdc/{project}/fetch_expression.tsv"
+            "logs/gdc/{project}/fetch_expression/{part}.tsv"
         conda:
             "../envs/acquire.yaml"
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
+            source=source_options,
         params:
             folder=lambda wildcards, input: Path(input.manifest).parent / "expression",
-            api_url=CFG.gdc.api_url,
-            workers=CFG.gdc.workers,
+            rows=rows_of_part,
         shell:
             "python -m mgi gdc fetch {input.manifest:q} -o {params.folder:q} --data-type expression "
-            "--api-url {params.api_url:q} --workers {params.workers} --receipt {output.receipt:q} > {log} 2>&1"
+            "--rows {params.rows} {resources.source} --receipt {output.receipt:q} > {log} 2>&1"
 
 
 if CFG.slides:
@@ -110,6 +110,8 @@ if CFG.slides:
             # A slide is fetched again when its own row of the manifest changed, not when any row did.
             manifest=lambda wildcards: ancient(manifest(wildcards)),
         output:
+            # Slides grow elsewhere: a failed job loses its folder, but not what it has fetched.
+            slides=kept_or_temporary("resources/gdc/{project}/slides/{source}"),
             receipt="resources/gdc/{project}/receipts/slides/{source}.tsv",
         log:
             "logs/gdc/{project}/fetch_slides/{source}.log",
@@ -121,12 +123,12 @@ if CFG.slides:
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
+            source=source_options,
+            slides_in_flight=1,
         params:
-            folder=lambda wildcards, input: Path(input.manifest).parent / "slides",
+            partial=lambda wildcards, input: Path(input.manifest).parent / "partial",
             files=lambda wildcards: [f"--file-id={file_id}" for file_id in batch(wildcards)[1].file_id],
             md5=lambda wildcards: list(batch(wildcards)[1].md5),
-            api_url=CFG.gdc.api_url,
-            workers=CFG.gdc.workers,
         shell:
-            "python -m mgi gdc fetch {input.manifest:q} -o {params.folder:q} {params.files} "
-            "--api-url {params.api_url:q} --workers {params.workers} --receipt {output.receipt:q} > {log} 2>&1"
+            "python -m mgi gdc fetch {input.manifest:q} -o {output.slides:q} {params.files} "
+            "--partial {params.partial:q} {resources.source} --receipt {output.receipt:q} > {log} 2>&1"

@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
-from mgi.acquire.gdc import ANNOTATION, read_manifest
+from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -54,6 +54,7 @@ wildcard_constraints:
     cohort=re.escape(CFG.cohort),
     project=one_of(PROJECTS),
     source=r"[^/.]+",
+    part=r"\d+",
     variant=one_of([*CFG.pretrain, *CFG.finetune]),
     fold=r"\d+",
     run=r"fold\d+|all",
@@ -69,11 +70,18 @@ shell.prefix(
 )
 
 
+# A slide is on the disk from its fetch to its tiles. Tiling goes first, so this bounds both together.
+if CFG.slides and "slides_in_flight" not in workflow.global_resources:
+    workflow.register_resource("slides_in_flight", CFG.slides.in_flight)
+
+
 # What the user gives is looked for now: an error in an input function would come with a traceback.
 GIVEN = {
     "expression.table": CFG.expression.table,
     "expression.positions": CFG.expression.positions,
     "mri.folder": CFG.mri and CFG.mri.folder,
+    "gdc.exclude": CFG.gdc and CFG.gdc.exclude,
+    "gdc.token_file": CFG.gdc and CFG.gdc.token_file,
     "split.stratify_table": None if CFG.simulate else CFG.split.stratify_table,
 }
 for key, path in GIVEN.items():
@@ -101,7 +109,61 @@ def manifests(wildcards):
 def queried():
     """Options of `mgi gdc query`: only what this configuration reads is pinned."""
     star = f"--data-type expression --annotation-file-id {CFG.expression.annotation_file_id} "
-    return (star if CFG.expression.table is None else "") + ("--data-type slides" if CFG.slides else "")
+    options = [f"--slides={name}" for name in CFG.gdc.slides]
+    options += [f"--sample-type={name}" for name in CFG.gdc.sample_types]
+    options += [f"--aliquots={CFG.gdc.aliquots}", f"--slides-per-case={CFG.gdc.slides_per_case}"]
+    options += [f"--exclude={CFG.gdc.exclude}"] if CFG.gdc.exclude else []
+    kinds = (star if CFG.expression.table is None else "") + ("--data-type slides " if CFG.slides else "")
+    return kinds + shlex.join(options)
+
+
+def source_options(wildcards):
+    """Options of `mgi gdc fetch` that say where from and how.
+
+    They are given as a resource, which a job is not run again for: a file is the same wherever it comes from.
+    """
+    options = ["--api-url", CFG.gdc.api_url, "--workers", str(CFG.gdc.workers)]
+    options += [f"--mirror={address}" for address in CFG.gdc.mirrors]
+    options += [f"--token-file={CFG.gdc.token_file}"] if CFG.gdc.token_file else []
+    return shlex.join(options)
+
+
+@refused
+def refuse_excluded(path):
+    """A pinned manifest is not made anew, so one that holds what is to be left out is refused."""
+    excluded = read_exclusions(CFG.gdc.exclude)
+    held = [file_id for file_id in read_manifest(path).file_id if file_id in excluded]
+    if held:
+        raise WorkflowError(
+            f"{path} pins {len(held)} files that gdc.exclude leaves out, {held[0]} the first: "
+            "move it away and run `snakemake pin` to pin the cohort anew"
+        )
+
+
+if CFG.gdc and CFG.gdc.exclude:
+    for name in PINNED:
+        refuse_excluded(MANIFEST.format(project=name))
+
+
+def expression_receipts(wildcards):
+    """The receipts of the jobs that fetch the STAR tables of every project, so many at a time."""
+    receipts = []
+    for project, path in zip(PROJECTS, manifests(wildcards), strict=True):
+        files = int((refused(read_manifest)(path).data_type == EXPRESSION).sum())
+        parts = range(-(-files // CFG.gdc.files_per_job))
+        receipts += [f"resources/gdc/{project}/receipts/expression/{part}.tsv" for part in parts]
+    return receipts
+
+
+def rows_of_part(wildcards):
+    """The STAR tables that one job fetches."""
+    start = int(wildcards.part) * CFG.gdc.files_per_job
+    return f"{start}:{start + CFG.gdc.files_per_job}"
+
+
+def kept_or_temporary(folder):
+    """The folder of a batch's slides; a whole cohort of them may be larger than the disk."""
+    return directory(folder) if CFG.slides.keep_slides else temp(directory(folder))
 
 
 @refused
@@ -131,15 +193,15 @@ def batch(wildcards):
     return found[wildcards.source]
 
 
-def slide_receipt(wildcards):
-    """The receipt of a batch's slides."""
-    return f"resources/gdc/{batch(wildcards)[0]}/receipts/slides/{wildcards.source}.tsv"
+def slide_folder(wildcards):
+    """The folder of a batch's slides."""
+    return f"resources/gdc/{batch(wildcards)[0]}/slides/{wildcards.source}"
 
 
 def slide_files(wildcards):
     """The slides of a batch."""
-    project, rows = batch(wildcards)
-    return [f"resources/gdc/{project}/slides/{row.file_id}/{row.file_name}" for row in rows.itertuples()]
+    folder, rows = slide_folder(wildcards), batch(wildcards)[1]
+    return [f"{folder}/{row.file_id}/{row.file_name}" for row in rows.itertuples()]
 
 
 def annotation_files(wildcards):

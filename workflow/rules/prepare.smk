@@ -3,7 +3,7 @@ if CFG.expression.table is None:
     rule build_expression:
         input:
             manifests=manifests,
-            expression=expand("resources/gdc/{project}/receipts/expression.tsv", project=PROJECTS),
+            expression=expression_receipts,
             annotation=f"resources/gdc/{PROJECTS[0]}/receipts/annotation.tsv",
         output:
             expression="results/{cohort}/expression.parquet",
@@ -55,7 +55,7 @@ if CFG.slides:
 
     rule tile_slides:
         input:
-            slide_receipt,
+            slides=slide_folder,
             annotations=annotation_files,
         output:
             images="results/{cohort}/images/{source}.parquet",
@@ -64,12 +64,15 @@ if CFG.slides:
             "logs/{cohort}/tile_slides/{source}.log",
         benchmark:
             "logs/{cohort}/tile_slides/{source}.tsv"
+        # Before another fetch, so that no more slides lie about than jobs run.
+        priority: 1
         conda:
             "../envs/prepare.yaml"
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
+            slides_in_flight=1,
         params:
             slides=slide_files,
             cases=lambda wildcards: [f"--case-id={case_id}" for case_id in batch(wildcards)[1].case_id],
