@@ -1,6 +1,7 @@
 """Downloads that end complete, or say why not, and never begin anew what is done."""
 
 import hashlib
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,14 @@ from email.utils import formatdate
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from mgi import console
 from mgi.acquire import fetch as stage
 from mgi.acquire import gdc, web
 from mgi.acquire.fetch import fetch
 from mgi.acquire.simulate import ANNOTATION_FILE_ID
+from mgi.cli import app
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
 
 from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, says, scripted
@@ -503,3 +507,37 @@ def test_partial_file_of_unknown_size_is_resumed(tmp_path):
     with scripted([says(416, Content_Range=f"bytes */{len(CONTENT)}")]) as (url, seen):
         fetch(manifest, tmp_path / "got", url, 1)
     assert seen == [f"bytes={len(CONTENT)}-"]
+
+
+def test_progress_in_a_log_tells_bytes_rate_and_time_left(caplog, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.01)
+
+    def polls():
+        for done in (0, 30_000_000, 60_000_000):
+            time.sleep(0.02)
+            yield done
+
+    with caplog.at_level("INFO", "mgi"):
+        assert list(console.transfer(polls(), "fetched", 90_000_000)) == [0, 30_000_000, 60_000_000]
+    assert re.match(r"fetched: 60\.0 of 90\.0 MB, \d+\.\d MB/s, 0 min left", caplog.messages[-1])
+
+
+@pytest.mark.parametrize("rows", ["5", "a:b", "-1:2", "1:2:3"])
+def test_rows_that_are_no_range_are_wrong_usage(one_file, tmp_path, rows):
+    done = CliRunner().invoke(app, ["gdc", "fetch", str(one_file), "-o", str(tmp_path), f"--rows={rows}"])
+    assert done.exit_code == 2
+    assert "START:STOP" in done.output
+
+
+def test_command_line_gives_every_option_to_the_fetch(one_file, tmp_path, token):
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "counts.tsv").write_bytes(CONTENT)
+    options = {
+        "--api-url": "http://127.0.0.1:9", "--mirror": tmp_path / "mirror", "--token-file": token, "--rows": "0:1",
+        "--partial": tmp_path / "partial", "--status": tmp_path / "s.tsv", "--receipt": tmp_path / "r.tsv",
+    }  # fmt: skip
+    given = [f"{name}={value}" for name, value in options.items()]
+    done = CliRunner().invoke(app, ["gdc", "fetch", str(one_file), "-o", str(tmp_path / "got"), *given])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+    assert (tmp_path / "s.tsv").exists() and (tmp_path / "r.tsv").exists()
