@@ -128,6 +128,9 @@ class Optimisation(Section):
     augment: Literal["none", "flip", "dihedral"] = Field(
         "dihedral", description="`flip`: left to right; `dihedral`: flips and quarter turns"
     )
+    images_per_source: int | None = Field(
+        None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
+    )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of an image's intensity")
 
 
