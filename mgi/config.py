@@ -157,6 +157,9 @@ class Optimisation(Section):
     augment: Literal["none", "flip", "dihedral"] = Field(
         "dihedral", description="`flip`: left to right; `dihedral`: flips and quarter turns"
     )
+    images_per_source: int | None = Field(
+        None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
+    )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of an image's intensity")
 
 
@@ -228,12 +231,12 @@ class Config(Section):
 
     def pretrain_options(self, variant: str) -> dict[str, Any]:
         """Everything `mgi pretrain` needs to know of `variant`, as plain values."""
-        options = self.pretrain[variant].model_dump(exclude={"base"})
+        options = self.pretrain[variant].model_dump(exclude={"base"}, exclude_none=True)
         return options | self._run_options()
 
     def finetune_options(self, variant: str) -> dict[str, Any]:
         """Everything `mgi finetune` needs to know of `variant`, the architecture of its encoders included."""
-        options = self.finetune[variant].model_dump(exclude={"base"})
+        options = self.finetune[variant].model_dump(exclude={"base"}, exclude_none=True)
         encoders = self.pretrain[self.finetune[variant].encoders].model_dump()
         architecture = {key: encoders[key] for key in ("gene_encoder", "image_encoder")}
         return options | architecture | self._run_options()

@@ -10,7 +10,7 @@ import pytest
 
 from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.files import write_table
-from mgi.prepare.images import encode_mask, encode_png, image_table, write_sources
+from mgi.prepare.images import decode_mask, encode_mask, encode_png, image_table, write_sources
 
 GENES, PX, IMAGES = 40, 32, 6
 CASES = [f"TCGA-AA-000{index}" for index in range(8)]
@@ -107,3 +107,19 @@ def finetuned(cohort, pretrained, finetune_options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finetuned")
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", pretrained, folder)
     return folder
+
+
+def patient_dice(predictions: pd.DataFrame) -> dict[str, float]:
+    """Each patient's Dice over all its pixels, from the rows of a predictions.parquet, one set of pixels at a time."""
+    dice = {}
+    for case, rows in predictions.groupby("case_id"):
+        sets = [
+            {
+                (index, *place)
+                for index, png in enumerate(rows[name])
+                for place in np.argwhere(decode_mask(png)).tolist()
+            }
+            for name in ("prediction", "reference")
+        ]
+        dice[case] = 2 * len(sets[0] & sets[1]) / (len(sets[0]) + len(sets[1])) if sets[0] or sets[1] else 1.0
+    return dice

@@ -39,7 +39,7 @@ def evaluate_table(folder: Path, images: Path, expression: Path | None, output: 
         )
     device = prepare_torch(*(config["options"][name] for name in ("threads", "device", "seed")))
     model = model.to(device, memory_format=torch.channels_last)
-    write_predictions(model, table, profiles, 0, config["threshold"], device, output)
+    write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
 
 

@@ -1,5 +1,6 @@
 """What training reads: the images of some cases, their expression, and their role in a fold."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,32 +61,55 @@ class Images:
         return Images(frame, [self.encoded[r] for r in rows], [self.masks[r] for r in rows], self.positive[rows])
 
 
-def read_images(sources: Path, cases: set[str], labelled: bool = False) -> Images:
-    """Read the images of `cases`; with `labelled` only those with a mask.
+def read_images(sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None) -> Images:
+    """Read the images of `cases`: with `labelled` only those with a mask, at most `images_per_source` of each source.
 
     Raises
     ------
     ImageTableError
         If none is left, or the images are not all of one size.
     """
+    return _joined(list(iterate_images(sources, cases, labelled, images_per_source)), str(sources))
+
+
+def iterate_images(
+    sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None
+) -> Iterator[Images]:
+    """Give the images of `cases` one table after the other, so that no more than one need be in memory."""
     listed = read_table(sources, "table of sources", ["case_id", "status", "table"]).to_pandas()
     usable = listed[(listed.status == "ok") & listed.case_id.isin(cases)]
-    folder = sources.parent / "images"
-    paths = [folder / f"{name}.parquet" for name in usable.table.unique()]
-    parts = [read_image_table(path, cases, labelled) for path in paths]
-    return _joined([part for part in parts if len(part)], str(sources))
+    for name in usable.table.unique():
+        images = read_image_table(sources.parent / "images" / f"{name}.parquet", cases, labelled, images_per_source)
+        if len(images):
+            yield images
 
 
-def read_image_table(path: Path, cases: set[str] | None = None, labelled: bool = False) -> Images:
-    """Read one table of images, whole or for some cases."""
+def read_image_table(
+    path: Path, cases: set[str] | None = None, labelled: bool = False, images_per_source: int | None = None
+) -> Images:
+    """Read one table of images, whole or for some cases; of each source at most so many, at even distances."""
     existing(path, "table of images")
     filters = None if cases is None else [("case_id", "in", sorted(cases))]
-    table = pq.read_table(path, columns=[*PLACE, "image", "mask"], filters=filters)
+    table = pq.read_table(path, columns=[*PLACE, "mask", "image"], filters=filters)
     if labelled:
         table = table.filter(table["mask"].is_valid())
+    if images_per_source is not None:
+        table = table.take(_spread_by_source(table["source_id"].to_pylist(), images_per_source))
     masks = table["mask"].to_pylist()
-    positive = np.array([mask is not None and bool(decode_mask(mask).any()) for mask in masks], dtype=bool)
+    # Most masks of a slide are the same few: all tumour or none.
+    tumour = {mask: mask is not None and bool(decode_mask(mask).any()) for mask in set(masks)}
+    positive = np.array([tumour[mask] for mask in masks], dtype=bool)
     return Images(table.select(PLACE).to_pandas(), table["image"].to_pylist(), masks, positive)
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Take up to `count` of the rows at even distances."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
+
+
+def _spread_by_source(sources: list[str], count: int) -> np.ndarray:
+    groups = pd.Series(sources, dtype=str).groupby(sources).indices
+    return np.sort(np.concatenate([spread(np.sort(rows), count) for rows in groups.values()] or [np.empty(0, int)]))
 
 
 def _joined(parts: list[Images], where: str) -> Images:

@@ -13,8 +13,8 @@ from mgi.errors import CheckpointError, CohortError
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
-from mgi.train.inference import patient_dice, predict_probabilities, write_predictions
+from mgi.train.data import Images, Profiles, augment, iterate_images, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.inference import score, write_predictions
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -43,7 +43,7 @@ def finetune(
     """
     device = prepare_torch(options.threads, options.device, options.seed)
     profiles, roles = _profiles(options, expression, splits, fold)
-    train = read_images(sources, set(roles["train"]), labelled=True)
+    train = read_images(sources, set(roles["train"]), True, options.images_per_source)
     if not train.positive.any():
         raise CohortError(f"no training image of fold {fold} holds tumour: check the annotations")
     config = {
@@ -67,13 +67,20 @@ def finetune(
     identity = {"config": config, "patients": roles, "images": len(train), "pretrained": _digest(pretrained)}
     groups = parameter_groups(model, options, options.encoder_lr_scale)
     run = TrainingRun(model, options, identity, output, groups)
-    val = read_images(sources, set(roles["val"]), labelled=True) if roles["val"] else None
-    validate = None if val is None else (lambda: _validate(model, val, profiles, device))
+    val = read_images(sources, set(roles["val"]), True, options.images_per_source) if roles["val"] else None
+    validate = None
+    if val is not None:
+
+        def validate() -> tuple[float, dict[str, float]]:
+            dice, loss = score(model, val, profiles, (0.5,), device)
+            return float(dice[0]), {"val_loss": loss, "val_dice": float(dice[0])}
+
     run.train(options.seed, lambda step: batches.loss(model, step), validate)
     if val is not None:
-        config["threshold"] = _best_threshold(model, val, profiles, device)
+        dice, _ = score(model, val, profiles, THRESHOLDS, device)
+        config["threshold"] = THRESHOLDS[int(np.argmax(dice))]
     if roles["test"]:
-        test = read_images(sources, set(roles["test"]), labelled=True)
+        test = iterate_images(sources, set(roles["test"]), labelled=True)
         write_predictions(model, test, profiles, int(fold), config["threshold"], device, output)
     checkpoint.save(model, config, output)
     run.finish()
@@ -163,23 +170,3 @@ def _load_encoders(model: Segmenter, config: dict, folder: Path) -> None:
 def _digest(folder: Path | None) -> str | None:
     """Tell one set of pre-trained weights from another."""
     return None if folder is None else hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()
-
-
-def _validate(
-    model: Segmenter, val: Images, profiles: Profiles, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    """Give the patient-mean Dice at 0.5 over the validation patients, and their mean cross-entropy."""
-    probability = predict_probabilities(model, val, profiles, device).astype(np.float32)
-    reference = val.load_masks(np.arange(len(val)))
-    clipped = probability.clip(1e-4, 1 - 1e-4)
-    cross_entropy = -np.where(reference, np.log(clipped), np.log1p(-clipped)).mean()
-    dice = np.mean(list(patient_dice(probability >= 0.5, reference, val.frame.case_id.to_numpy()).values()))
-    return float(dice), {"val_loss": float(cross_entropy), "val_dice": float(dice)}
-
-
-def _best_threshold(model: Segmenter, val: Images, profiles: Profiles, device: torch.device) -> float:
-    """Choose the threshold with the best patient-mean Dice on the validation patients."""
-    probability = predict_probabilities(model, val, profiles, device)
-    reference, cases = val.load_masks(np.arange(len(val))), val.frame.case_id.to_numpy()
-    means = [np.mean(list(patient_dice(probability >= cut, reference, cases).values())) for cut in THRESHOLDS]
-    return THRESHOLDS[int(np.argmax(means))]

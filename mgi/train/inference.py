@@ -1,70 +1,99 @@
 """Segmentation of many images by one model, in batches, each patient's genes encoded with its images."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from mgi.files import write_table
+from mgi.files import written_aside
 from mgi.model.segmenter import Segmenter
 from mgi.prepare.images import encode_mask
-from mgi.train.data import PLACE, Images, Profiles, to_tensor
+from mgi.train.data import Images, Profiles, to_tensor
 from mgi.train.loop import autocast
 
 BATCH = 32
+PREDICTIONS = pa.schema(
+    [
+        ("case_id", pa.string()),
+        ("source_id", pa.string()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("z", pa.int32()),
+        ("size", pa.int32()),
+        ("mpp", pa.float32()),
+        ("fold", pa.int32()),
+        ("prediction", pa.binary()),
+        ("reference", pa.binary()),
+    ]
+)
 
 
 @torch.inference_mode()
-def predict_probabilities(model: Segmenter, images: Images, profiles: Profiles, device: torch.device) -> np.ndarray:
-    """Give the tumour probability of every pixel as float16 [images, height, width], in the order of `images`."""
+def predict_probabilities(
+    model: Segmenter, images: Images, profiles: Profiles, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Segment images a batch at a time.
+
+    Yields
+    ------
+    rows : int ndarray, [batch]
+        Rows of `images`.
+    probability : float32 ndarray, [batch, height, width]
+        Tumour probability of their pixels.
+    """
     model.eval()
-    results = []
     for start in range(0, len(images), BATCH):
         rows = np.arange(start, min(start + BATCH, len(images)))
         cases, patient = np.unique(images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
         batch = (values.to(device), torch.from_numpy(patient).to(device), present.to(device))
+        inputs = to_tensor(images.load(rows), device).contiguous(memory_format=torch.channels_last)
         with autocast(device):
-            logits = model(to_tensor(images.load(rows), device), *batch)
-        results.append(logits.float().sigmoid().half().cpu().numpy())
-    return np.concatenate(results)
+            logits = model(inputs, *batch)
+        yield rows, logits.float().sigmoid().cpu().numpy()
 
 
-def patient_dice(predicted: np.ndarray, reference: np.ndarray, cases: np.ndarray) -> dict[str, float]:
-    """Give each patient's Dice over all its pixels; 1 where reference and prediction are both empty.
+def score(
+    model: Segmenter, images: Images, profiles: Profiles, thresholds: tuple[float, ...], device: torch.device
+) -> tuple[np.ndarray, float]:
+    """Give the patient-mean Dice at each threshold and the mean cross-entropy per pixel.
 
-    Parameters
-    ----------
-    predicted, reference : ndarray of bool or 0/1, [images, height, width]
-    cases : ndarray of str, [images]
+    A patient's Dice is taken over all its pixels; it is 1 where reference and prediction are both empty.
     """
-    names, index = np.unique(cases.astype(str), return_inverse=True)
-    overlap, total = (
-        np.bincount(index, weights=pixels.reshape(len(cases), -1).sum(axis=1, dtype=np.int64))
-        for pixels in (predicted.astype(bool) & reference.astype(bool), predicted.astype(np.uint8) + reference)
-    )
+    counts = np.zeros((2, len(thresholds), len(images)), dtype=np.int64)  # overlap; predicted plus reference
+    cross_entropy = 0.0
+    for rows, probability in predict_probabilities(model, images, profiles, device):
+        reference = images.load_masks(rows).astype(bool)
+        clipped = probability.clip(1e-4, 1 - 1e-4)
+        cross_entropy -= np.where(reference, np.log(clipped), np.log1p(-clipped)).mean(axis=(1, 2)).sum()
+        for index, threshold in enumerate(thresholds):
+            predicted = probability >= threshold
+            counts[0, index, rows] = (predicted & reference).sum(axis=(1, 2))
+            counts[1, index, rows] = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
+    per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()
+    overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, thresholds] each
     dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
-    return dict(zip(names.tolist(), dice.tolist(), strict=True))
+    return dice.mean(axis=0), float(cross_entropy / len(images))
 
 
 def write_predictions(
     model: Segmenter,
-    images: Images,
+    parts: Iterable[Images],
     profiles: Profiles,
     fold: int,
     threshold: float,
     device: torch.device,
     folder: Path,
 ) -> None:
-    """Segment labelled images and write predictions.parquet: place, fold, predicted and reference mask as PNG."""
-    predicted = predict_probabilities(model, images, profiles, device) >= threshold
-    table = pa.Table.from_pandas(images.frame[PLACE], preserve_index=False).replace_schema_metadata(None)
-    columns = {
-        "fold": pa.array([fold] * len(images), pa.int32()),
-        "prediction": pa.array([encode_mask(mask) for mask in predicted], pa.binary()),
-        "reference": pa.array(images.masks, pa.binary()),
-    }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    write_table(table, folder / "predictions.parquet", row_group_size=256)
+    """Segment labelled images, part by part, and write predictions.parquet: place, fold, prediction and reference."""
+    with written_aside(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS) as writer:
+        for images in parts:
+            masks = []
+            for _, probability in predict_probabilities(model, images, profiles, device):
+                masks += [encode_mask(mask) for mask in probability >= threshold]
+            frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
+            writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))

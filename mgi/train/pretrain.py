@@ -11,7 +11,7 @@ from mgi.console import log
 from mgi.errors import CohortError
 from mgi.model.alignment import Aligner
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
 VAL_IMAGES_PER_PATIENT = 16
@@ -36,7 +36,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
             f"fold {fold} has {len(paired['train'])} training patients with both images and expression; "
             "contrastive pre-training needs two or more: lower split.folds or add paired cases"
         )
-    images = read_images(sources, set(paired["train"] + paired["val"]))
+    images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
     config = {
         "kind": "aligner",
         "options": options.model_dump(exclude={"base"}),
@@ -92,15 +92,10 @@ class PatientBatches:
     def held_out(self, patients: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Give evenly spread images of other patients, their profiles, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
-        spread = [_spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
-        patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in spread]))
-        pictures = to_tensor(self.images.load(np.concatenate(spread)), torch.device("cpu"))
+        chosen = [spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
+        patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in chosen]))
+        pictures = to_tensor(self.images.load(np.concatenate(chosen)), torch.device("cpu"))
         return pictures, self.profiles.of(cases)[0], patient
-
-
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Take up to `count` rows at even distances."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
 
 
 @torch.inference_mode()

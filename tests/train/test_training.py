@@ -12,14 +12,14 @@ import torch
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
-from mgi.prepare.images import decode_mask
+from mgi.prepare.images import decode_mask, encode_mask
 from mgi.train import checkpoint
 from mgi.train.data import read_images, read_profiles
 from mgi.train.finetune import finetune
-from mgi.train.inference import patient_dice, predict_probabilities
+from mgi.train.inference import predict_probabilities, score
 from mgi.train.loop import LAST, TrainingRun, learning_rate, prepare_torch
 from mgi.train.pretrain import pretrain
-from tests.tables import CASES, IMAGES, UNPAIRED
+from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
 
 
 def weights(folder) -> bytes:
@@ -81,7 +81,8 @@ def test_predictions_cover_the_test_images_with_their_references(finetuned, coho
     assert sorted(table.case_id.unique()) == CASES[6:] and len(table) == 2 * IMAGES
     config = json.loads((finetuned / "config.json").read_text())
     model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
-    probability = predict_probabilities(model, images, read_profiles(cohort.expression), torch.device("cpu"))
+    batches = predict_probabilities(model, images, read_profiles(cohort.expression), torch.device("cpu"))
+    probability = np.concatenate([part for _, part in batches])
     for row, expected in zip(table.itertuples(), probability >= config["threshold"], strict=True):
         assert (decode_mask(row.prediction) == expected).all()
     assert table.reference.tolist() == images.masks
@@ -123,8 +124,7 @@ def test_training_learns_the_discs(cohort, finetune_options, tmp_path):
     options = finetune_options(steps=80, val_every=40, batch_images=8, genes="none", vit=False, lr=5e-3)
     finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
     table = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
-    predicted, reference = (np.stack([decode_mask(png) for png in table[name]]) for name in ("prediction", "reference"))
-    assert min(patient_dice(predicted, reference, table.case_id.to_numpy()).values()) > 0.9
+    assert min(patient_dice(table).values()) > 0.9
 
 
 def test_checkpoint_for_other_genes_is_refused_with_both_counts(cohort, pretrained, finetune_options, write, tmp_path):
@@ -168,16 +168,25 @@ def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options
         pretrain(pretrain_options, cohort.sources, cohort.expression, tmp_path / "splits.parquet", "0", tmp_path)
 
 
-def test_patient_dice_pools_a_patient_and_counts_empty_as_perfect():
-    random = np.random.default_rng(0)
-    predicted, reference = random.random((2, 6, 5, 5)) < 0.4
-    predicted[4:], reference[4:] = False, False
-    cases = np.array(["a", "b", "a", "b", "c", "c"])
-    dice = patient_dice(predicted, reference.astype(np.uint8), cases)
-    for case in "ab":
-        p, r = predicted[cases == case], reference[cases == case]
-        assert dice[case] == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
-    assert dice["c"] == 1
+def test_validation_scores_equal_dice_and_cross_entropy_worked_out_pixel_by_pixel(cohort, finetuned):
+    model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
+    images.masks[:IMAGES] = [images.masks[0]] * IMAGES
+    profiles, device = read_profiles(cohort.expression), torch.device("cpu")
+    probability = np.concatenate([part for _, part in predict_probabilities(model, images, profiles, device)])
+    reference = images.load_masks(np.arange(len(images)))
+    thresholds = (0.3, float(np.quantile(probability, 0.9)), 1.1)
+    dice, loss = score(model, images, profiles, thresholds, device)
+    for threshold, measured in zip(thresholds, dice, strict=True):
+        masks = [encode_mask(mask) for mask in probability >= threshold]
+        table = images.frame.assign(prediction=masks, reference=images.masks)
+        assert measured == pytest.approx(np.mean(list(patient_dice(table).values())))
+    assert dice[2] == 0.5, "empty beside empty is perfect, empty beside tumour worth nothing"
+    assert loss == pytest.approx(-np.log(np.where(reference, probability, 1 - probability)).mean(), rel=1e-4)
+
+
+def test_training_may_take_a_spread_of_each_source(cohort):
+    images = read_images(cohort.sources, set(CASES[:2]), images_per_source=3)
+    assert images.frame.groupby("source_id").z.apply(list).tolist() == [[0, 2, 5]] * 2
 
 
 def test_learning_rate_warms_up_and_decays(finetune_options):

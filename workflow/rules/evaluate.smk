@@ -44,7 +44,7 @@ rule retrieve:
     benchmark:
         "logs/{cohort}/retrieve.tsv"
     conda:
-        "../envs/evaluate.yaml"
+        TRAINING_ENV
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,

@@ -20,7 +20,7 @@ if CFG.expression.table is None:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             folders=lambda wildcards, input: [Path(path).parent / "expression" for path in input.manifests],
-            manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
+            manifests=lambda wildcards, input: expand("--manifest={path}", path=input.manifests),
             annotation=annotation_file,
             gene_types=[f"--gene-type={name}" for name in CFG.expression.gene_types],
         shell:
@@ -104,7 +104,7 @@ if CFG.slides:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
         params:
-            manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
+            manifests=lambda wildcards, input: expand("--manifest={path}", path=input.manifests),
             per_job=CFG.slides.per_job,
             annotations=f"--annotations {shlex.quote(CFG.slides.annotations)}" if CFG.slides.annotations else "",
         shell:
@@ -156,7 +156,7 @@ rule split:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
     params:
-        manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
+        manifests=lambda wildcards, input: expand("--manifest={path}", path=input.manifests),
         stratify=stratification(),
         folds=CFG.split.folds,
         val_fraction=CFG.split.val_fraction,
