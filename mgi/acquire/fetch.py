@@ -295,8 +295,8 @@ def _fetched(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Out
         except BaseException:
             part.forget()
             raise
+        # Should a crash undo the renaming, the whole `.part` is there and is renamed again.
         os.replace(file.part, file.staged)
-        _sync_folder(file.staged.parent)
     return FETCHED
 
 
@@ -398,16 +398,6 @@ class _Mismatch(web.TryAgain):
 
 class _Exhausted(FetchError):
     """A source failed as often as it may."""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _Source(Protocol):

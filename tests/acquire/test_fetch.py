@@ -541,3 +541,13 @@ def test_command_line_gives_every_option_to_the_fetch(one_file, tmp_path, token)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
     assert (tmp_path / "s.tsv").exists() and (tmp_path / "r.tsv").exists()
+
+
+def test_whole_partial_file_needs_no_request(one_file, tmp_path):
+    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]
