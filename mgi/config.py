@@ -160,7 +160,7 @@ class Optimisation(Section):
     images_per_source: int | None = Field(
         None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
     )
-    intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of an image's intensity")
+    intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
 
 
 class Pretrain(Optimisation):

@@ -57,7 +57,9 @@ class GeneAttention(nn.Module):
         self.key_value = nn.Linear(gene_dim, 2 * dim)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, 2 * dim)
-        self.gate = nn.Parameter(torch.zeros(dim))
+        # The genes enter at full strength; from a faint start they are learnt after the patients' looks are memorised.
+        nn.init.normal_(self.output.weight, std=dim**-0.5)
+        self.gate = nn.Parameter(torch.ones(dim))
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
@@ -76,8 +78,7 @@ class GeneAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value)  # [images, heads, pixels, dim / heads]
         # An average over many gene tokens is small beside an image token, and the genes would be learnt late.
         scale, shift = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2))).chunk(2, dim=-1)
-        # Half open at the start: a closed gate would pass no gradient to the genes.
-        gate = self.gate.sigmoid() * present[:, None, None]
+        gate = self.gate * present[:, None, None]
         tokens = tokens + gate * (scale * tokens + shift)
         return tokens + self.mlp(self.mlp_norm(tokens))
 

@@ -195,7 +195,7 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 def augment(
     images: np.ndarray, masks: np.ndarray | None, how: str, jitter: float, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Flip, turn and brighten each image at random, its mask alike.
+    """Flip, turn and change the intensities of each image at random, its mask alike.
 
     Parameters
     ----------
@@ -203,13 +203,13 @@ def augment(
     masks : uint8 ndarray, [batch, height, width], or None
     how : {"none", "flip", "dihedral"}
     jitter : float
-        Largest relative change of intensity.
+        Largest relative change of a channel's intensity: stain of a slide, gain of an MRI sequence.
     """
     images = images.copy()
     masks = None if masks is None else masks.copy()
     turns = random.integers(0, 4, len(images)) * (how == "dihedral")
     flips = (random.random(len(images)) < 0.5) & (how != "none")
-    gains = 1 + jitter * random.uniform(-1, 1, len(images))
+    gains = 1 + jitter * random.uniform(-1, 1, (len(images), 3))
     for index, (turn, flip, gain) in enumerate(zip(turns, flips, gains, strict=True)):
         for stack in (images, masks):
             if stack is not None:

@@ -47,7 +47,7 @@ def test_without_a_profile_the_values_have_no_effect():
 
 def test_a_closed_gate_ignores_the_genes():
     model, (images, values, patient, present) = segmenter(), batch()
-    torch.nn.init.constant_(model.fusion.gate, -100.0)
+    torch.nn.init.zeros_(model.fusion.gate)
     torch.testing.assert_close(
         model(images, values, patient, present), model(images, values + 5, patient, present), rtol=0, atol=1e-6
     )
