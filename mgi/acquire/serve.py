@@ -8,6 +8,7 @@ import errno
 import json
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def endpoint(api_url: str) -> Iterator[str]:
 
 
 def serve_until_interrupted(folder: Path, port: int) -> None:
-    """Serve `folder` on 127.0.0.1, print the address, and return on an interrupt.
+    """Serve `folder` on 127.0.0.1, print the address, and return on an interrupt or a request to terminate.
 
     Raises
     ------
@@ -64,6 +65,9 @@ def serve_until_interrupted(folder: Path, port: int) -> None:
     ConfigError
         If the port is taken.
     """
+    # Said outright, since a shell starts what it runs in the background with interrupts ignored.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     with make_server(folder, port) as server:
         print(address(server), flush=True)
         try:

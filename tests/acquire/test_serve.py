@@ -165,13 +165,18 @@ def test_port_in_use_is_told(cohort):
             serve.make_server(cohort, port)
 
 
-def test_serve_prints_its_address_and_stops_on_interrupt(cohort):
-    command = [sys.executable, "-m", "mgi", "serve", str(cohort)]
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_serve_prints_its_address_and_stops_when_told_even_in_the_background(cohort, stop):
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from mgi.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(cohort)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        address = process.stdout.readline().strip()
-        assert requests.get(f"{address}/status").json()["status"] == "OK"
-        process.send_signal(2)
-        assert process.wait(timeout=10) == 0
+        try:
+            address = process.stdout.readline().strip()
+            assert requests.get(f"{address}/status", timeout=10).json()["status"] == "OK"
+            process.send_signal(stop)
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
 
 
 def test_filters_of_a_real_client_pick_from_real_records(data_dir):
