@@ -57,7 +57,7 @@ class GeneAttention(nn.Module):
         self.key_value = nn.Linear(gene_dim, 2 * dim)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, 2 * dim)
-        # The genes enter at full strength; from a faint start they are learnt after the patients' looks are memorised.
+        # The genes enter at full strength: from a faint start they were learnt late or not at all on simulated cohorts.
         nn.init.normal_(self.output.weight, std=dim**-0.5)
         self.gate = nn.Parameter(torch.ones(dim))
         self.mlp_norm = nn.LayerNorm(dim)
