@@ -86,6 +86,9 @@ class GeneAttention(nn.Module):
 class Segmenter(nn.Module):
     """Segment tumours from an image and, where given, the patient's genes.
 
+    The logits are the sum of coarse ones, read from the deepest tokens right after the fusion, and fine ones, read at
+    full resolution (score maps summed over resolutions: Long et al., 2015, arXiv 1411.4038).
+
     Parameters
     ----------
     channels : list of int
@@ -112,6 +115,9 @@ class Segmenter(nn.Module):
         steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
         self.up = nn.ModuleList(_convolutions(b, b) for _, b in steps)
+        # What the genes say of a texture is a product of two things that are both unknown at first. A straight way from
+        # the fusion to the loss is what lets it be learnt; through the decoder alone it often is not.
+        self.coarse_head = nn.Conv2d(deepest, 1, 1)
         self.head = nn.Conv2d(first, 1, 1)
 
     def forward(
@@ -144,7 +150,8 @@ class Segmenter(nn.Module):
             genes = self.gene_encoder(values, gene_dropout)[0][patient]
             tokens = self.fusion(x.flatten(2).transpose(1, 2), genes, present[patient])
             x = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+        coarse = F.interpolate(self.coarse_head(x), size=images.shape[-2:], mode="bilinear", align_corners=False)
         for reduce, block in zip(self.reduce, self.up, strict=True):
             # Reducing before the upsampling and adding the skip halves the cost of concatenation.
             x = block(skips.pop() + F.interpolate(reduce(x), scale_factor=2.0, mode="nearest"))
-        return self.head(x).squeeze(1)
+        return (self.head(x) + coarse).squeeze(1)
