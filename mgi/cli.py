@@ -45,6 +45,22 @@ Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
 Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or a YAML file.")]
 
 
+@app.command(epilog="Example: mgi doctor --config config/tcga-brca.yaml")
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="Examine what this configuration names, too.")] = None,
+) -> None:
+    """Tell what is missing on this machine, and the fix for each; exit with 1 if anything needed is."""
+    from mgi.doctor import FAIL, examine
+
+    failed = 0
+    for finding in examine(config):
+        fix = f"; {finding.fix}" if finding.fix else ""
+        print(f"{finding.state}  {finding.subject:<20}  {finding.found}{fix}", flush=True)
+        failed += finding.state == FAIL
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: mgi simulate sim --cases 48 --seed 0")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],

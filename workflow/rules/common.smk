@@ -76,16 +76,8 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 
 
 # What the user gives is looked for now: an error in an input function would come with a traceback.
-GIVEN = {
-    "expression.table": CFG.expression.table,
-    "expression.positions": CFG.expression.positions,
-    "mri.folder": CFG.mri and CFG.mri.folder,
-    "gdc.exclude": CFG.gdc and CFG.gdc.exclude,
-    "gdc.token_file": CFG.gdc and CFG.gdc.token_file,
-    "split.stratify_table": None if CFG.simulate else CFG.split.stratify_table,
-}
-for key, path in GIVEN.items():
-    if path and not Path(path).exists():
+for key, path in CFG.given_files().items():
+    if not Path(path).exists():
         raise WorkflowError(f"configuration: '{key}' is {path}, which is not there: put it there or correct the key")
 
 

@@ -1,0 +1,182 @@
+"""What this machine lacks for a configuration, found before a run and not hours into it."""
+
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from mgi.config import Config, load_config
+from mgi.errors import MGIError
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+LEAST_CONDA = Version("24.7.1")
+LEAST_FREE_GB = 10
+# Each loads a native library of its own, and fails in its own way where that library is missing or of another build.
+NATIVE = {"openslide": "openslide-bin", "pyvips": "pyvips-binary", "torchvision": "torchvision", "timm": "timm"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: PASS, WARN (something optional is missing) or FAIL, what was found, and the fix if any."""
+
+    state: str
+    subject: str
+    found: str
+    fix: str = ""
+
+
+def examine(config_file: Path | None) -> Iterator[Finding]:
+    """Look at the machine and, with a configuration, at what it names; yield findings as they are made.
+
+    Nothing is written, and nothing but the GDC's `/status` is asked over the network.
+    """
+    yield from _packages()
+    yield from (_native(module, package) for module, package in NATIVE.items())
+    yield _conda()
+    yield _slurm()
+    if config_file is None:
+        yield Finding(WARN, "configuration", "none given", "name one with --config to have its inputs examined")
+        return
+    try:
+        config = load_config(config_file)
+    except MGIError as problem:
+        yield Finding(FAIL, "configuration", str(problem), f"correct {config_file}")
+        return
+    yield Finding(PASS, "configuration", f"{config_file} is valid")
+    yield from _inputs(config)
+    yield _device(config)
+    yield from _gdc(config)
+    yield _room(Path.cwd())
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare what is installed with what mgi requires."""
+    try:
+        required = [Requirement(line) for line in importlib.metadata.requires("mgi") or ()]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            WARN, "packages", "mgi itself is not installed, so its requirements are unknown", "run: make test"
+        )
+        return
+    required = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = []
+    for one in required:
+        try:
+            version = importlib.metadata.version(one.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{one.name} is missing")
+            continue
+        if not one.specifier.contains(version, prereleases=True):
+            wrong.append(f"{one.name} is {version}, not {one.specifier}")
+    if wrong:
+        yield Finding(FAIL, "packages", "; ".join(wrong), "run: pip install -r requirements.lock")
+    else:
+        yield Finding(PASS, "packages", f"all {len(required)} requirements are met")
+
+
+def _native(module: str, package: str) -> Finding:
+    try:
+        if module in ("torchvision", "timm"):
+            # Brings the cure for a CPU build of torch beside another build of torchvision.
+            importlib.import_module("mgi.model.image_encoder")
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())
+        return Finding(
+            FAIL, module, reason, f"run: pip install --force-reinstall {package}, at the version of the lock"
+        )
+    return Finding(PASS, module, "loads")
+
+
+def _answer(*command: str) -> str | None:
+    """Give what a program prints, or None where there is no such program or it fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _conda() -> Finding:
+    fix = f"only --use-conda needs it: install conda {LEAST_CONDA} or later, from conda-forge"
+    found = _answer("conda", "--version")
+    version = re.search(r"\d+(\.\d+)+", found or "")
+    if version is None:
+        return Finding(WARN, "conda", "not found", fix)
+    if Version(version[0]) < LEAST_CONDA:
+        return Finding(WARN, "conda", version[0], fix)
+    return Finding(PASS, "conda", version[0])
+
+
+def _slurm() -> Finding:
+    found = _answer("sbatch", "--version")
+    if found is None:
+        return Finding(WARN, "slurm", "no sbatch", "only the SLURM profile needs it: run Snakemake on a login node")
+    return Finding(PASS, "slurm", found)
+
+
+def _inputs(config: Config) -> Iterator[Finding]:
+    for key, path in config.given_files().items():
+        if Path(path).exists():
+            yield Finding(PASS, key, path)
+        else:
+            yield Finding(FAIL, key, f"{path} is not there", "put it there or correct the key")
+
+
+def _device(config: Config) -> Finding:
+    import torch
+
+    from mgi.train.loop import prepare_torch
+
+    if config.device == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if config.threads > cores:
+            return Finding(WARN, "device", f"{config.threads} threads on {cores} cores", f"set 'threads: {cores}'")
+        return Finding(PASS, "device", f"cpu, {config.threads} of {cores} cores a job")
+    try:
+        prepare_torch(config.threads, config.device, config.seed)
+    except MGIError as problem:
+        return Finding(FAIL, "device", str(problem), "train on a machine with a GPU, or set 'device: cpu'")
+    return Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
+
+
+def _gdc(config: Config) -> Iterator[Finding]:
+    """Look at the token and at the mirrors that are folders, and ask the API for its status, once."""
+    if config.gdc is None or config.simulate is not None:
+        return
+    import requests
+
+    from mgi.acquire import serve, web
+
+    if config.gdc.token_file and Path(config.gdc.token_file).exists():
+        try:
+            web.read_token(config.gdc.token_file)
+        except MGIError as problem:
+            yield Finding(FAIL, "gdc.token_file", str(problem), "")
+    for address in config.gdc.mirrors:
+        if "://" not in address and not Path(address).is_dir():
+            yield Finding(FAIL, "gdc.mirrors", f"{address} is not there", "put it there or correct the key")
+    try:
+        with serve.endpoint(config.gdc.api_url) as url, web.Server(url) as server:
+            answer = server.request("GET", "/status")
+            web.check(answer)
+            yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {answer.json()['data_release']}")
+    except (MGIError, web.TryAgain, requests.RequestException, ValueError, KeyError) as problem:
+        yield Finding(
+            FAIL, "gdc.api_url", f"{config.gdc.api_url} gives no status: {web.reason(problem)}",
+            "check the network and the proxy of this machine; compute nodes often have none, login nodes do",
+        )  # fmt: skip
+
+
+def _room(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < LEAST_FREE_GB:
+        return Finding(WARN, "disk", f"{free:.1f} GB free in {folder}", "make room: resources/ and results/ lie here")
+    return Finding(PASS, "disk", f"{free:.0f} GB free in {folder}")

@@ -1,0 +1,120 @@
+"""The doctor: what is missing is named with its fix, before a run."""
+
+import importlib.metadata
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mgi import doctor
+from mgi.acquire.simulate import RELEASE
+from mgi.cli import app
+from mgi.config import load_config
+from mgi.doctor import FAIL, PASS, WARN
+
+
+def states(config=None) -> dict[str, tuple[str, str]]:
+    return {found.subject: (found.state, f"{found.found}; {found.fix}") for found in doctor.examine(config)}
+
+
+def configured(folder, **changes):
+    raw = yaml.safe_load(Path("config/config.yaml").read_text())
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw | changes))
+    return path
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A function that puts a program on an otherwise empty PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def put(name: str, prints: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{prints}'\n")
+        (tmp_path / name).chmod(stat.S_IRWXU)
+
+    return put
+
+
+def test_the_machine_that_runs_these_tests_lacks_nothing_needed(tmp_path):
+    found = states(configured(tmp_path))
+    assert not [subject for subject, (state, _) in found.items() if state == FAIL]
+    assert found["packages"][0] == found["timm"][0] == found["device"][0] == PASS
+
+
+def test_a_package_of_another_version_fails_with_the_fix(monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "timm" else version(name))
+    state, text = states()["packages"]
+    assert state == FAIL and "timm is 0.1, not ==" in text and "pip install -r requirements.lock" in text
+
+
+def test_a_native_library_that_does_not_load_fails_with_its_reason(monkeypatch):
+    def broken(name):
+        raise OSError("libopenslide.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    assert doctor._native("openslide", "openslide-bin").state == FAIL
+    assert "libopenslide" in doctor._native("openslide", "openslide-bin").found
+
+
+def test_conda_and_slurm_are_optional(program):
+    assert states()["conda"][0] == states()["slurm"][0] == WARN
+    program("conda", "conda 4.12.0")
+    assert states()["conda"][0] == WARN
+    program("conda", "conda 24.11.3")
+    program("sbatch", "slurm 22.05.8")
+    assert states()["conda"] == (PASS, "24.11.3; ") and states()["slurm"] == (PASS, "slurm 22.05.8; ")
+
+
+def test_inputs_that_are_not_there_are_named_by_their_key(tmp_path):
+    path = configured(tmp_path, mri={"folder": str(tmp_path / "none")}, slides=None)
+    assert states(path)["mri.folder"][0] == FAIL and "none is not there" in states(path)["mri.folder"][1]
+
+
+def test_an_invalid_configuration_fails_with_its_sentence(tmp_path):
+    state, text = states(configured(tmp_path, sede=1))["configuration"]
+    assert state == FAIL and "did you mean 'seed'?" in text
+
+
+def test_more_threads_than_cores_is_a_warning(tmp_path):
+    state, text = states(configured(tmp_path, threads=4096))["device"]
+    assert state == WARN and "4096 threads" in text
+
+
+def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
+    folder = tmp_path / "sim"
+    folder.mkdir()
+    for name, text in {
+        "status.json": f'{{"data_release": "{RELEASE}"}}',
+        "files.json": "[]",
+        "manifest.tsv": "",
+    }.items():
+        (folder / name).write_text(text)
+    token = tmp_path / "token"
+    token.write_text("secret")
+    os.chmod(token, 0o644)
+    gdc = {"projects": ["TCGA-SIM"], "token_file": str(token), "mirrors": [str(tmp_path / "gone")]}
+    path = configured(tmp_path, simulate=None, gdc=gdc | {"api_url": f"local:{folder}"}, split={})
+    found = states(path)
+    assert found["gdc.api_url"] == (PASS, f"local:{folder}: {RELEASE}; ")
+    assert "chmod 600" in found["gdc.token_file"][1] and "secret" not in str(found)
+    assert found["gdc.mirrors"][0] == FAIL
+    state, text = states(configured(tmp_path, simulate=None, gdc=gdc | {"api_url": "http://127.0.0.1:9"}))[
+        "gdc.api_url"
+    ]
+    assert state == FAIL and "gives no status" in text
+
+
+def test_every_given_file_is_examined(tmp_path):
+    given = load_config("config/tcga-lgg-mri.yaml").given_files()
+    assert set(given) == {"expression.table", "expression.positions", "mri.folder"}
+
+
+def test_the_command_prints_a_line_each_and_exits_with_1_on_a_failure(tmp_path):
+    result = CliRunner().invoke(app, ["doctor", "--config", str(configured(tmp_path, sede=1))])
+    assert result.exit_code == 1
+    assert [line[:4] for line in result.stdout.splitlines()] == [PASS] * 5 + [WARN] * 2 + [FAIL]
