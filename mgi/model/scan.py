@@ -3,6 +3,8 @@
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv 2312.00752.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,16 +38,40 @@ def selective_scan(
 def _sequential_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Step through the sequence; `unbind` keeps the backward pass linear in its length, which indexing does not."""
     dtype = u.dtype
-    u, delta, B, C = (part.float().transpose(1, 2) for part in (u, delta, B, C))  # [batch, length, channels or state]
+    u, delta, B, C = (part.float().permute(2, 0, 1) for part in (u, delta, B, C))  # [length, batch, channels or state]
     delta = F.softplus(delta + delta_bias)
-    decay = torch.exp(delta.unsqueeze(-1) * A)  # [batch, length, channels, state]
-    drive = (delta * u).unsqueeze(-1) * B.unsqueeze(2)  # [batch, length, channels, state]
-    state = torch.zeros_like(drive[:, 0])
-    outputs = []
-    for decay_t, drive_t, read_t in zip(decay.unbind(1), drive.unbind(1), C.unbind(1), strict=True):
-        state = decay_t * state + drive_t
-        outputs.append(torch.matmul(state, read_t.unsqueeze(-1)).squeeze(-1))  # [batch, channels]
-    y = torch.stack(outputs, dim=1) + u * D  # [batch, length, channels]
-    return (y.transpose(1, 2) * F.silu(z.float())).to(dtype)
+    decay = torch.exp(delta.unsqueeze(-1) * A)  # [length, batch, channels, state]
+    drive = (delta * u).unsqueeze(-1) * B.unsqueeze(2)  # [length, batch, channels, state]
+    states = _Recurrence.apply(decay, drive)
+    y = torch.matmul(states, C.unsqueeze(-1)).squeeze(-1) + u * D  # [length, batch, channels]
+    return (y.permute(1, 2, 0) * F.silu(z.float())).to(dtype)
+
+
+class _Recurrence(torch.autograd.Function):
+    """Solve h[t] = decay[t] h[t-1] + drive[t] along the first axis, from h[-1] = 0.
+
+    The gradient of the drive is the same recurrence run backwards. Written by hand, each way is one operation a step;
+    left to autograd, a step costs several, and its bookkeeping more than its arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, drive: Tensor) -> Tensor:
+        """Give the states, of the shape [length, ...] of both inputs."""
+        states = drive.clone()
+        for now, before, kept in zip(states[1:].unbind(), states[:-1].unbind(), decay[1:].unbind(), strict=True):
+            now.addcmul_(kept, before)
+        ctx.save_for_backward(decay, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the gradients of decay and drive."""
+        decay, states = ctx.saved_tensors
+        drive = gradient.clone()
+        steps = zip(drive[:-1].unbind(), drive[1:].unbind(), decay[1:].unbind(), strict=True)
+        for now, after, kept in reversed(list(steps)):
+            now.addcmul_(kept, after)
+        decay = torch.zeros_like(decay)
+        torch.mul(drive[1:], states[:-1], out=decay[1:])
+        return decay, drive

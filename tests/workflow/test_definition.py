@@ -157,7 +157,7 @@ def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
 def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
     manifest = small_brca.directory / "resources/gdc/TCGA-BRCA/manifest.parquet"
     write_manifest(tmp_path, pd.read_parquet(manifest), "TCGA-BRCA")
-    assert "annotations not found: resources/tcga-brca/masks" in Workflow(tmp_path, small_brca.config).refusal("-n")
+    assert "'slides.annotations' is resources/tcga-brca/masks, which is not there" in Workflow(tmp_path, small_brca.config).refusal("-n")
 
 
 def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
