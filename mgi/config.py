@@ -251,12 +251,10 @@ class Config(Section):
         return list(range(self.split.folds)) if self.split.run is None else self.split.run
 
     def given_files(self) -> dict[str, str]:
-        """Files and folders that the user provides, by the key that names each."""
+        """Files and folders that the user provides before anything can run, by the key that names each."""
         given = {"expression.table": self.expression.table, "expression.positions": self.expression.positions}
         if self.mri is not None:
             given["mri.folder"] = self.mri.folder
-        if self.slides is not None and self.simulate is None:
-            given["slides.annotations"] = self.slides.annotations
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
         if self.simulate is None:

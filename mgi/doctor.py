@@ -123,7 +123,10 @@ def _slurm() -> Finding:
 
 
 def _inputs(config: Config) -> Iterator[Finding]:
-    for key, path in config.given_files().items():
+    given = config.given_files()
+    if config.slides is not None and config.slides.annotations is not None and config.simulate is None:
+        given["slides.annotations"] = config.slides.annotations
+    for key, path in given.items():
         if Path(path).exists():
             yield Finding(PASS, key, path)
         else:

@@ -146,7 +146,7 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
     names = {job.rule for job in planned}
     assert {"import_mri", "import_expression"} <= names
     assert not names & {"simulate", "query", "tile_slides"}
-    assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == {"0"}
+    assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == {"1"}
 
 
 def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
@@ -157,7 +157,7 @@ def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
 def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
     manifest = small_brca.directory / "resources/gdc/TCGA-BRCA/manifest.parquet"
     write_manifest(tmp_path, pd.read_parquet(manifest), "TCGA-BRCA")
-    assert "'slides.annotations' is resources/tcga-brca/masks, which is not there" in Workflow(tmp_path, small_brca.config).refusal("-n")
+    assert "annotations not found: resources/tcga-brca/masks" in Workflow(tmp_path, small_brca.config).refusal("-n")
 
 
 def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
