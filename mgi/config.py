@@ -102,6 +102,10 @@ class Slides(Section):
     annotations: str | None = Field(
         None, description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`"
     )
+    fetch_from: Literal["gdc", "idc"] = Field(
+        "gdc",
+        description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
+    )
     per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")

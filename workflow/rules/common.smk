@@ -12,6 +12,7 @@ CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
 from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
+from mgi.acquire.idc import dicom_name
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -201,7 +202,8 @@ def slide_folder(wildcards):
 def slide_files(wildcards):
     """The slides of a batch."""
     folder, rows = slide_folder(wildcards), batch(wildcards)[1]
-    return [f"{folder}/{row.file_id}/{row.file_name}" for row in rows.itertuples()]
+    names = rows.file_name.map(dicom_name) if CFG.slides.fetch_from == "idc" else rows.file_name
+    return [f"{folder}/{file_id}/{name}" for file_id, name in zip(rows.file_id, names, strict=True)]
 
 
 def annotation_files(wildcards):
