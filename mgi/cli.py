@@ -190,7 +190,7 @@ def idc_fetch(
 
 @mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
 def mri_import(
-    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder.")],
+    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder, or Kaggle's zip of it.")],
     output: Output,
     sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
     image_px: Annotated[int, typer.Option(min=32, help="Edge of a slice after resampling, pixels.")] = 128,

@@ -114,7 +114,9 @@ class Slides(Section):
 class Mri(Section):
     """Brain MRI with tumour masks in the public kaggle_3m layout."""
 
-    folder: str = Field(description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`")
+    folder: str = Field(
+        description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`; or Kaggle's zip of it"
+    )
     image_px: int = Field(128, ge=32, description="edge of a slice after resampling, pixels")
 
 

@@ -429,8 +429,9 @@ def _fate(server: Server, row: Any, record: dict | None) -> tuple[str | None, st
 def read_manifest(path: Path | str) -> pd.DataFrame:
     """Read a manifest: one made by `query`, or a TSV that the GDC portal gives (id, filename, md5, size).
 
-    File names are reduced to their last part, so that none leads out of a folder. Of a file in a portal's TSV the data type is told from the name, and project, case, sample and slide from the TCGA
-    barcode in it, as slides have one; where there is none they are null.
+    File names are reduced to their last part, so that none leads out of a folder. Of a file in a portal's TSV the data
+    type is told from the name, and project, case, sample and slide from the TCGA barcode in it, as slides have one;
+    where there is none they are null.
 
     Returns
     -------

@@ -49,8 +49,8 @@ def fetch_slides(
         Folder for what is under way, on the file system of `out`, which is `out` itself by default. A file that is
         whole there is not fetched again.
     receipt
-        Table (TSV: file_id, file_name, series_instance_uid, url, idc_version, files, size in bytes, state) written last,
-        only when every slide is complete.
+        Table (TSV: file_id, file_name, series_instance_uid, url, idc_version, files, size in bytes, state) written
+        last, only when every slide is complete.
 
     Raises
     ------

@@ -162,6 +162,12 @@ def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
     assert "configuration: 'expression.table' is resources/tcga-lgg/expression_zscore.parquet, which is not" in text
 
 
+def test_missing_mri_is_refused_with_where_to_get_it(tmp_path):
+    put_mri_inputs(tmp_path)
+    text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("-n", "--config", "mri={folder: away.zip}")
+    assert "MRI folder not found: away.zip; get the set 'LGG MRI Segmentation'" in text
+
+
 def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
     manifest = small_brca.directory / "resources/gdc/TCGA-BRCA/manifest.parquet"
     write_manifest(tmp_path, pd.read_parquet(manifest), "TCGA-BRCA")

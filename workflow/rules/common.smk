@@ -13,6 +13,7 @@ sys.path.insert(0, str(CHECKOUT))
 
 from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
 from mgi.acquire.idc import dicom_name
+from mgi.acquire.mri import find_series
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -80,7 +81,6 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 GIVEN = {
     "expression.table": CFG.expression.table,
     "expression.positions": CFG.expression.positions,
-    "mri.folder": CFG.mri and CFG.mri.folder,
     "gdc.exclude": CFG.gdc and CFG.gdc.exclude,
     "gdc.token_file": CFG.gdc and CFG.gdc.token_file,
     "split.stratify_table": None if CFG.simulate else CFG.split.stratify_table,
@@ -88,6 +88,8 @@ GIVEN = {
 for key, path in GIVEN.items():
     if path and not Path(path).exists():
         raise WorkflowError(f"configuration: '{key}' is {path}, which is not there: put it there or correct the key")
+if CFG.mri:
+    refused(find_series)(CFG.mri.folder)
 
 
 # ---- acquire
