@@ -293,13 +293,14 @@ def _fetched(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Out
         if _is_there(file, meter):
             file.part.unlink()
             return KEPT
-        part = _Part(handle, file, meter)
-        try:
-            _from_any(sources, part, outcome)
-            part.sync()
-        except BaseException:
-            part.forget()
-            raise
+        with ThreadPoolExecutor(1) as summing:
+            part = _Part(handle, file, meter, summing)
+            try:
+                _from_any(sources, part, outcome)
+                part.sync()
+            except BaseException:
+                part.forget()
+                raise
         # Should a crash undo the renaming, the whole `.part` is there and is renamed again.
         os.replace(file.part, file.staged)
     return FETCHED
@@ -339,12 +340,39 @@ def _lock(handle: BinaryIO) -> bool:
     return True
 
 
+class _Sum:
+    """The md5 of a file that grows, taken in a thread of its own while the next bytes arrive."""
+
+    def __init__(self, pool: ThreadPoolExecutor):
+        self._pool = pool
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again from nothing."""
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._last: Future | None = None
+
+    def update(self, chunk: bytes) -> None:
+        """Add a chunk, once the one before has been added: no more than two are in memory."""
+        self._settle()
+        self._last = self._pool.submit(self._md5.update, chunk)
+
+    def hexdigest(self) -> str:
+        """Return the md5 of all chunks."""
+        self._settle()
+        return self._md5.hexdigest()
+
+    def _settle(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+
 class _Part:
     """The `.part` of a file: its length in bytes and md5 so far; what an earlier attempt left is taken up."""
 
-    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter):
+    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter, summing: ThreadPoolExecutor):
         self.handle, self.file, self.meter = handle, file, meter
-        self.have, self.digest = 0, hashlib.md5(usedforsecurity=False)
+        self.have, self.sum = 0, _Sum(summing)
         handle.seek(0)
         while chunk := handle.read(CHUNK):
             self._count(chunk)
@@ -354,14 +382,14 @@ class _Part:
 
     def _count(self, chunk: bytes) -> None:
         self.have += len(chunk)
-        self.digest.update(chunk)
+        self.sum.update(chunk)
 
     def restart(self) -> None:
         """Begin again from nothing."""
         self.forget()
         self.handle.flush()
         self.handle.truncate(0)
-        self.digest = hashlib.md5(usedforsecurity=False)
+        self.sum.restart()
 
     def forget(self) -> None:
         """Take this file's bytes out of the meter."""
@@ -388,7 +416,7 @@ class _Part:
 
     def verify(self) -> None:
         """Raise `TryAgain` if the file is short, `_Mismatch` if it is another; of that nothing is kept."""
-        size, got = self.file.size, self.digest.hexdigest()
+        size, got = self.file.size, self.sum.hexdigest()
         if size is not None and self.have < size:
             raise web.TryAgain(f"the download ended after {self.have} of {size} bytes")
         if size not in (None, self.have) or got != self.file.md5:
