@@ -30,6 +30,7 @@ def _group(name: str, text: str) -> typer.Typer:
 
 
 gdc_app = _group("gdc", "Query and fetch files of the Genomic Data Commons.")
+idc_app = _group("idc", "Fetch slides from the Imaging Data Commons.")
 mri_app = _group("mri", "Import magnetic-resonance images.")
 expression_app = _group("expression", "Build the table of gene expression.")
 slide_app = _group("slide", "Cut whole-slide images into tiles.")
@@ -189,9 +190,23 @@ def gdc_fetch(
     )  # fmt: skip
 
 
+@idc_app.command("fetch", epilog="Example: mgi idc fetch manifest.parquet -o slides --receipt slides.tsv")
+def idc_fetch(
+    manifest: Annotated[Path, typer.Argument(help="manifest.parquet, or a manifest of the GDC portal (.tsv, .txt).")],
+    output: Output,
+    file_id: Annotated[list[str] | None, typer.Option(help="Only this slide; repeatable.")] = None,
+    partial: Annotated[Path | None, typer.Option(help="Let slides grow here, and move complete ones.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="Write a table of the slides here, last.")] = None,
+) -> None:
+    """Fetch a manifest's TCGA slides as DICOM to OUTPUT/{file_id}; needs the library `idc-index`."""
+    from mgi.acquire.idc import fetch_slides
+
+    fetch_slides(manifest, output, file_ids=file_id, partial=partial, receipt=receipt)
+
+
 @mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
 def mri_import(
-    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder.")],
+    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder, or Kaggle's zip of it.")],
     output: Output,
     sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
     image_px: Annotated[int, typer.Option(min=32, help="Edge of a slice after resampling, pixels.")] = 128,

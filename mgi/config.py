@@ -102,6 +102,10 @@ class Slides(Section):
     annotations: str | None = Field(
         None, description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`"
     )
+    fetch_from: Literal["gdc", "idc"] = Field(
+        "gdc",
+        description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
+    )
     per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
@@ -110,7 +114,9 @@ class Slides(Section):
 class Mri(Section):
     """Brain MRI with tumour masks in the public kaggle_3m layout."""
 
-    folder: str = Field(description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`")
+    folder: str = Field(
+        description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`; or Kaggle's zip of it"
+    )
     image_px: int = Field(128, ge=32, description="edge of a slice after resampling, pixels")
 
 
@@ -251,10 +257,8 @@ class Config(Section):
         return list(range(self.split.folds)) if self.split.run is None else self.split.run
 
     def given_files(self) -> dict[str, str]:
-        """Files and folders that the user provides before anything can run, by the key that names each."""
+        """Files that the user provides before anything can run, by the key that names each."""
         given = {"expression.table": self.expression.table, "expression.positions": self.expression.positions}
-        if self.mri is not None:
-            given["mri.folder"] = self.mri.folder
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
         if self.simulate is None:

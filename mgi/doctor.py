@@ -131,6 +131,13 @@ def _inputs(config: Config) -> Iterator[Finding]:
             yield Finding(PASS, key, path)
         else:
             yield Finding(FAIL, key, f"{path} is not there", "put it there or correct the key")
+    if config.mri is not None:
+        from mgi.acquire.mri import find_series
+
+        try:
+            yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
+        except MGIError as problem:
+            yield Finding(FAIL, "mri.folder", str(problem))
 
 
 def _device(config: Config) -> Finding:

@@ -47,6 +47,12 @@ def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size
         pq.write_table(table, aside, compression="zstd", row_group_size=row_group_size)
 
 
+def write_tsv(table: pd.DataFrame, path: Path | str) -> None:
+    """Write a table to TSV, aside and renamed."""
+    with written_aside(path) as aside:
+        table.to_csv(aside, sep="\t", index=False, lineterminator="\n")
+
+
 def read_table(
     path: Path | str, what: str, columns: list[str] | None = None, error: type[MGIError] = MissingInputError
 ) -> pa.Table:

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from mgi import doctor
 from mgi.acquire.simulate import RELEASE
 from mgi.cli import app
-from mgi.config import load_config
 from mgi.doctor import FAIL, PASS, WARN
 
 
@@ -72,7 +71,11 @@ def test_conda_and_slurm_are_optional(program):
 
 def test_inputs_that_are_not_there_are_named_by_their_key(tmp_path):
     path = configured(tmp_path, mri={"folder": str(tmp_path / "none")}, slides=None)
-    assert states(path)["mri.folder"][0] == FAIL and "none is not there" in states(path)["mri.folder"][1]
+    assert states(path)["mri.folder"][0] == FAIL and "'LGG MRI Segmentation'" in states(path)["mri.folder"][1]
+    state, text = states(configured(tmp_path, expression={"table": "gone.csv", "positions": "p.tsv"}))[
+        "expression.table"
+    ]
+    assert state == FAIL and "gone.csv is not there" in text
 
 
 def test_an_invalid_configuration_fails_with_its_sentence(tmp_path):
@@ -107,11 +110,6 @@ def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
         "gdc.api_url"
     ]
     assert state == FAIL and "gives no status" in text
-
-
-def test_every_given_file_is_examined(tmp_path):
-    given = load_config("config/tcga-lgg-mri.yaml").given_files()
-    assert set(given) == {"expression.table", "expression.positions", "mri.folder"}
 
 
 def test_the_command_prints_a_line_each_and_exits_with_1_on_a_failure(tmp_path):

@@ -23,11 +23,11 @@ import pandas as pd
 import requests
 
 from mgi.acquire import web
-from mgi.acquire.gdc import basename, kind_of, read_manifest
+from mgi.acquire.gdc import kind_of, read_manifest
 from mgi.acquire.serve import endpoint
 from mgi.console import log, transfer
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
-from mgi.files import written_aside
+from mgi.files import write_tsv
 
 try:
     import fcntl
@@ -98,10 +98,10 @@ def fetch(
     FetchError
         If the disk is too small, or any file could not be fetched; all others are kept.
     """
-    frame = _wanted(read_manifest(manifest), manifest, data_type, file_ids).iloc[rows]
+    frame = wanted(read_manifest(manifest), manifest, data_type, file_ids).iloc[rows]
     staging = partial or out
     files = [_File.of(row, out, staging) for row in frame.itertuples()]
-    _refuse_without_room(files, staging)
+    refuse_without_room(sum(file.missing_bytes() for file in files), staging)
     meter = _Meter(sum(file.size or 0 for file in files), patience=max(2 * workers, 8))
     started = time.monotonic()
     with ExitStack() as stack:
@@ -123,11 +123,17 @@ def fetch(
     if receipt is not None:
         sizes = [file.target.stat().st_size for file in files]
         table = frame[["file_id", "file_name", "md5"]].assign(size=sizes, state="complete")
-        _write_tsv(table[["file_id", "file_name", "size", "md5", "state"]], receipt)
+        write_tsv(table[["file_id", "file_name", "size", "md5", "state"]], receipt)
 
 
-def _wanted(rows: pd.DataFrame, manifest: Path, data_type: str | None, file_ids: list[str] | None) -> pd.DataFrame:
-    """Select the rows that are asked for."""
+def wanted(rows: pd.DataFrame, manifest: Path, data_type: str | None, file_ids: list[str] | None) -> pd.DataFrame:
+    """Select the rows of a manifest that are asked for.
+
+    Raises
+    ------
+    ManifestError
+        If it holds no such data type, or not one of the files.
+    """
     if data_type is not None:
         rows = rows[rows.data_type == kind_of(data_type)]
         if rows.empty:
@@ -155,11 +161,10 @@ class _File:
 
     @classmethod
     def of(cls, row: Any, out: Path, staging: Path) -> "_File":
-        """Take a row of a manifest; its file name cannot lead out of the folders."""
-        name = basename(row.file_name)
+        """Take a row of a manifest."""
         size = None if pd.isna(row.size) else int(row.size)
-        within = Path(row.file_id, name)
-        return cls(row.file_id, name, out / within, staging / within, row.md5, size)
+        within = Path(row.file_id, row.file_name)
+        return cls(row.file_id, row.file_name, out / within, staging / within, row.md5, size)
 
     @property
     def part(self) -> Path:
@@ -190,10 +195,10 @@ class _Outcome:
     reason: str = ""
 
 
-def _refuse_without_room(files: list[_File], folder: Path) -> None:
-    """Raise `FetchError` if the disk cannot hold what is missing."""
+def refuse_without_room(needed: int, folder: Path) -> None:
+    """Raise `FetchError` if the disk of `folder` has not `needed` bytes free."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    needed, free = sum(file.missing_bytes() for file in files), shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise FetchError(
             f"{needed / 1e9:.1f} GB are to be fetched to {folder}, but its disk has {free / 1e9:.1f} GB free; make "
@@ -288,13 +293,14 @@ def _fetched(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Out
         if _is_there(file, meter):
             file.part.unlink()
             return KEPT
-        part = _Part(handle, file, meter)
-        try:
-            _from_any(sources, part, outcome)
-            part.sync()
-        except BaseException:
-            part.forget()
-            raise
+        with ThreadPoolExecutor(1) as summing:
+            part = _Part(handle, file, meter, summing)
+            try:
+                _from_any(sources, part, outcome)
+                part.sync()
+            except BaseException:
+                part.forget()
+                raise
         # Should a crash undo the renaming, the whole `.part` is there and is renamed again.
         os.replace(file.part, file.staged)
     return FETCHED
@@ -334,12 +340,39 @@ def _lock(handle: BinaryIO) -> bool:
     return True
 
 
+class _Sum:
+    """The md5 of a file that grows, taken in a thread of its own while the next bytes arrive."""
+
+    def __init__(self, pool: ThreadPoolExecutor):
+        self._pool = pool
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again from nothing."""
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._last: Future | None = None
+
+    def update(self, chunk: bytes) -> None:
+        """Add a chunk, once the one before has been added: no more than two are in memory."""
+        self._settle()
+        self._last = self._pool.submit(self._md5.update, chunk)
+
+    def hexdigest(self) -> str:
+        """Return the md5 of all chunks."""
+        self._settle()
+        return self._md5.hexdigest()
+
+    def _settle(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+
 class _Part:
     """The `.part` of a file: its length in bytes and md5 so far; what an earlier attempt left is taken up."""
 
-    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter):
+    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter, summing: ThreadPoolExecutor):
         self.handle, self.file, self.meter = handle, file, meter
-        self.have, self.digest = 0, hashlib.md5(usedforsecurity=False)
+        self.have, self.sum = 0, _Sum(summing)
         handle.seek(0)
         while chunk := handle.read(CHUNK):
             self._count(chunk)
@@ -349,14 +382,14 @@ class _Part:
 
     def _count(self, chunk: bytes) -> None:
         self.have += len(chunk)
-        self.digest.update(chunk)
+        self.sum.update(chunk)
 
     def restart(self) -> None:
         """Begin again from nothing."""
         self.forget()
         self.handle.flush()
         self.handle.truncate(0)
-        self.digest = hashlib.md5(usedforsecurity=False)
+        self.sum.restart()
 
     def forget(self) -> None:
         """Take this file's bytes out of the meter."""
@@ -383,7 +416,7 @@ class _Part:
 
     def verify(self) -> None:
         """Raise `TryAgain` if the file is short, `_Mismatch` if it is another; of that nothing is kept."""
-        size, got = self.file.size, self.digest.hexdigest()
+        size, got = self.file.size, self.sum.hexdigest()
         if size is not None and self.have < size:
             raise web.TryAgain(f"the download ended after {self.have} of {size} bytes")
         if size not in (None, self.have) or got != self.file.md5:
@@ -530,12 +563,7 @@ def _write_status(outcomes: list[_Outcome], path: Path | None) -> None:
     if path is None:
         return
     table = pd.DataFrame([astuple(outcome) for outcome in outcomes], columns=[field.name for field in fields(_Outcome)])
-    _write_tsv(table.assign(seconds=table.seconds.round(2)), path)
-
-
-def _write_tsv(table: pd.DataFrame, path: Path) -> None:
-    with written_aside(path) as aside:
-        table.to_csv(aside, sep="\t", index=False, lineterminator="\n")
+    write_tsv(table.assign(seconds=table.seconds.round(2)), path)
 
 
 def _refuse_failures(outcomes: list[_Outcome], folder: Path) -> None:

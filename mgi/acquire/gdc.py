@@ -17,7 +17,7 @@ from mgi.acquire.web import Server, json_of
 from mgi.config import GDC_API, GENCODE_V36_FILE_ID
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError, ManifestError
-from mgi.files import existing, read_table, write_table, written_aside
+from mgi.files import existing, read_table, write_table, write_tsv
 
 __all__ = ["ANNOTATION", "EXPRESSION", "GDC_API", "SCHEMA", "SLIDES", "check", "query", "read_manifest"]
 
@@ -70,6 +70,7 @@ GENCODE_V36 = {
 }
 
 PAGE = 500
+MD5 = re.compile(r"[0-9a-f]{32}")
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -395,9 +396,7 @@ def check(manifest: Path, api_url: str, out: Path | None = None) -> None:
     for line in gone:
         log.warning("%s %s: %s, %s", *line)
     if out is not None:
-        with written_aside(out) as aside:
-            table = pd.DataFrame(gone, columns=["file_id", "file_name", "state", "reason"])
-            table.to_csv(aside, sep="\t", index=False, lineterminator="\n")
+        write_tsv(pd.DataFrame(gone, columns=["file_id", "file_name", "state", "reason"]), out)
     if gone:
         raise ManifestError(
             f"{len(gone)} of {len(rows)} files of {manifest} are no longer at the GDC ({release}) as pinned; the "
@@ -430,8 +429,9 @@ def _fate(server: Server, row: Any, record: dict | None) -> tuple[str | None, st
 def read_manifest(path: Path | str) -> pd.DataFrame:
     """Read a manifest: one made by `query`, or a TSV that the GDC portal gives (id, filename, md5, size).
 
-    Of a file in a portal's TSV the data type is told from the name, and project, case, sample and slide from the TCGA
-    barcode in it, as slides have one; where there is none they are null.
+    File names are reduced to their last part, so that none leads out of a folder. Of a file in a portal's TSV the data
+    type is told from the name, and project, case, sample and slide from the TCGA barcode in it, as slides have one;
+    where there is none they are null.
 
     Returns
     -------
@@ -454,9 +454,9 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
     for row in frame.itertuples():
         if not UUID.fullmatch(str(row.file_id)):
             raise ManifestError(f"manifest {path}: '{row.file_id}' is not a GDC file id (a UUID)")
-        if pd.isna(row.md5) or pd.isna(row.file_name) or basename(row.file_name) in ("", ".", ".."):
+        if not MD5.fullmatch(str(row.md5)) or pd.isna(row.file_name) or basename(row.file_name) in ("", ".", ".."):
             raise ManifestError(f"manifest {path}: file {row.file_id} has no usable file_name and md5")
-    return frame
+    return frame.assign(file_name=frame.file_name.map(basename))
 
 
 def _portal_manifest(path: Path) -> pd.DataFrame:

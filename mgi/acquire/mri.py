@@ -1,10 +1,13 @@
-"""Brain MRI in the public kaggle_3m layout: one folder per patient, `*_N.tif` and `*_N_mask.tif`.
+"""Brain MRI in the public kaggle_3m layout: one folder per patient, `*_N.tif` and `*_N_mask.tif`, unpacked or in a zip.
 
 The layout is that of "LGG MRI Segmentation" (Buda et al., 2019, doi 10.1016/j.compbiomed.2019.05.002): the three
 channels of a slice are pre-contrast, FLAIR and post-contrast, a missing sequence being replaced by FLAIR.
 """
 
+import io
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +16,15 @@ from PIL import Image
 
 from mgi.errors import CohortError, MissingInputError, MriError
 
-WHERE_TO_GET_IT = "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle and give its folder kaggle_3m"
+WHERE_TO_GET_IT = (
+    "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle, "
+    "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
+    "the folder kaggle_3m in it"
+)
 SERIES_NAME = re.compile(r"^TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}_\d{8}$")
 SLICE_NAME = re.compile(r"_(\d+)\.tif$")
+
+Place = Path | zipfile.Path
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Series:
 
     source_id: str
     case_id: str
-    folder: Path
+    folder: Place
 
 
 @dataclass(frozen=True)
@@ -44,31 +53,41 @@ class Volume:
 
 
 def find_series(folder: Path | str) -> list[Series]:
-    """List the series of a kaggle_3m folder by case.
+    """List the series of a kaggle_3m folder, or of the zip that holds one, by case.
 
     Raises
     ------
     MissingInputError
-        If the folder is not there or holds no series.
+        If it is not there, is neither, or holds no series.
     CohortError
         If two folders belong to one case.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise MissingInputError(f"MRI folder not found: {folder}; {WHERE_TO_GET_IT}")
     found: dict[str, Series] = {}
-    for entry in sorted(folder.iterdir()):
-        if not (entry.is_dir() and SERIES_NAME.match(entry.name)):
-            continue
+    for entry in _patients(folder):
         case_id = "-".join(entry.name.split("_")[:3])
         if case_id in found:
             raise CohortError(
                 f"two MRI folders belong to the case {case_id}: {found[case_id].source_id} and {entry.name}; keep one"
             )
         found[case_id] = Series(entry.name, case_id, entry)
-    if not found:
-        raise MissingInputError(f"{folder} holds no patient folder such as TCGA_CS_4941_19960909; {WHERE_TO_GET_IT}")
     return list(found.values())
+
+
+def _patients(folder: Path) -> list[Place]:
+    """List the folders of patients, by name."""
+    try:
+        top = folder if folder.is_dir() else zipfile.Path(folder)
+    except zipfile.BadZipFile:
+        raise MissingInputError(f"{folder} is neither a folder nor a whole zip; {WHERE_TO_GET_IT}") from None
+    # The published archive holds them twice.
+    for root in (top, top / "kaggle_3m", top / "lgg-mri-segmentation" / "kaggle_3m"):
+        entries = root.iterdir() if root.is_dir() else ()
+        if patients := [entry for entry in entries if entry.is_dir() and SERIES_NAME.match(entry.name)]:
+            return sorted(patients, key=lambda entry: entry.name)
+    raise MissingInputError(f"{folder} holds no patient folder such as TCGA_CS_4941_19960909; {WHERE_TO_GET_IT}")
 
 
 def read_series(series: Series) -> Volume:
@@ -79,17 +98,14 @@ def read_series(series: Series) -> Volume:
     MriError
         If a slice has no mask, is unreadable, or differs in shape from its mask or from the first slice.
     """
-    numbered = {}
-    for path in series.folder.glob("*.tif"):
-        match = SLICE_NAME.search(path.name)
-        if match:
-            numbered[int(match[1])] = path
+    files = {path.name: path for path in series.folder.iterdir()}
+    numbered = {int(match[1]): files[name] for name in files if (match := SLICE_NAME.search(name))}
     if not numbered:
         raise MriError("no slice: the folder holds no file named *_N.tif")
     numbers = sorted(numbered)
     images, masks = [], []
     for number in numbers:
-        image, mask = _read_slice(numbered[number])
+        image, mask = _read_slice(numbered[number], files)
         if images and image.shape != images[0].shape:
             raise MriError(
                 f"shapes differ: {numbered[number].name} is {_size(image)}, the first slice {_size(images[0])}"
@@ -99,23 +115,23 @@ def read_series(series: Series) -> Volume:
     return Volume(np.array(numbers), np.stack(images), np.stack(masks))
 
 
-def _read_slice(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    mask_path = path.with_name(f"{path.stem}_mask.tif")
-    if not mask_path.exists():
-        raise MriError(f"missing mask: {mask_path.name}")
-    image, mask = _pixels(path), _pixels(mask_path)
+def _read_slice(path: Place, files: dict[str, Place]) -> tuple[np.ndarray, np.ndarray]:
+    mask_name = f"{path.name.removesuffix('.tif')}_mask.tif"
+    if mask_name not in files:
+        raise MriError(f"missing mask: {mask_name}")
+    image, mask = _pixels(path), _pixels(files[mask_name])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise MriError(f"foreign image: {path.name} is not an 8-bit image of three channels")
     if mask.shape != image.shape[:2]:
-        raise MriError(f"shapes differ: {mask_path.name} is {_size(mask)}, its slice {_size(image)}")
+        raise MriError(f"shapes differ: {mask_name} is {_size(mask)}, its slice {_size(image)}")
     return image, (mask > 0).astype(np.uint8)
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _pixels(path: Place) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image)
-    except OSError:
+    except (OSError, zipfile.BadZipFile, zlib.error):
         raise MriError(f"unreadable image: {path.name}") from None
 
 

@@ -124,7 +124,7 @@ def write_sources(rows: list[dict[str, Any]], path: Path | str) -> None:
 
 
 def import_mri(folder: Path | str, output: Path | str, sources: Path | str | None, image_px: int) -> None:
-    """Import every slice of a kaggle_3m folder, resampled to `image_px` and normalised per patient.
+    """Import every slice of a kaggle_3m folder or zip, resampled to `image_px` and normalised per patient.
 
     Slices are resampled with an antialiasing window, masks by area average and a threshold of one half. With
     `sources`, a series that cannot be used is recorded there as skipped and the others go on.
@@ -132,7 +132,7 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
     Raises
     ------
     MissingInputError
-        If the folder is not there or holds no patient.
+        If it is not there or holds no patient.
     CohortError
         If two folders belong to one case.
     MriError

@@ -135,7 +135,7 @@ def test_unusable_manifests_are_refused(manifest, tmp_path):
     write_table(pq.read_table(manifest).drop_columns("md5"), tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="md5"):
         gdc.read_manifest(tmp_path / "m.parquet")
-    for changes in ({"file_id": "../../etc"}, {"md5": None}, {"file_name": "a/.."}):
+    for changes in ({"file_id": "../../etc"}, {"md5": None}, {"md5": "A1"}, {"file_name": "a/.."}):
         with pytest.raises(ManifestError):
             gdc.read_manifest(pin_one(tmp_path / "m.parquet", **changes))
 

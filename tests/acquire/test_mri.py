@@ -1,5 +1,7 @@
 """Reading the kaggle_3m layout."""
 
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from mgi.acquire.mri import find_series, read_series
 from mgi.errors import CohortError, MissingInputError, MriError
 
 NAME = "TCGA_CS_4941_19960909"
+OTHER = "TCGA_DU_5849_19950405"
 
 
 def write_slices(folder: Path, numbers: list[int], size: int = 32) -> None:
@@ -34,6 +37,47 @@ def test_slices_come_in_numeric_order_with_their_own_masks(tmp_path):
 def test_missing_folder_says_where_to_get_the_set(tmp_path):
     with pytest.raises(MissingInputError, match="Kaggle"):
         find_series(tmp_path / "nowhere")
+
+
+def test_file_that_is_no_zip_is_refused(tmp_path):
+    (tmp_path / "archive.zip").write_bytes(b"PK\3\4 and then the download broke off")
+    with pytest.raises(MissingInputError, match=r"neither a folder nor a whole zip; get the set .*kaggle\.com"):
+        find_series(tmp_path / "archive.zip")
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    """The set as Kaggle serves it: every patient twice in one zip."""
+    for root in ("archive/kaggle_3m", "archive/lgg-mri-segmentation/kaggle_3m"):
+        write_slices(tmp_path / root / NAME, [10, 2, 1])
+        write_slices(tmp_path / root / OTHER, [1])
+        (tmp_path / root / "data.csv").touch()
+    return Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "archive"))
+
+
+def test_published_zip_is_read_as_its_folder_is(archive):
+    packed, unpacked = find_series(archive), find_series(archive.with_suffix("") / "kaggle_3m")
+    assert [series.source_id for series in packed] == [NAME, OTHER]
+    for one, other in zip(packed, unpacked, strict=True):
+        assert (one.source_id, one.case_id) == (other.source_id, other.case_id)
+        one, other = read_series(one), read_series(other)
+        assert (one.numbers == other.numbers).all()
+        assert (one.image == other.image).all() and (one.mask == other.mask).all()
+
+
+def test_unpacked_archive_is_found_within(archive):
+    assert [series.source_id for series in find_series(archive.with_suffix(""))] == [NAME, OTHER]
+
+
+def test_damaged_slice_in_a_zip_is_named(archive):
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as packed:
+        info = packed.getinfo(f"kaggle_3m/{NAME}/{NAME}_2.tif")
+    start = info.header_offset + 30 + len(info.filename)
+    content[start : start + info.compress_size] = bytes(info.compress_size)
+    archive.write_bytes(content)
+    with pytest.raises(MriError, match=r"unreadable image: .*_2\.tif"):
+        read_series(find_series(archive)[0])
 
 
 def test_folder_without_patients_is_refused(tmp_path):

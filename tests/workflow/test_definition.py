@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -101,12 +102,19 @@ def test_every_rule_only_calls_mgi():
     assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
 
 
+def dependencies(file: Path) -> Iterator[str]:
+    """Yield what an environment holds, of pip's too."""
+    for dependency in yaml.safe_load(file.read_text())["dependencies"]:
+        yield from dependency["pip"] if isinstance(dependency, dict) else [dependency]
+
+
 @pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
 def test_environment_is_pinned_and_holds_what_every_command_imports(file):
     environment = yaml.safe_load(file.read_text())
     assert environment["channels"] == ["conda-forge", "bioconda", "nodefaults"]
-    assert all(" =" in dependency for dependency in environment["dependencies"])
-    names = {dependency.split()[0] for dependency in environment["dependencies"]}
+    pinned = list(dependencies(file))
+    assert all(" =" in dependency for dependency in pinned)
+    names = {dependency.split()[0] for dependency in pinned}
     assert {"python", "typer", "rich", "pydantic", "pyyaml", "pandas", "pyarrow", "numpy"} <= names
 
 
@@ -115,8 +123,8 @@ def test_environments_and_lock_pin_the_same_versions():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     lock = {name.lower(): pin for name, _, pin in (line.partition("==") for line in lines)}
     for file in ENVIRONMENTS:
-        for dependency in yaml.safe_load(file.read_text())["dependencies"]:
-            name, pin = dependency.split(" =")
+        for dependency in dependencies(file):
+            name, pin = re.split(" ==?", dependency)
             assert lock.get(aliases.get(name, name), pin) == pin, f"{file.name}: {dependency}"
 
 
@@ -152,6 +160,12 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
 def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
     text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("--dry-run")
     assert "configuration: 'expression.table' is resources/tcga-lgg/expression_zscore.parquet, which is not" in text
+
+
+def test_missing_mri_is_refused_with_where_to_get_it(tmp_path):
+    put_mri_inputs(tmp_path)
+    text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("-n", "--config", "mri={folder: away.zip}")
+    assert "MRI folder not found: away.zip; get the set 'LGG MRI Segmentation'" in text
 
 
 def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
@@ -220,6 +234,15 @@ def test_pin_alone_makes_the_manifest(tmp_path):
 def test_slides_may_share_a_job(small_brca):
     together = small_brca.planned("--config", "slides={per_job: 2}")
     assert counted(together)["tile_slides"] == counted(together)["fetch_slides"] == 2
+
+
+def test_slides_may_come_from_the_imaging_data_commons(small_brca):
+    planned = small_brca.planned("--config", "slides={fetch_from: idc}")
+    assert counted(planned)["fetch_slides_idc"] == counted(planned)["tile_slides"] == 3
+    assert counted(planned)["fetch_slides"] == 0
+    text = small_brca.run("--dry-run", "--printshellcmds", "--config", "slides={fetch_from: idc}")
+    assert text.count("python -m mgi idc fetch resources/gdc/TCGA-BRCA/manifest.parquet") == 3
+    assert f"slides/TCGA-A1-A0SD-01Z-00-DX2/{identifier(902)}/TCGA-A1-A0SD-01Z-00-DX2.c.dcm" in text
 
 
 def test_annotation_without_a_slide_is_refused_while_planning(small_brca):

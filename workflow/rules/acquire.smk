@@ -103,7 +103,7 @@ if CFG.gdc:
             "--rows {params.rows} {resources.source} --receipt {output.receipt:q} > {log} 2>&1"
 
 
-if CFG.slides:
+if CFG.slides and CFG.slides.fetch_from == "gdc":
 
     rule fetch_slides:
         input:
@@ -132,3 +132,31 @@ if CFG.slides:
         shell:
             "python -m mgi gdc fetch {input.manifest:q} -o {output.slides:q} {params.files} "
             "--partial {params.partial:q} {resources.source} --receipt {output.receipt:q} > {log} 2>&1"
+
+
+if CFG.slides and CFG.slides.fetch_from == "idc":
+
+    rule fetch_slides_idc:
+        input:
+            manifest=lambda wildcards: ancient(manifest(wildcards)),
+        output:
+            slides=kept_or_temporary("resources/gdc/{project}/slides/{source}"),
+            receipt="resources/gdc/{project}/receipts/slides/{source}.tsv",
+        log:
+            "logs/gdc/{project}/fetch_slides/{source}.log",
+        benchmark:
+            "logs/gdc/{project}/fetch_slides/{source}.tsv"
+        conda:
+            "../envs/idc.yaml"
+        threads: 1
+        resources:
+            # The library holds its whole index in memory, 1.7 GB.
+            mem_mb=max(CFG.resources.prepare_mem_mb, 3000),
+            runtime=CFG.resources.prepare_runtime_min,
+            slides_in_flight=1,
+        params:
+            partial=lambda wildcards, input: Path(input.manifest).parent / "partial",
+            files=lambda wildcards: [f"--file-id={file_id}" for file_id in batch(wildcards)[1].file_id],
+        shell:
+            "python -m mgi idc fetch {input.manifest:q} -o {output.slides:q} {params.files} "
+            "--partial {params.partial:q} --receipt {output.receipt:q} > {log} 2>&1"

@@ -12,6 +12,8 @@ CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
 from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
+from mgi.acquire.idc import dicom_name
+from mgi.acquire.mri import find_series
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -79,6 +81,8 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 for key, path in CFG.given_files().items():
     if not Path(path).exists():
         raise WorkflowError(f"configuration: '{key}' is {path}, which is not there: put it there or correct the key")
+if CFG.mri:
+    refused(find_series)(CFG.mri.folder)
 
 
 # ---- acquire
@@ -193,7 +197,8 @@ def slide_folder(wildcards):
 def slide_files(wildcards):
     """The slides of a batch."""
     folder, rows = slide_folder(wildcards), batch(wildcards)[1]
-    return [f"{folder}/{row.file_id}/{row.file_name}" for row in rows.itertuples()]
+    names = rows.file_name.map(dicom_name) if CFG.slides.fetch_from == "idc" else rows.file_name
+    return [f"{folder}/{file_id}/{name}" for file_id, name in zip(rows.file_id, names, strict=True)]
 
 
 def annotation_files(wildcards):
