@@ -166,15 +166,22 @@ def read_frame(path: Path) -> pd.DataFrame:
     Raises
     ------
     ExpressionError
-        If it is none of these.
+        If it is none of these, or two columns have one name.
     """
     kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     try:
         if kinds and kinds[-1] == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, sep="," if kinds and kinds[-1] == ".csv" else "\t", low_memory=False)
+        separator = "," if kinds and kinds[-1] == ".csv" else "\t"
+        names = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0]
+        frame = pd.read_csv(path, sep=separator, low_memory=False)
     except (ValueError, OSError, EOFError, zlib.error) as problem:
         raise ExpressionError(f"{path} is not a readable Parquet, CSV or TSV table: {problem}") from None
+    # pandas gives the second of two columns of one name another.
+    twice = names[names.duplicated() & names.notna()]
+    if len(twice):
+        raise ExpressionError(f"{path}: the column {twice.iloc[0]} comes twice; keep one")
+    return frame
 
 
 def _places_of_table(path: Path, frame: pd.DataFrame, key: str) -> pd.DataFrame:

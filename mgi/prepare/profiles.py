@@ -197,11 +197,14 @@ def write_h5ad(expression: Path | str, output: Path | str) -> None:
     with open_table(expression, "expression table", ["aliquot"], ExpressionError) as file:
         metadata = file.schema_arrow.metadata
         aliquots = file.read(["aliquot"])["aliquot"].to_pylist()
-    obs = pd.DataFrame({"aliquot": [name or "" for name in aliquots]}, values.index.astype(str))
+    # anndata does not write the string columns of pandas 3.
+    obs = pd.DataFrame({"aliquot": aliquots}, values.index).fillna("").astype(object)
     var = genes.set_index("gene_id").fillna({"gene_type": ""})
+    var = var.astype(dict.fromkeys(("gene_name", "gene_type", "chromosome"), object))
+    obs.index, var.index = obs.index.astype(object), var.index.astype(object)
     uns = {"unit": metadata[b"unit"].decode(), "scale_fitted": metadata[b"scale_fitted"].decode()}
     with written_aside(output) as aside:
-        anndata.AnnData(values.to_numpy(), obs, var, uns).write_h5ad(aside)
+        anndata.AnnData(values.to_numpy(), obs, var, uns).write_h5ad(aside, convert_strings_to_categoricals=False)
 
 
 def check_unique(names: list[str], what: str, where: Path | str) -> None:

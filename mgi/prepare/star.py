@@ -101,7 +101,9 @@ def _parsed(path: Path, content: bytes, header: bytes, wanted: list[str]) -> pa.
     present = header.decode(errors="replace").split("\t")
     missing = [name for name in COLUMNS if name not in present]
     if missing:
-        raise ExpressionError(f"{path} is no STAR table: line 2 lacks the column {missing[0]}; it is '{present[0]}...'")
+        raise ExpressionError(
+            f"{path} is no STAR table: line 2 lacks the column {missing[0]}; it has {', '.join(present)[:200]}"
+        )
     try:
         return pcsv.read_csv(
             pa.py_buffer(content),
