@@ -64,6 +64,13 @@ def test_table_cut_anywhere_is_named(path, share):
         read_star(path)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_table_cut_within_its_last_value_is_named(path, missing):
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(ExpressionError, match=r"one\.tsv is cut short: its last line is incomplete; fetch it again"):
+        read_star(path)
+
+
 @pytest.mark.parametrize("kept", range(1, 12))
 def test_table_cut_at_the_end_of_a_line_is_named(path, other, kept):
     path.write_text("".join(lines(path.read_text())[:kept]))
