@@ -34,7 +34,7 @@ def test_profiles_are_read_for_the_cases_asked_for(cohort):
     some = read_profiles(cohort.expression, {CASES[2], UNPAIRED})
     assert list(some.row) == [CASES[2]] and len(some.genes) == everyone.shape[1]
     values, present = some.of(CASES[1:3])
-    assert present.tolist() == [False, True] and values[1].equals(everyone[1]) and not values[0].any()
+    assert present.tolist() == [False, True] and values[1].equal(everyone[1]) and not values[0].any()
     nobody, present = read_profiles(cohort.expression, {UNPAIRED}).of([UNPAIRED])
     assert nobody.shape == (1, everyone.shape[1]) and not present.any()
 
