@@ -124,7 +124,7 @@ def gdc_query(
         api_url = api_url or settings.gdc.api_url
         wanted = {"expression": settings.expression.table is None, "slides": settings.slides is not None}
         data_type = data_type or [name for name, needed in wanted.items() if needed]
-        if settings.expression.table is None:
+        if settings.expression.table is None and settings.expression.positions is None:
             annotation_file_id = annotation_file_id or settings.expression.annotation_file_id
         slides = slides or settings.gdc.slides
         sample_type = sample_type or settings.gdc.sample_types
@@ -218,19 +218,40 @@ def mri_import(
 
 
 @expression_app.command(
-    "build", epilog="Example: mgi expression build DIR --manifest manifest.parquet -o expression.parquet"
+    "build",
+    epilog="Example: mgi expression build DIR --manifest manifest.parquet --annotation genes.gtf.gz "
+    "-o expression.parquet",
 )
 def expression_build(
     folders: Annotated[list[Path], typer.Argument(help="Folder of {file_id}/{file_name}; one per manifest.")],
     manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable, in the order of the folders.")],
-    annotation: Annotated[Path, typer.Option(help="GTF of positions and exon lengths.")],
+    annotation: Annotated[
+        Path, typer.Option(help="GTF, or a table of gene_id, chromosome, start and length (bases of the exon union).")
+    ],
     output: Output,
-    gene_type: Annotated[list[str] | None, typer.Option(help="Gene type to keep; repeatable; none keeps all.")] = None,
+    gene_type: Annotated[
+        list[str] | None, typer.Option(help="Gene type to keep, or `all`; repeatable; default protein_coding.")
+    ] = None,
+    genes: Annotated[
+        Path | None, typer.Option(help="File of the genes to keep instead: ids or symbols, one a line.")
+    ] = None,
+    unit: Annotated[
+        str,
+        typer.Option(help="`log2-tpm` over the kept genes, `counts`, or `log2-fpkm-uq`, upper-quartile normalised."),
+    ] = "log2-tpm",
+    workers: Annotated[int, typer.Option(min=1, help="Tables read at once; the result is the same.")] = 2,
+    h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
 ) -> None:
-    """Build expression.parquet and genes.parquet from STAR counts: log2(TPM+1) over the kept genes."""
+    """Build expression.parquet and genes.parquet from STAR counts."""
     from mgi.prepare import expression
 
-    expression.build(folders, manifest, annotation, output, gene_types=gene_type or [])
+    if genes is not None and gene_type:
+        raise typer.BadParameter("give --gene-type or --genes: a list says by itself which genes are kept")
+    gene_types = gene_type or [expression.CODING]
+    expression.build(
+        folders, manifest, annotation, output, gene_types=[] if gene_types == ["all"] else gene_types, genes=genes,
+        unit=unit, workers=workers, h5ad=h5ad,
+    )  # fmt: skip
 
 
 @expression_app.command(
@@ -239,12 +260,15 @@ def expression_build(
 def expression_import(
     table: Annotated[Path, typer.Argument(help="Cases by genes, either way round; Parquet, CSV or TSV.")],
     output: Output,
-    positions: Annotated[Path, typer.Option(help="gene_name, chromosome, start, end; TSV or CSV.")],
+    positions: Annotated[
+        Path, typer.Option(help="GTF, or a table (Parquet, CSV, TSV) of gene_name or gene_id, chromosome and start.")
+    ],
+    h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
 ) -> None:
-    """Import a ready expression matrix, its genes put in genomic order."""
-    from mgi.prepare import expression
+    """Import a ready expression matrix as it is: one tumour sample per case, genes in genomic order."""
+    from mgi.prepare import matrix
 
-    expression.import_table(table, positions, output)
+    matrix.import_table(table, positions, output, h5ad)
 
 
 @slide_app.command(

@@ -83,9 +83,21 @@ class Expression(Section):
     """Gene expression: STAR counts of the GDC, or a ready table."""
 
     table: str | None = Field(None, description="a ready table (Parquet, CSV or TSV) instead of the GDC's STAR counts")
-    positions: str | None = Field(None, description="gene positions for `table`: gene_name, chromosome, start, end")
+    positions: str | None = Field(
+        None,
+        description="own gene positions, a GTF or a table: for `table` gene_name (or gene_id), chromosome, start; for "
+        "STAR counts gene_id, chromosome, start, length (bases of the exon union), in place of the GDC's annotation",
+    )
     gene_types: list[str] = Field(
         ["protein_coding"], description="GENCODE gene types kept from STAR counts; an empty list keeps all"
+    )
+    genes: str | None = Field(
+        None, description="file of the genes kept from STAR counts instead, ids or symbols, one a line"
+    )
+    unit: Literal["log2-tpm", "counts", "log2-fpkm-uq"] = Field(
+        "log2-tpm",
+        description="what STAR counts become: log2(TPM+1) over the genes kept, raw counts, or log2(FPKM-UQ+1), the "
+        "GDC's upper-quartile normalisation",
     )
     annotation_file_id: str = Field(
         GENCODE_V36_FILE_ID, description="GDC file id of the GTF that gives positions and exon-union lengths"
@@ -258,7 +270,7 @@ class Config(Section):
 
     def given_files(self) -> dict[str, str]:
         """Files that the user provides before anything can run, by the key that names each."""
-        given = {"expression.table": self.expression.table, "expression.positions": self.expression.positions}
+        given = {f"expression.{key}": getattr(self.expression, key) for key in ("table", "positions", "genes")}
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
         if self.simulate is None:
@@ -420,6 +432,10 @@ def _check_references(config: Config) -> None:
         raise ConfigError("configuration: give 'expression.table', or 'gdc.projects' for STAR counts")
     if config.expression.table is not None and config.expression.positions is None:
         raise ConfigError("configuration: 'expression.table' needs 'expression.positions' to put its genes in order")
+    if config.expression.table is not None and config.expression.genes is not None:
+        raise ConfigError(
+            "configuration: 'expression.genes' chooses from STAR counts; leave genes out of 'expression.table' by hand"
+        )
     if (config.split.stratify_table is None) != (config.split.stratify_column is None):
         raise ConfigError("configuration: 'split.stratify_table' and 'split.stratify_column' go together")
 

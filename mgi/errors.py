@@ -16,6 +16,10 @@ class MissingInputError(MGIError):
     """A file or folder that a step reads is not there or is not readable."""
 
 
+class MissingPackageError(MGIError):
+    """An optional package that a command was asked to use is not installed."""
+
+
 class ManifestError(MGIError):
     """A manifest lacks a column, repeats a file, or answers a query with nothing."""
 

@@ -53,6 +53,22 @@ def write_tsv(table: pd.DataFrame, path: Path | str) -> None:
         table.to_csv(aside, sep="\t", index=False, lineterminator="\n")
 
 
+def open_table(
+    path: Path | str, what: str, columns: list[str] | None = None, error: type[MGIError] = MissingInputError
+) -> pq.ParquetFile:
+    """Open a Parquet table that must hold `columns`, to be read in parts; raises as `read_table` does."""
+    path = existing(path, what)
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as problem:
+        raise error(f"{what} {path} is not a Parquet file: {problem}") from None
+    present = file.schema_arrow.names
+    missing = sorted(set(columns or ()) - set(present))
+    if missing:
+        raise error(f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(present)}")
+    return file
+
+
 def read_table(
     path: Path | str, what: str, columns: list[str] | None = None, error: type[MGIError] = MissingInputError
 ) -> pa.Table:
@@ -65,12 +81,5 @@ def read_table(
     MGIError
         `error`, if it is no Parquet file or lacks one of `columns`.
     """
-    path = existing(path, what)
-    try:
-        present = pq.read_schema(path).names
-    except pa.ArrowInvalid as problem:
-        raise error(f"{what} {path} is not a Parquet file: {problem}") from None
-    missing = sorted(set(columns or ()) - set(present))
-    if missing:
-        raise error(f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(present)}")
-    return pq.read_table(path, columns=columns)
+    with open_table(path, what, columns, error) as file:
+        return file.read(columns)

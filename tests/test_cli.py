@@ -30,10 +30,10 @@ def test_every_command_explains_itself_with_an_example(name, command):
 
 
 def test_a_user_error_is_one_sentence_and_exit_code_1(tmp_path):
-    result = mgi("pretrain", "--sources", "s", "--expression", tmp_path / "e.parquet", "--splits", "p", "-o", tmp_path)
+    result = mgi("pretrain", "--sources", "s", "--expression", "e", "--splits", tmp_path / "p.parquet", "-o", tmp_path)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert f"error: expression table not found: {tmp_path / 'e.parquet'}" in result.stderr
+    assert f"error: table of splits not found: {tmp_path / 'p.parquet'}" in result.stderr
 
 
 def test_wrong_usage_is_exit_code_2():

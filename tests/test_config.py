@@ -93,6 +93,12 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
         (("gdc",), None, "'slides' come from the GDC"),
         (("expression",), {"table": "z.parquet"}, "needs 'expression.positions'"),
+        (
+            ("expression",),
+            {"table": "z.parquet", "positions": "p.tsv", "genes": "g.txt"},
+            "'expression.genes' chooses from STAR counts",
+        ),
+        (("expression",), {"unit": "fpkm"}, "'expression.unit' cannot be 'fpkm'"),
         (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has mgi"),
         (("evaluate",), {"variants": ["mgi", "no-vit"]}, "names the variant 'no-vit', but finetune has mgi"),
         (("evaluate",), {"reference": "mgi", "variants": ["image-only"]}, "not compared"),

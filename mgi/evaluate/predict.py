@@ -28,8 +28,8 @@ def evaluate_table(folder: Path, images: Path, expression: Path | None, output: 
     if not isinstance(model, Segmenter):
         raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")
     config = model.config
-    profiles = _profiles(model, expression, folder)
     table = read_image_table(images, labelled=True)
+    profiles = _profiles(model, expression, folder, set(table.frame.case_id))
     if not len(table):
         raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
     if table.image_px != config["image_px"]:
@@ -43,14 +43,14 @@ def evaluate_table(folder: Path, images: Path, expression: Path | None, output: 
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
 
 
-def _profiles(model: Segmenter, expression: Path | None, folder: Path) -> Profiles:
-    """Read the profiles of a model's genes; without a table every case counts as having none."""
+def _profiles(model: Segmenter, expression: Path | None, folder: Path, cases: set[str]) -> Profiles:
+    """Read the cases' profiles of a model's genes; without a table every case counts as having none."""
     genes = model.config["genes"]
     if expression is None:
         if model.gene_encoder is not None:
             log.warning("no --expression: the model in %s sees the images alone", folder)
         return Profiles(torch.zeros(1, len(genes)), {}, genes)
-    profiles = read_profiles(expression)
+    profiles = read_profiles(expression, cases)
     if model.gene_encoder is not None:
         checkpoint.check_genes(model.config, profiles.genes, folder)
     return profiles

@@ -36,12 +36,13 @@ def embed(folder: Path, sources: Path, expression: Path, splits: Path, fold: int
     model = checkpoint.load(folder)
     if not isinstance(model, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
-    profiles = read_profiles(expression)
+    tested = read_roles(splits, str(fold))["test"]
+    profiles = read_profiles(expression, set(tested))
     checkpoint.check_genes(model.config, profiles.genes, folder)
     options = model.config["options"]
     device = prepare_torch(options["threads"], options["device"], options["seed"])
     model = model.to(device)
-    cases = [case for case in read_roles(splits, str(fold))["test"] if case in profiles.row]
+    cases = [case for case in tested if case in profiles.row]
     images = read_images(sources, set(cases))
     vectors = []
     with autocast(device):

@@ -1,6 +1,6 @@
 """What training reads: the images of some cases, their expression, and their role in a fold."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mgi.errors import CohortError, ImageTableError
 from mgi.files import existing, read_table
-from mgi.prepare.expression import read_matrix
 from mgi.prepare.images import decode_image, decode_mask
+from mgi.prepare.profiles import read_matrix
 
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
@@ -146,7 +146,9 @@ class Profiles:
         """Give the profiles [cases, genes] and whether each case has one [cases]; the others are zero."""
         rows = torch.tensor([self.row.get(case, -1) for case in cases])
         present = rows >= 0
-        return self.values[rows.clamp(min=0)] * present[:, None], present
+        values = torch.zeros(len(cases), self.values.shape[1])
+        values[present] = self.values[rows[present]]
+        return values, present
 
     def deranged(self, groups: list[list[str]], seed: int) -> "Profiles":
         """Give every case another case's profile of its own group; a case alone in its group loses its profile.
@@ -162,11 +164,11 @@ class Profiles:
         return Profiles(self.values, row, self.genes)
 
 
-def read_profiles(expression: Path) -> Profiles:
-    """Read expression.parquet and the gene ids of the genes.parquet beside it."""
-    cases, values = read_matrix(expression)
+def read_profiles(expression: Path, cases: Collection[str] | None = None) -> Profiles:
+    """Read expression.parquet, whole or for some cases, and the gene ids of the genes.parquet beside it."""
+    found, values = read_matrix(expression, cases)
     genes = read_table(expression.parent / "genes.parquet", "table of genes", ["gene_id"])["gene_id"].to_pylist()
-    return Profiles(torch.from_numpy(np.array(values)), {case: row for row, case in enumerate(cases)}, genes)
+    return Profiles(torch.from_numpy(values), {case: row for row, case in enumerate(found)}, genes)
 
 
 def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:

@@ -135,7 +135,8 @@ def _profiles(
     options: FinetuneOptions, expression: Path, splits: Path, fold: str
 ) -> tuple[Profiles, dict[str, list[str]]]:
     """Read the profiles as the variant wants them (matched or shuffled within each role), and the roles."""
-    profiles, roles = read_profiles(expression), read_roles(splits, fold)
+    roles = read_roles(splits, fold)
+    profiles = read_profiles(expression, {case for cases in roles.values() for case in cases})
     if options.genes == "shuffled":
         profiles = profiles.deranged(list(roles.values()), options.seed)
     return profiles, roles

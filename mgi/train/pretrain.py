@@ -28,8 +28,8 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
         If fewer than two training patients have both images and expression.
     """
     device = prepare_torch(options.threads, options.device, options.seed)
-    profiles = read_profiles(expression)
     roles = read_roles(splits, fold)
+    profiles = read_profiles(expression, {case for cases in roles.values() for case in cases})
     paired = {role: [case for case in cases if case in profiles.row] for role, cases in roles.items()}
     if len(paired["train"]) < 2:
         raise CohortError(

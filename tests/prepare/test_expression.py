@@ -1,75 +1,32 @@
-"""Expression from STAR counts, and ready tables."""
+"""Expression built from STAR counts: genes, units, one table whatever the number of workers."""
 
-import gzip
+import subprocess
+import sys
+import time
 
+import anndata
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mgi.acquire.gdc import EXPRESSION
+from mgi.acquire.simulate import simulate_cohort
 from mgi.errors import ExpressionError, MissingInputError
-from mgi.prepare.expression import build, exon_union_lengths, import_table, read_expression, read_gtf, read_matrix
-from tests.prepare.conftest import write_manifest
-
-# gene_id, name, type, chromosome, exons; neither in genomic order nor by name.
-GENES = [
-    ("ENSG00000000003.15", "LAST", "protein_coding", "chrX", [(500, 599), (550, 649)]),
-    ("ENSG00000000005.6", "TENTH", "protein_coding", "chr10", [(100, 199)]),
-    ("ENSG00000000419.13", "SECOND", "protein_coding", "chr2", [(10, 19), (30, 49), (15, 34)]),
-    ("ENSG00000000457.14", "NOISE", "lncRNA", "chr2", [(1, 1000)]),
-    ("ENSG00000182378.15", "PAR", "protein_coding", "chrX", [(5, 104)]),
-    ("ENSG00000182378.15_PAR_Y", "PAR", "protein_coding", "chrY", [(5, 104)]),
-]
-LENGTHS = {"LAST": 150, "TENTH": 100, "SECOND": 40, "NOISE": 1000, "PAR": 100}
-
-
-def star_text(counts, genes=GENES):
-    header = "gene_id gene_name gene_type unstranded stranded_first stranded_second tpm_unstranded fpkm_unstranded"
-    lines = ["# gene-model: GENCODE v36", "\t".join([*header.split(), "fpkm_uq_unstranded"])]
-    lines += [f"{name}\t\t\t9\t9\t9\t\t\t" for name in ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous")]
-    lines += [f"{g[0]}\t{g[1]}\t{g[2]}\t{n}\t0\t0\t0.0\t0.0\t0.0" for g, n in zip(genes, counts, strict=True)]
-    return "\n".join(lines) + "\n"
-
-
-def gtf_text(genes=GENES):
-    lines = ["##description: a test", "##format: gtf"]
-    for gene_id, name, kind, chromosome, exons in genes:
-        tags = f'gene_id "{gene_id}"; gene_type "{kind}"; gene_name "{name}";'
-        start, end = min(exon[0] for exon in exons), max(exon[1] for exon in exons)
-        lines += [f"{chromosome}\tHAVANA\t{kind}\t{start}\t{end}\t.\t+\t.\t{tags}" for kind in ("gene", "transcript")]
-        lines += [f"{chromosome}\tHAVANA\texon\t{a}\t{b}\t.\t+\t.\t{tags} exon_number 1;" for a, b in exons]
-    return "\n".join(lines) + "\n"
-
-
-class Cohort:
-    """STAR tables, their manifest and annotation in a folder."""
-
-    def __init__(self, folder, counts):
-        self.folder, self.output = folder, folder / "out" / "expression.parquet"
-        self.gtf = folder / "genes.gtf.gz"
-        self.gtf.write_bytes(gzip.compress(gtf_text().encode()))
-        self.rows = []
-        for case_id, values in counts.items():
-            file_id = f"00000000-0000-4000-8000-{len(self.rows):012d}"
-            row = {"file_id": file_id, "file_name": f"{case_id}.tsv", "data_type": EXPRESSION, "case_id": case_id}
-            self.rows.append(row | {"aliquot": f"{case_id}-01A-11R-1"})
-            self.path(case_id).parent.mkdir()
-            self.path(case_id).write_text(star_text(values))
-
-    def path(self, case_id):
-        row = next(row for row in self.rows if row["case_id"] == case_id)
-        return self.folder / row["file_id"] / row["file_name"]
-
-    def build(self, gene_types=("protein_coding",)):
-        manifest = write_manifest(self.folder / "manifest.parquet", self.rows)
-        build([self.folder], [manifest], self.gtf, self.output, gene_types=list(gene_types))
-        return read_expression(self.output)
+from mgi.prepare import expression
+from mgi.prepare.expression import fpkm_uq, tpm
+from mgi.prepare.genes import read_gtf
+from mgi.prepare.profiles import read_expression
+from tests.prepare.counts import GENES, Cohort, gtf_text, places, star_text
 
 
 @pytest.fixture
 def cohort(tmp_path):
     return Cohort(tmp_path, {"TCGA-S1-0002": [10, 0, 5, 900, 7, 1], "TCGA-S1-0001": [1, 2, 3, 4, 5, 6]})
+
+
+def linear(values):
+    """Undo log2(x + 1), as float64."""
+    return np.exp2(values.to_numpy(np.float64)) - 1
 
 
 def test_genes_are_in_genomic_order_and_par_y_apart(cohort):
@@ -84,43 +41,86 @@ def test_genes_are_in_genomic_order_and_par_y_apart(cohort):
     assert pq.read_table(cohort.output)["aliquot"].to_pylist()[0] == "TCGA-S1-0001-01A-11R-1"
 
 
+def test_twins_of_an_old_release_are_apart_too(tmp_path):
+    genes = [*GENES[:5], ("ENSGR0000182378.10", *GENES[5][1:])]
+    _, table = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6}, genes, "GENCODE v22").build()
+    assert table.gene_id.tolist()[2::2] == ["ENSG00000182378", "ENSGR0000182378"]
+
+
+def test_ids_that_collide_without_their_versions_are_refused(tmp_path):
+    genes = [*GENES[:5], ("ENSG00000182378.16", *GENES[5][1:])]
+    with pytest.raises(ExpressionError, match="the gene ENSG00000182378 comes twice"):
+        Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6}, genes).build()
+
+
 def test_tpm_is_recomputed_over_the_kept_genes(cohort):
     values, _ = cohort.build()
     rate = np.array([5 / 40, 0 / 100, 7 / 100, 10 / 150, 1 / 100])
     assert np.allclose(values.loc["TCGA-S1-0002"], np.log2(rate / rate.sum() * 1e6 + 1), rtol=1e-6)
     everything, genes = cohort.build(gene_types=[])
     assert "NOISE" in set(genes.gene_name) and len(genes) == 6
-    assert np.allclose((2 ** everything.astype(float) - 1).sum(axis=1), 1e6, rtol=1e-5)
+    assert np.allclose(linear(everything).sum(axis=1), 1e6, rtol=1e-5)
 
 
-def test_exons_that_overlap_count_once():
-    rng = np.random.default_rng(0)
-    gene_ids = pd.Series(rng.choice(list("abcde"), 300))
-    starts = rng.integers(1, 3000, 300)
-    ends = starts + rng.integers(0, 80, 300)
-    expected = {}
-    for gene, start, end in zip(gene_ids, starts, ends, strict=True):
-        expected.setdefault(gene, set()).update(range(start, end + 1))
-    assert exon_union_lengths(gene_ids, starts, ends).to_dict() == {k: len(v) for k, v in expected.items()}
+def test_counts_are_left_as_they_are(cohort):
+    values, genes = cohort.build(gene_types=[], unit="counts")
+    assert genes.gene_name.tolist() == ["NOISE", "SECOND", "TENTH", "PAR", "LAST", "PAR"]
+    assert values.loc["TCGA-S1-0002"].tolist() == [900, 5, 0, 7, 10, 1]
+    assert pq.read_schema(cohort.output).metadata[b"unit"] == b"counts"
 
 
-def test_gtf_gives_places_and_lengths(cohort):
-    genes = read_gtf(cohort.gtf)
-    assert genes.length.tolist() == [LENGTHS[gene[1]] for gene in GENES]
-    with pytest.raises(MissingInputError, match="gene annotation"):
-        read_gtf(cohort.folder / "absent.gtf")
-    (cohort.folder / "foreign.gtf").write_text("a\tb\nc\td\n")
-    with pytest.raises(ExpressionError, match=r"foreign\.gtf is no GTF"):
-        read_gtf(cohort.folder / "foreign.gtf")
+def test_upper_quartile_is_of_expressed_autosomal_coding_genes_whatever_is_kept(tmp_path):
+    """TENTH, SECOND and two more are autosomal and coding; one of them is not expressed."""
+    more = [(f"ENSG0000000{k}.1", f"MORE{k}", "protein_coding", "chr3", [(1, 50)]) for k in (1000, 2000)]
+    cohort = Cohort(tmp_path, {"TCGA-S1-0001": [10, 8, 5, 900, 7, 1, 0, 4]}, [*GENES, *more])
+    (tmp_path / "list.txt").write_text("LAST\nNOISE\n")
+    values, genes = cohort.build(genes=tmp_path / "list.txt", unit="log2-fpkm-uq")
+    quartile = np.quantile([8, 5, 4], 0.75)
+    expected = np.array([900, 10]) * 1e9 / (np.array([1000, 150]) * quartile * 4)
+    assert genes.gene_name.tolist() == ["NOISE", "LAST"]
+    assert np.allclose(linear(values), expected, rtol=1e-5)
+    assert pq.read_schema(cohort.output).metadata[b"unit"] == b"log2(FPKM-UQ+1)"
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.97])
-def test_table_cut_anywhere_is_named(cohort, share):
-    path = cohort.path("TCGA-S1-0002")
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(ExpressionError, match=r"TCGA-S1-0002\.tsv"):
+def test_list_of_genes_takes_the_place_of_their_types(cohort):
+    (cohort.folder / "list.txt").write_text("NOISE\nENSG00000000003\nPAR\n")
+    values, genes = cohort.build(genes=cohort.folder / "list.txt")
+    assert genes.gene_name.tolist() == ["NOISE", "PAR", "LAST", "PAR"]
+    assert np.allclose(linear(values).sum(axis=1), 1e6, rtol=1e-5)
+    (cohort.folder / "list.txt").write_text("NOISY\n")
+    with pytest.raises(ExpressionError, match=r"list\.txt names 1 genes that the STAR tables do not have: NOISY;"):
+        cohort.build(genes=cohort.folder / "list.txt")
+
+
+@pytest.mark.parametrize("versions", [True, False])
+@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+def test_table_of_positions_serves_as_the_gtf_does(cohort, suffix, versions):
+    cohort.build()
+    expected = cohort.written()
+    frame = places().assign(chromosome=lambda frame: frame.chromosome.str.removeprefix("chr"))
+    if not versions:
+        frame["gene_id"] = frame.gene_id.str.replace(r"\.\d+", "", regex=True)
+    # More than is needed does no harm, and genes that are not kept need no place.
+    frame = pd.concat(
+        [frame[frame.gene_id.str.split(".").str[0] != "ENSG00000000457"], frame[:1].assign(gene_id="MORE")]
+    )
+    cohort.annotation = cohort.folder / f"places.{suffix}"
+    frame.to_parquet(cohort.annotation) if suffix == "parquet" else frame.to_csv(cohort.annotation, sep="\t")
+    cohort.build()
+    assert cohort.written() == expected
+
+
+def test_positions_without_lengths_serve_for_counts_alone(cohort):
+    cohort.annotation = cohort.folder / "places.csv"
+    places(lengths=False).to_csv(cohort.annotation, index=False)
+    values, _ = cohort.build(unit="counts")
+    assert values.loc["TCGA-S1-0001"].tolist() == [3, 2, 5, 1, 6]
+    for unit, name in (("log2-tpm", r"log2\(TPM\+1\)"), ("log2-fpkm-uq", r"log2\(FPKM-UQ\+1\)")):
+        with pytest.raises(ExpressionError, match=rf"places\.csv lacks the column length, .*, which {name} needs; add"):
+            cohort.build(unit=unit)
+    places().replace({"length": {40: None}}).to_csv(cohort.annotation, index=False)
+    with pytest.raises(ExpressionError, match=r"places\.csv has no length for the gene ENSG00000000419\.13"):
         cohort.build()
-    assert not cohort.output.exists()
 
 
 @pytest.mark.parametrize("case_id", ["TCGA-S1-0001", "TCGA-S1-0002"])
@@ -129,46 +129,51 @@ def test_table_cut_at_the_end_of_a_line_is_named(cohort, case_id):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
     with pytest.raises(ExpressionError, match=rf"{case_id}\.tsv lists 4 (genes but .* 6|of the annotation's 6)"):
         cohort.build()
+    assert not cohort.output.exists()
 
 
-def test_foreign_tables_are_refused(cohort):
-    path = cohort.path("TCGA-S1-0002")
-    good = path.read_text()
-    for bad, message in [
-        ("gene,count\nA,1\n", "no STAR table"),
-        (good.replace("\t900\t", "\t9.5\t"), "no STAR table"),
-        (good.replace("\t900\t", "\t-9\t"), "negative count"),
-        (good.replace("N_ambiguous", "N_strange"), "not the counters"),
-        (good.replace("ENSG00000000457.14", "ENSG00000000999.1"), "has the gene ENSG00000000999.1 in line 10"),
-        (star_text([0, 0, 0, 9, 0, 0]), "counts no read"),
-    ]:
-        path.write_text(bad)
-        with pytest.raises(ExpressionError, match=message):
-            cohort.build()
-    path.unlink()
-    with pytest.raises(MissingInputError, match="STAR table not found"):
+def test_table_unlike_the_first_is_named(cohort):
+    cohort.path("TCGA-S1-0002").write_text(star_text([1] * 6, model="GENCODE v22"))
+    with pytest.raises(ExpressionError, match=r"0002\.tsv counts the genes of GENCODE v22, but .*0001\.tsv those of"):
         cohort.build()
 
 
-def test_gzipped_tables_are_read_and_cut_ones_named(cohort):
-    expected, _ = cohort.build()
-    path = cohort.path("TCGA-S1-0002")
-    path.write_bytes(gzip.compress(path.read_bytes()))
-    assert cohort.build()[0].equals(expected)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ExpressionError, match="cut short or damaged"):
+def test_table_without_reads_is_named_where_a_unit_needs_some(cohort):
+    cohort.path("TCGA-S1-0002").write_text(star_text([0, 0, 0, 9, 0, 0]))
+    with pytest.raises(ExpressionError, match=r"0002\.tsv counts no read in any kept gene"):
+        cohort.build()
+    with pytest.raises(ExpressionError, match=r"0002\.tsv counts no read in any autosomal protein-coding gene"):
+        cohort.build(unit="log2-fpkm-uq")
+    assert cohort.build(unit="counts")[0].loc["TCGA-S1-0002"].sum() == 0
+
+
+def test_missing_table_is_named(cohort):
+    cohort.path("TCGA-S1-0002").unlink()
+    with pytest.raises(MissingInputError, match=r"STAR table not found: .*0002\.tsv"):
         cohort.build()
 
 
 def test_annotation_must_be_that_of_the_counts(cohort):
-    cohort.gtf.write_bytes(gzip.compress(gtf_text(GENES[1:]).encode()))
-    with pytest.raises(ExpressionError, match=r"1 genes of .* are not in the annotation, ENSG00000000003"):
+    cohort.annotation = cohort.folder / "other.gtf"
+    cohort.annotation.write_text(gtf_text(GENES[1:]))
+    with pytest.raises(ExpressionError, match=r"1 genes of .* are not in the annotation .*, ENSG00000000003\.15 the"):
+        cohort.build()
+    # Of another release: the ids are the same but for their versions.
+    cohort.annotation.write_text(gtf_text().replace("ENSG00000000003.15", "ENSG00000000003.14"))
+    with pytest.raises(ExpressionError, match=r"1 genes of .* are not in the annotation .*, ENSG00000000003\.15 the"):
         cohort.build()
 
 
-def test_unknown_gene_type_lists_the_known(cohort):
-    with pytest.raises(ExpressionError, match="'coding'; the types are lncRNA, protein_coding"):
-        cohort.build(gene_types=["coding"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gene_types": ["coding"]}, "no gene is of the type 'coding'; the types are lncRNA, protein_coding"),
+        ({"unit": "fpkm"}, "the unit 'fpkm' is unknown; give one of log2-tpm, counts, log2-fpkm-uq"),
+    ],
+)
+def test_unknown_option_lists_the_known(cohort, options, message):
+    with pytest.raises(ExpressionError, match=message):
+        cohort.build(**options)
 
 
 def test_case_with_two_tables_is_named(cohort):
@@ -177,136 +182,201 @@ def test_case_with_two_tables_is_named(cohort):
         cohort.build()
 
 
-def test_build_is_reproducible_to_the_byte(cohort):
+def many(folder):
+    random = np.random.default_rng(0)
+    return Cohort(folder, {f"TCGA-S1-{k:04d}": random.integers(1, 99, 6).tolist() for k in range(40)})
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+    cohort = many(tmp_path)
+    read = expression.read_star
+
+    def dawdling(path, like=None):
+        time.sleep(hash(path.name) % 5 / 1000)
+        return read(path, like)
+
+    monkeypatch.setattr(expression, "read_star", dawdling)
+    cohort.build(workers=1)
+    first = cohort.written()
+    for workers in (1, 2, 7):
+        cohort.build(workers=workers)
+        assert cohort.written() == first
+
+
+def test_the_first_bad_table_is_named_whatever_the_number_of_workers(tmp_path):
+    cohort = many(tmp_path)
+    for number in (11, 12, 13):
+        cohort.path(f"TCGA-S1-{number:04d}").write_text("bad")
+    for workers in (1, 2, 7):
+        with pytest.raises(ExpressionError, match=r"TCGA-S1-0011\.tsv is no STAR table"):
+            cohort.build(workers=workers)
+
+
+def test_no_more_than_a_few_tables_are_ahead_of_the_writer(tmp_path, monkeypatch):
+    """What bounds the memory: readers wait for a writer that is slow."""
+    cohort, read, added, ahead = many(tmp_path), expression.read_star, [], []
+    writer = expression.profile_writer
+
+    def counted(path, like=None):
+        ahead.append(len(started) - len(added))
+        started.append(path)
+        return read(path, like)
+
+    class SlowWriter:
+        def __init__(self, *options):
+            self.inner = writer(*options)
+
+        def __enter__(self):
+            add = self.inner.__enter__()
+
+            def slow(*row):
+                time.sleep(0.005)
+                add(*row)
+                added.append(row[0])
+
+            return slow
+
+        def __exit__(self, *problem):
+            return self.inner.__exit__(*problem)
+
+    started = []
+    monkeypatch.setattr(expression, "read_star", counted)
+    monkeypatch.setattr(expression, "profile_writer", SlowWriter)
+    cohort.build(workers=2)
+    # The first table is read once more, before the others.
+    assert len(started) == 41 and max(ahead) <= 6
+
+
+def test_h5ad_is_written_on_request(cohort):
+    values, _ = cohort.build(h5ad=cohort.folder / "cohort.h5ad")
+    found = anndata.read_h5ad(cohort.folder / "cohort.h5ad")
+    assert np.array_equal(found.X, values) and found.obs_names.tolist() == values.index.tolist()
+    assert found.uns["unit"] == "log2(TPM+1)" and found.obs.aliquot.iloc[0] == "TCGA-S1-0001-01A-11R-1"
+
+
+def mgi(cohort, *arguments):
     cohort.build()
-    first = [cohort.output.with_name(name).read_bytes() for name in ("expression.parquet", "genes.parquet")]
-    cohort.build()
-    assert [cohort.output.with_name(name).read_bytes() for name in ("expression.parquet", "genes.parquet")] == first
+    files = (cohort.folder, "--manifest", cohort.folder / "manifest.parquet", "--annotation", cohort.annotation)
+    command = [sys.executable, "-m", "mgi", "expression", "build", *files, "-o", cohort.output, *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def test_real_star_table_gives_its_own_tpm_back(data_dir, tmp_path):
-    """With every gene kept, and lengths implied by count / tpm, the GDC's own TPM must come out."""
-    source = next((data_dir / "gdc").glob("*star_gene_counts.tsv.gz"))
-    table = pd.read_csv(source, sep="\t", skiprows=[0, 2, 3, 4, 5])
-    told = table.tpm_unstranded.to_numpy()
-    # Four decimals of TPM fix a length well enough where the TPM is not small; the others count nothing.
-    table["counts"] = np.where(told > 1, table.unstranded, 0)
-    ratio = np.divide(table.unstranded, told, out=np.ones(len(table)), where=told > 1)
-    lengths = np.maximum(np.rint(ratio * 1e6 / np.median(ratio[told > 1])), 1).astype(int)
-    rows = [
-        (gene_id, name, kind, f"chr{1 + k % 22}", [(1000 + k, 999 + k + length)])
-        for k, (gene_id, name, kind, length) in enumerate(
-            zip(table.gene_id, table.gene_name, table.gene_type, lengths, strict=True)
-        )
-    ]
-    cohort = Cohort(tmp_path, {})
-    cohort.gtf.write_bytes(gzip.compress(gtf_text(rows).encode(), 1))
-    cohort.rows = [{"file_name": source.name, "data_type": EXPRESSION, "case_id": "TCGA-S1-0001"}]
-    path = tmp_path / "00000000-0000-4000-8000-000000000000" / source.name
-    path.parent.mkdir()
-    path.write_bytes(source.read_bytes())
-    values, genes = cohort.build(gene_types=[])
-    assert values.shape == (1, 60660) and genes.gene_id.is_unique and genes.gene_id.str.endswith("_PAR_Y").sum() > 40
-    stripped = table.gene_id.str.replace(r"\.\d+", "", regex=True)
-    ours = 2 ** values.iloc[0].astype(float)[stripped].to_numpy() - 1
-    large = told > 1
-    total = (table.unstranded / lengths).sum() / (table.unstranded / lengths)[large].sum()
-    scale = told[large].sum() / 1e6
-    assert np.abs(ours[large] * total * scale / told[large] - 1).max() < 1e-4
+def test_command_keeps_coding_genes_unless_told_otherwise(cohort):
+    for arguments, count in (((), 5), (("--gene-type", "all"), 6), (("--gene-type", "lncRNA"), 1)):
+        assert mgi(cohort, *arguments).returncode == 0
+        assert len(read_expression(cohort.output)[1]) == count
+    (cohort.folder / "list.txt").write_text("LAST\n")
+    done = mgi(cohort, "--genes", cohort.folder / "list.txt", "--unit", "counts", "--workers", "3")
+    assert "2 cases, 1 of 6 genes of GENCODE v36 as counts in" in done.stderr
+    assert read_expression(cohort.output)[0].to_numpy().tolist() == [[1], [10]]
 
 
-def matrix(cases=6, genes=4, seed=0):
-    names = [f"TCGA-S1-{k:04d}" for k in range(cases)][::-1]
-    values = np.random.default_rng(seed).normal(size=(cases, genes)).astype(np.float32)
-    return pd.DataFrame(values, names, ["G2", "G10", "GX", "UNKNOWN"][:genes])
+def test_command_takes_either_a_list_or_types(cohort):
+    done = mgi(cohort, "--genes", "list.txt", "--gene-type", "lncRNA")
+    assert done.returncode == 2 and "give --gene-type or --genes" in done.stderr.replace("\n", " ")
+    done = mgi(cohort, "--unit", "fpkm")
+    assert (
+        done.returncode == 1 and "error: the unit 'fpkm' is unknown" in done.stderr and "Traceback" not in done.stderr
+    )
+
+
+@pytest.fixture(scope="module")
+def real(data_dir):
+    """The real STAR table, and lengths implied by it.
+
+    Lengths follow from the counts and the two FPKM columns, whose denominators are known: the protein-coding counts,
+    and the upper quartile (391) of the 19,029 autosomal protein-coding genes of GENCODE v36. Four decimals leave most
+    lengths one whole number of bases (`certain`); among the candidates of the others `tpm_unstranded` chooses.
+    """
+    path = next((data_dir / "gdc").glob("*star_gene_counts.tsv.gz"))
+    table = pd.read_csv(path, sep="\t", skiprows=[0, 2, 3, 4, 5])
+    counts = table.unstranded.to_numpy()
+    columns = {"fpkm_unstranded": counts[table.gene_type == "protein_coding"].sum(), "fpkm_uq_unstranded": 391 * 19029}
+    low, high = _bounds(table, columns)
+    certain = (np.ceil(low) == np.floor(high)) | (counts == 0)
+    rate = counts / np.where(certain, np.ceil(low), (low + high) / 2)
+    narrower = _bounds(table, columns | {"tpm_unstranded": rate.sum() * 1000})
+    table["length"] = np.where(certain, np.ceil(low), np.rint(sum(narrower) / 2)).astype(int)
+    table["certain"] = certain
+    return path, table
+
+
+def _bounds(table, columns):
+    """The lengths, as an interval, that would round to each value of some columns; 1 where nothing is counted."""
+    low, high = np.ones(len(table)), np.full(len(table), 1e6)
+    counted = table.unstranded.to_numpy() > 0
+    for name, total in columns.items():
+        scaled, told = table.unstranded[counted] * 1e9 / total, table.loc[counted, name]
+        low[counted] = np.maximum(low[counted], scaled / (told + 5.1e-5))
+        high[counted] = np.minimum(high[counted], scaled / np.maximum(told - 5.1e-5, 1e-9))
+    return low, high
 
 
 @pytest.fixture
-def positions(tmp_path):
-    frame = pd.DataFrame({"gene_name": ["GX", "G10", "G2", "G2"], "chromosome": ["chrX", "chr10", "chrY", "chr2"]})
-    frame.assign(start=[5, 7, 2, 9], end=99).to_csv(tmp_path / "positions.tsv.gz", sep="\t", index=False)
-    return tmp_path / "positions.tsv.gz"
+def real_cohort(real, data_dir, tmp_path):
+    """That table as a cohort, with a table of positions: chromosomes as GENCODE v27 has them by symbol."""
+    path, table = real
+    known = pd.read_csv(data_dir / "genes" / "gene_positions_gencode_v27_hg38.tsv.gz", sep="\t")
+    known = known.drop_duplicates("gene_name").set_index("gene_name").chromosome
+    chromosome = table.gene_name.map(known)
+    # 778 coding genes have another symbol there; as many of them are off the autosomes as the table itself implies.
+    coding = (table.gene_type == "protein_coding").to_numpy()
+    unknown = np.flatnonzero(coding & chromosome.isna())
+    chromosome = chromosome.fillna("chr1")
+    silent = unknown[table.unstranded.to_numpy()[unknown] == 0]
+    surplus = int((coding & ~chromosome.isin(["chrX", "chrY", "chrM"])).sum()) - 19029
+    chromosome.iloc[silent[:surplus]] = "chrX"
+    cohort = Cohort(tmp_path, {})
+    cohort.add("TCGA-S1-0001", path.read_bytes(), "tsv.gz")
+    cohort.annotation = tmp_path / "places.parquet"
+    frame = table[["gene_id", "length"]].assign(chromosome=chromosome, start=np.arange(len(table)))
+    frame.to_parquet(cohort.annotation)
+    return cohort
 
 
-def stored(frame, folder, way):
-    if way == "parquet":
-        frame.to_parquet(folder / "t.parquet")
-        return folder / "t.parquet"
-    if way == "csv":
-        frame.to_csv(folder / "t.csv")
-        return folder / "t.csv"
-    if way == "transposed":
-        frame.T.to_csv(folder / "t.tsv.gz", sep="\t", index_label="symbol")
-        return folder / "t.tsv.gz"
-    frame.rename_axis("case_id").reset_index().assign(cohort="LGG").to_parquet(folder / "t.parquet")
-    return folder / "t.parquet"
+def close(ours, told):
+    """To 1e-4, of the value where it is above 1: a column has four decimals."""
+    return np.abs(ours - told) <= 1e-4 * np.maximum(told, 1)
 
 
-@pytest.mark.parametrize("way", ["parquet", "csv", "transposed", "case_id"])
-def test_either_orientation_gives_the_same_table(tmp_path, positions, way):
-    frame = matrix()
-    import_table(stored(frame, tmp_path, way), positions, tmp_path / "out" / "expression.parquet")
-    values, genes = read_expression(tmp_path / "out" / "expression.parquet")
-    assert genes.gene_name.tolist() == ["G2", "G10", "GX", "UNKNOWN"]
-    assert genes.chromosome.tolist() == ["chr2", "chr10", "chrX", "unplaced"]
-    assert values.index.tolist() == sorted(frame.index)
-    assert np.allclose(values.loc[frame.index].to_numpy(), frame.to_numpy(), atol=1e-6)
+@pytest.mark.parametrize(("unit", "column"), [("log2-tpm", "tpm_unstranded"), ("log2-fpkm-uq", "fpkm_uq_unstranded")])
+def test_real_table_gives_its_own_columns_back(real, real_cohort, unit, column):
+    """With every gene kept, what we compute from the real table's counts is what the GDC computed."""
+    _, table = real
+    values, genes = real_cohort.build(gene_types=[], unit=unit)
+    assert values.shape == (1, 60660) and genes.gene_id.is_unique and genes.gene_id.str.endswith("_PAR_Y").sum() > 40
+    row = values.iloc[0][table.gene_id.str.replace(r"\.\d+", "", regex=True)]
+    agree = close(linear(row), table[column].to_numpy())
+    assert table.certain.sum() > 56_000 and agree[table.certain].all()
+    assert agree.all()
 
 
-@pytest.mark.parametrize(
-    ("change", "unit", "fitted"),
-    [
-        (lambda frame: frame, b"z-score", b"outside the folds"),
-        (lambda frame: frame.abs() * 5, b"log2", b"none"),
-        (lambda frame: frame.abs() * 5000, b"linear", b"none"),
-        (lambda frame: frame + 8 - 9 * (frame < -1), b"log2", b"none"),
-    ],
-)
-def test_what_the_values_were_taken_for_is_recorded(tmp_path, positions, change, unit, fitted):
-    path = stored(change(matrix(cases=60, genes=4)), tmp_path, "parquet")
-    import_table(path, positions, tmp_path / "expression.parquet")
-    assert pq.read_schema(tmp_path / "expression.parquet").metadata == {b"unit": unit, b"scale_fitted": fitted}
+def test_real_counts_come_out_exactly(real, real_cohort):
+    _, table = real
+    values, _ = real_cohort.build(gene_types=[], unit="counts")
+    row = values.iloc[0][table.gene_id.str.replace(r"\.\d+", "", regex=True)]
+    assert np.array_equal(row.to_numpy(), table.unstranded)
 
 
-def test_bad_tables_are_refused(tmp_path, positions):
-    frame = matrix()
-    holed = frame.copy()
-    holed.iloc[0, 1] = np.nan
-    aliquots = frame.set_axis([f"TCGA-S1-0001-0{k}A-11R" for k in range(1, 7)])
-    for bad, message in [
-        (aliquots, "the case TCGA-S1-0001 comes twice"),
-        (holed, "G10 the first; fill them in"),
-        (frame.set_axis(list("abcdef")), "TCGA barcodes"),
-        (frame.astype(str), "holds no numbers"),
-    ]:
-        path = stored(bad, tmp_path, "parquet")
-        with pytest.raises(ExpressionError, match=message):
-            import_table(path, positions, tmp_path / "expression.parquet")
-    (tmp_path / "t.parquet").write_text("no table")
-    with pytest.raises(ExpressionError, match="not a readable"):
-        import_table(tmp_path / "t.parquet", positions, tmp_path / "expression.parquet")
-    assert not (tmp_path / "expression.parquet").exists()
+def test_simulated_tables_give_their_own_columns_back(tmp_path):
+    simulate_cohort(tmp_path / "sim", cases=2, seed=3, genes=1000, slide_px=512, workers=1)
+    annotation = read_gtf(next((tmp_path / "sim/data").glob("*/*.gtf.gz")))
+    cohort = Cohort(tmp_path, {})
+    paths = sorted((tmp_path / "sim/data").glob("*/*star_gene_counts.tsv"))
+    for number, path in enumerate(paths):
+        cohort.add(f"TCGA-S1-{number:04d}", path.read_bytes())
+    cohort.annotation = next((tmp_path / "sim/data").glob("*/*.gtf.gz"))
+    for unit, column in (("log2-tpm", "tpm_unstranded"), ("log2-fpkm-uq", "fpkm_uq_unstranded")):
+        values, genes = cohort.build(gene_types=[], unit=unit)
+        assert len(genes) == len(annotation) == 1000
+        for row, path in zip(linear(values), paths, strict=True):
+            told = pd.read_csv(path, sep="\t", comment="#", skiprows=[2, 3, 4, 5]).set_index("gene_id")[column]
+            told.index = told.index.str.replace(r"\.\d+", "", regex=True)
+            assert close(row, told[values.columns].to_numpy()).all()
 
 
-def test_matrix_that_disagrees_with_its_genes_is_refused(tmp_path, positions):
-    import_table(stored(matrix(), tmp_path, "parquet"), positions, tmp_path / "expression.parquet")
-    case_ids, values = read_matrix(tmp_path / "expression.parquet")
-    assert values.dtype == np.float32 and values.shape == (len(case_ids), 4)
-    other = tmp_path / "other" / "expression.parquet"
-    import_table(stored(matrix(genes=3), tmp_path, "parquet"), positions, other)
-    (tmp_path / "genes.parquet").write_bytes(other.with_name("genes.parquet").read_bytes())
-    with pytest.raises(ExpressionError, match=r"has 4 genes but .* 3"):
-        read_expression(tmp_path / "expression.parquet")
-
-
-def test_real_tables_are_imported_whole(data_dir, tmp_path):
-    genes = data_dir / "genes" / "gene_positions_gencode_v27_hg38.tsv.gz"
-    import_table(data_dir / "tcga-lgg" / "expression_zscore.parquet", genes, tmp_path / "expression.parquet")
-    case_ids, values = read_matrix(tmp_path / "expression.parquet")
-    assert values.shape == (548, 1544) and case_ids == sorted(case_ids)
-    assert pq.read_schema(tmp_path / "expression.parquet").metadata[b"unit"] == b"z-score"
-    raw = pd.read_parquet(data_dir / "tcga-lgg" / "expression_zscore.parquet")
-    assert np.array_equal(read_expression(tmp_path / "expression.parquet")[0][raw.columns].loc[raw.index], raw)
-    import_table(data_dir / "tcga-lgg" / "expression_log2rsem.parquet", genes, tmp_path / "expression.parquet")
-    assert read_matrix(tmp_path / "expression.parquet")[1].shape == (93, 20501)
-    assert pq.read_schema(tmp_path / "expression.parquet").metadata[b"unit"] == b"log2"
+def test_units_follow_their_definitions():
+    counts, lengths = np.array([0, 10, 30, 60]), np.array([100.0, 100.0, 300.0, 200.0])
+    assert np.allclose(tpm(counts, lengths), np.array([0, 0.1, 0.1, 0.3]) / 0.5 * 1e6)
+    # The 0.75 quantile of 10, 30 and 60 is 45; there are four genes.
+    assert np.allclose(fpkm_uq(counts, lengths, counts), counts / lengths * 1e9 / (45 * 4))

@@ -29,6 +29,16 @@ def test_an_unpaired_case_has_a_zero_profile_marked_absent(cohort):
     assert values[0].abs().sum() > 0 and values[1].abs().sum() == 0
 
 
+def test_profiles_are_read_for_the_cases_asked_for(cohort):
+    everyone = read_profiles(cohort.expression).of(CASES[1:3])[0]
+    some = read_profiles(cohort.expression, {CASES[2], UNPAIRED})
+    assert list(some.row) == [CASES[2]] and len(some.genes) == everyone.shape[1]
+    values, present = some.of(CASES[1:3])
+    assert present.tolist() == [False, True] and values[1].equal(everyone[1]) and not values[0].any()
+    nobody, present = read_profiles(cohort.expression, {UNPAIRED}).of([UNPAIRED])
+    assert nobody.shape == (1, everyone.shape[1]) and not present.any()
+
+
 def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group(cohort):
     profiles = read_profiles(cohort.expression)
     groups = [CASES[:4], CASES[4:6], CASES[6:]]

@@ -271,6 +271,32 @@ def test_slurm_profile_is_read(small_brca):
     assert all("tasks=1" in job.text for job in planned if job.rule == "finetune")
 
 
+def test_expression_options_reach_the_command(small_brca, tmp_path):
+    target, plan = "results/tcga-brca/expression.parquet", ("--dry-run", "--printshellcmds")
+    usual = small_brca.run(*plan, target)
+    assert f"--annotation resources/gdc/TCGA-BRCA/annotation/{GENE_ANNOTATION}/gencode.v36.annotation.gtf.gz " in usual
+    assert "--gene-type=protein_coding --unit log2-tpm --workers 2 " in usual
+    assert "--gene-type=all " in small_brca.run(*plan, target, "--config", "expression={gene_types: []}")
+    for name in ("my genes.txt", "places.tsv"):
+        (tmp_path / name).touch()
+    settings = f"genes: {tmp_path}/my genes.txt, positions: {tmp_path}/places.tsv, unit: log2-fpkm-uq"
+    own = small_brca.run(*plan, target, "--config", f"expression={{{settings}}}")
+    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit log2-fpkm-uq" in own
+    assert "--gene-type" not in own and "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
+
+
+def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
+    text = small_brca.refusal("--dry-run", "--config", "expression={genes: absent.txt}")
+    assert "configuration: 'expression.genes' is absent.txt, which is not there" in text
+
+
+def test_own_positions_need_no_annotation_pinned(tmp_path):
+    (tmp_path / "places.tsv").touch()
+    workflow, plan = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml"), ("--dry-run", "--printshellcmds", "pin")
+    assert "--annotation-file-id" in workflow.run(*plan)
+    assert "--annotation-file-id" not in workflow.run(*plan, "--config", "expression={positions: places.tsv}")
+
+
 def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{identifier(901)}\tpen marks\n")

@@ -104,7 +104,8 @@ def manifests(wildcards):
 
 def queried():
     """Options of `mgi gdc query`: only what this configuration reads is pinned."""
-    star = f"--data-type expression --annotation-file-id {CFG.expression.annotation_file_id} "
+    star = "--data-type expression "
+    star += "" if CFG.expression.positions else f"--annotation-file-id {CFG.expression.annotation_file_id} "
     options = [f"--slides={name}" for name in CFG.gdc.slides]
     options += [f"--sample-type={name}" for name in CFG.gdc.sample_types]
     options += [f"--aliquots={CFG.gdc.aliquots}", f"--slides-per-case={CFG.gdc.slides_per_case}"]
@@ -201,6 +202,13 @@ def slide_files(wildcards):
     return [f"{folder}/{file_id}/{name}" for file_id, name in zip(rows.file_id, names, strict=True)]
 
 
+def kept_genes():
+    """Options of `mgi expression build` that say which genes are kept."""
+    if CFG.expression.genes:
+        return [f"--genes={CFG.expression.genes}"]
+    return [f"--gene-type={name}" for name in CFG.expression.gene_types or ["all"]]
+
+
 def annotation_files(wildcards):
     """The annotations of a batch's slides: a slide that gains one, or whose own changes, is tiled again."""
     if not CFG.slides.annotations:
@@ -211,7 +219,9 @@ def annotation_files(wildcards):
 
 @refused
 def annotation_file(wildcards):
-    """The gene annotation, which the manifest of the first project pins."""
+    """The gene annotation: the user's, or the one that the manifest of the first project pins."""
+    if CFG.expression.positions:
+        return CFG.expression.positions
     path = manifests(wildcards)[0]
     pinned = read_manifest(path)
     for row in pinned[pinned.data_type == ANNOTATION].itertuples():

@@ -4,7 +4,8 @@ if CFG.expression.table is None:
         input:
             manifests=manifests,
             expression=expression_receipts,
-            annotation=f"resources/gdc/{PROJECTS[0]}/receipts/annotation.tsv",
+            annotation=CFG.expression.positions or f"resources/gdc/{PROJECTS[0]}/receipts/annotation.tsv",
+            genes=CFG.expression.genes or [],
         output:
             expression="results/{cohort}/expression.parquet",
             genes="results/{cohort}/genes.parquet",
@@ -14,7 +15,7 @@ if CFG.expression.table is None:
             "logs/{cohort}/expression.tsv"
         conda:
             "../envs/prepare.yaml"
-        threads: 1
+        threads: 4
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
@@ -22,10 +23,12 @@ if CFG.expression.table is None:
             folders=lambda wildcards, input: [Path(path).parent / "expression" for path in input.manifests],
             manifests=lambda wildcards, input: expand("--manifest={path}", path=input.manifests),
             annotation=annotation_file,
-            gene_types=[f"--gene-type={name}" for name in CFG.expression.gene_types],
+            kept=kept_genes(),
+            unit=CFG.expression.unit,
         shell:
             "python -m mgi expression build {params.folders:q} {params.manifests:q} "
-            "--annotation {params.annotation:q} {params.gene_types:q} -o {output.expression:q} > {log} 2>&1"
+            "--annotation {params.annotation:q} {params.kept:q} --unit {params.unit} --workers {threads} "
+            "-o {output.expression:q} > {log} 2>&1"
 
 else:
 
