@@ -1,5 +1,6 @@
 """What training reads: the images of some cases, their expression, and their role in a fold."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,13 @@ class Images:
         """Decode masks to uint8 [rows, height, width], 0 or 1."""
         return np.stack([decode_mask(self.masks[row]) for row in rows])
 
-    def subset(self, rows: np.ndarray) -> "Images":
-        """Keep some rows, by index or by a boolean mask."""
-        rows = np.arange(len(self))[rows]
-        frame = self.frame.iloc[rows].reset_index(drop=True)
-        return Images(frame, [self.encoded[r] for r in rows], [self.masks[r] for r in rows], self.positive[rows])
+    def digest(self) -> str:
+        """Tell these images, their masks and whose they are from any others."""
+        content = hashlib.sha256()
+        for case, image, mask in zip(self.frame.case_id, self.encoded, self.masks, strict=True):
+            for part in (case.encode(), image, mask or b""):
+                content.update(hashlib.sha256(part).digest())
+        return content.hexdigest()
 
 
 def read_images(sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None) -> Images:
@@ -147,6 +150,11 @@ class Profiles:
         rows = torch.tensor([self.row.get(case, -1) for case in cases])
         present = rows >= 0
         return self.values[rows.clamp(min=0)] * present[:, None], present
+
+    def digest(self, cases: list[str]) -> str:
+        """Tell the profiles of these cases from any others."""
+        values, present = self.of(cases)
+        return hashlib.sha256(values.numpy().tobytes() + present.numpy().tobytes()).hexdigest()
 
     def deranged(self, groups: list[list[str]], seed: int) -> "Profiles":
         """Give every case another case's profile of its own group; a case alone in its group loses its profile.

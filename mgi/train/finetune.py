@@ -64,10 +64,14 @@ def finetune(
     model = model.to(device, memory_format=torch.channels_last)
     batches = ImageBatches(train, profiles, options, device)
     log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
-    identity = {"config": config, "patients": roles, "images": len(train), "pretrained": _digest(pretrained)}
-    groups = parameter_groups(model, options, options.encoder_lr_scale)
-    run = TrainingRun(model, options, identity, output, groups)
     val = read_images(sources, set(roles["val"]), True, options.images_per_source) if roles["val"] else None
+    data = {
+        "images": [part.digest() for part in (train, val) if part is not None],
+        "profiles": profiles.digest(roles["train"] + roles["val"]),
+        "pretrained": _digest(pretrained),
+    }
+    groups = parameter_groups(model, options, options.encoder_lr_scale)
+    run = TrainingRun(model, options, {"config": config, "patients": roles} | data, output, groups)
     validate = None
     if val is not None:
 

@@ -49,7 +49,8 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     model = model.to(device)
     batches = PatientBatches(images, profiles, paired["train"], options, device)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
-    identity = {"config": config, "patients": paired, "images": len(images)}
+    data = {"images": images.digest(), "profiles": profiles.digest(paired["train"] + paired["val"])}
+    identity = {"config": config, "patients": paired} | data
     run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
     validate = None
     if len(paired["val"]) > 1:

@@ -6,13 +6,15 @@ import shutil
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
-from mgi.prepare.images import decode_mask, encode_mask
+from mgi.files import write_table
+from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint
 from mgi.train.data import read_images, read_profiles
 from mgi.train.finetune import finetune
@@ -68,6 +70,50 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(
     finetune(finetune_options(lr=1e-3), *paths, tmp_path / "a")
     finetune(finetune_options(lr=1e-3), *paths, tmp_path / "b")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+CORRECTIONS = {
+    "nothing": ("images/all.parquet", "image", lambda png: png),
+    "image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
+    "mask": ("images/all.parquet", "mask", lambda png: encode_mask(1 - decode_mask(png))),
+    "expression": ("expression.parquet", "values", lambda values: [values[0] + 1, *values[1:]]),
+}
+
+
+@pytest.mark.parametrize("corrected", CORRECTIONS)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_killed_run_is_resumed_on_the_same_data_only(
+    stage, corrected, cohort, pretrain_options, finetune_options, tmp_path, monkeypatch
+):
+    data = shutil.copytree(cohort.folder, tmp_path / "data")
+    paths = (data / "sources.parquet", data / "expression.parquet", data / "splits.parquet", "0")
+    steps = steps_done(monkeypatch)
+    monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
+
+    def run():
+        if stage == "pretrain":
+            pretrain(pretrain_options, *paths, tmp_path / "run")
+        else:
+            finetune(finetune_options(), *paths, None, tmp_path / "run")
+
+    run()
+    name, column, change = CORRECTIONS[corrected]
+    table = pq.read_table(data / name)
+    field, cells = table.schema.field(column), table[column].to_pylist()
+    cells[1] = change(cells[1])
+    write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type)), data / name)
+    steps.clear()
+    run()
+    assert steps == ([] if corrected == "nothing" else [0, 1, 2, 3, 4, 5])
+
+
+def steps_done(monkeypatch):
+    """A list that grows by each step of a training run."""
+    steps, update = [], TrainingRun._update
+    monkeypatch.setattr(
+        TrainingRun, "_update", lambda self, step, *rest: steps.append(step) or update(self, step, *rest)
+    )
+    return steps
 
 
 def test_metrics_have_a_row_per_validation(finetuned):
