@@ -12,6 +12,7 @@ CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
 from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
+from mgi.acquire.mri import fingerprint
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
