@@ -1,7 +1,9 @@
 """Segmentation fine-tuning on a fold, with or without genes, and prediction of its test patients."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +44,9 @@ def finetune(
         If `pretrained` was made for other genes, images or encoders.
     """
     device = prepare_torch(options.threads, options.device, options.seed)
-    profiles, roles = _profiles(options, expression, splits, fold)
-    train = read_images(sources, set(roles["train"]), True, options.images_per_source)
+    roles = read_roles(splits, fold)
+    profiles = _profiles(options, expression, roles)
+    train, val = (_labelled(options, sources, roles[role]) for role in ("train", "val"))
     if not train.positive.any():
         raise CohortError(f"no training image of fold {fold} holds tumour: check the annotations")
     config = {
@@ -55,31 +58,20 @@ def finetune(
         "threshold": 0.5,
     }
     _check_edges(config)
-    model = checkpoint.build_segmenter(config, options.image_encoder.weights and pretrained is None)
-    if pretrained is not None:
-        _load_encoders(model, config, pretrained)
-    elif model.gene_encoder is not None:
-        values, present = profiles.of(roles["train"])
-        model.gene_encoder.fit_standardisation(values[present])
+    model = _model(options, config, profiles, roles["train"], pretrained)
     model = model.to(device, memory_format=torch.channels_last)
-    batches = ImageBatches(train, profiles, options, device)
-    log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
-    val = read_images(sources, set(roles["val"]), True, options.images_per_source) if roles["val"] else None
-    data = {
+    identity = {
+        "config": config,
+        "patients": roles,
         "images": [part.digest() for part in (train, val) if part is not None],
         "profiles": profiles.digest(roles["train"] + roles["val"]),
         "pretrained": _digest(pretrained),
     }
-    groups = parameter_groups(model, options, options.encoder_lr_scale)
-    run = TrainingRun(model, options, {"config": config, "patients": roles} | data, output, groups)
-    validate = None
-    if val is not None:
-
-        def validate() -> tuple[float, dict[str, float]]:
-            dice, loss = score(model, val, profiles, (0.5,), device)
-            return float(dice[0]), {"val_loss": loss, "val_dice": float(dice[0])}
-
-    run.train(options.seed, lambda step: batches.loss(model, step), validate)
+    run = TrainingRun(model, options, identity, output, parameter_groups(model, options, options.encoder_lr_scale))
+    batches = ImageBatches(train, profiles, options, device)
+    log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
+    validate = None if val is None else partial(_validate, model, val, profiles, device)
+    run.train(options.seed, partial(batches.loss, model), validate)
     if val is not None:
         dice, _ = score(model, val, profiles, THRESHOLDS, device)
         config["threshold"] = THRESHOLDS[int(np.argmax(dice))]
@@ -135,17 +127,39 @@ def _by_case(images: Images, keep: np.ndarray) -> list[np.ndarray]:
     return [(cases == case) & keep for case in np.unique(cases[keep])]
 
 
-def _profiles(
-    options: FinetuneOptions, expression: Path, splits: Path, fold: str
-) -> tuple[Profiles, dict[str, list[str]]]:
-    """Read the profiles as the variant wants them (matched or shuffled within each role), and the roles."""
-    profiles, roles = read_profiles(expression), read_roles(splits, fold)
-    if options.genes == "shuffled":
-        profiles = profiles.deranged(list(roles.values()), options.seed)
-    return profiles, roles
+def _profiles(options: FinetuneOptions, expression: Path, roles: dict[str, list[str]]) -> Profiles:
+    """Read the profiles as the variant wants them: matched, or shuffled within each role."""
+    profiles = read_profiles(expression)
+    return profiles.deranged(list(roles.values()), options.seed) if options.genes == "shuffled" else profiles
 
 
-def _check_edges(config: dict) -> None:
+def _labelled(options: FinetuneOptions, sources: Path, cases: list[str]) -> Images | None:
+    """Read the images with a mask of the cases of a role; None where it has no case."""
+    return read_images(sources, set(cases), True, options.images_per_source) if cases else None
+
+
+def _model(
+    options: FinetuneOptions, config: dict[str, Any], profiles: Profiles, train: list[str], pretrained: Path | None
+) -> Segmenter:
+    """Build the segmenter with the encoders it starts from, their standardisation included."""
+    model = checkpoint.build_segmenter(config, options.image_encoder.weights and pretrained is None)
+    if pretrained is not None:
+        _load_encoders(model, config, pretrained)
+    elif model.gene_encoder is not None:
+        values, present = profiles.of(train)
+        model.gene_encoder.fit_standardisation(values[present])
+    return model
+
+
+def _validate(
+    model: Segmenter, val: Images, profiles: Profiles, device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """Give what selects the step, the patient-mean Dice of the validation patients, and what is recorded."""
+    (dice,), loss = score(model, val, profiles, (0.5,), device)
+    return float(dice), {"val_loss": loss, "val_dice": float(dice)}
+
+
+def _check_edges(config: dict[str, Any]) -> None:
     halvings = len(config["options"]["channels"]) - 1
     if config["image_px"] % 2**halvings:
         raise CohortError(
@@ -154,7 +168,7 @@ def _check_edges(config: dict) -> None:
         )
 
 
-def _load_encoders(model: Segmenter, config: dict, folder: Path) -> None:
+def _load_encoders(model: Segmenter, config: dict[str, Any], folder: Path) -> None:
     """Copy the encoders of a pre-trained model that this segmenter has, its standardisation included."""
     source = checkpoint.load(folder)
     if not isinstance(source, Aligner):
