@@ -48,5 +48,9 @@ class CohortError(MGIError):
     """The cases cannot be paired or split as asked."""
 
 
+class TrainingError(MGIError):
+    """Training has left the numbers: its loss or its gradient is infinite or not a number."""
+
+
 class CheckpointError(MGIError):
     """A checkpoint is incomplete, or was made for other genes, images or settings."""

@@ -39,9 +39,11 @@ def finetune(
     Raises
     ------
     CohortError
-        If the fold has no labelled training images.
+        If the fold has no training image with tumour, or fewer than two training patients to standardise genes by.
     CheckpointError
         If `pretrained` was made for other genes, images or encoders.
+    TrainingError
+        If the loss or its gradient is not finite.
     """
     device = prepare_torch(options.threads, options.device, options.seed)
     roles = read_roles(splits, fold)
@@ -147,6 +149,11 @@ def _model(
         _load_encoders(model, config, pretrained)
     elif model.gene_encoder is not None:
         values, present = profiles.of(train)
+        if present.sum() < 2:
+            raise CohortError(
+                f"fold {config['fold']} has {present.sum()} training patients with expression, and standardising the "
+                "genes needs two or more: pair more cases, lower split.folds, or set 'genes: none'"
+            )
         model.gene_encoder.fit_standardisation(values[present])
     return model
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mgi.config import Optimisation
 from mgi.console import log, progress
-from mgi.errors import ConfigError
+from mgi.errors import ConfigError, TrainingError
 from mgi.files import written_aside
 
 LAST = "last.ckpt"
@@ -105,6 +105,11 @@ class TrainingRun:
             The loss of a step.
         validate : callable or None
             A score (higher is better) and what to record; None trains for the fixed number of steps.
+
+        Raises
+        ------
+        TrainingError
+            If the loss or its gradient is not finite; nothing is learnt from it, and last.ckpt stays as it was.
         """
         options, running = self.options, []
         for step in progress(range(self.step, options.steps), "training steps", options.steps - self.step):
@@ -144,7 +149,14 @@ class TrainingRun:
         self.optimiser.zero_grad(set_to_none=True)
         loss = loss_at(step)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step + 1} of {self.options.steps}: the {name} is {value}; lower 'lr' "
+                    f"({self.options.lr:g}), raise 'warmup_steps', or look for values in the expression table that are "
+                    "not finite"
+                )
         self.optimiser.step()
         return loss.item()
 

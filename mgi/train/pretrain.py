@@ -26,6 +26,8 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     ------
     CohortError
         If fewer than two training patients have both images and expression.
+    TrainingError
+        If the loss or its gradient is not finite.
     """
     device = prepare_torch(options.threads, options.device, options.seed)
     profiles = read_profiles(expression)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,12 +13,12 @@ import pytest
 import torch
 
 import mgi
-from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
+from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint
 from mgi.train.data import read_images, read_profiles
-from mgi.train.finetune import finetune
+from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.inference import predict_probabilities, score
 from mgi.train.loop import LAST, TrainingRun, learning_rate, prepare_torch
 from mgi.train.pretrain import pretrain
@@ -151,6 +152,49 @@ def test_standardisation_is_fitted_on_paired_training_patients_only(cohort, fine
     profiles = read_profiles(cohort.expression)
     train = [case for case in CASES[:4] if case != UNPAIRED]
     torch.testing.assert_close(mgi.load(tmp_path).gene_encoder.mean, profiles.of(train)[0].mean(0))
+
+
+@pytest.mark.parametrize("paired", [0, 1])
+def test_too_few_training_profiles_to_standardise_are_refused(paired, cohort, finetune_options, tmp_path):
+    data = shutil.copytree(cohort.folder, tmp_path / "data")
+    table = pq.read_table(data / "expression.parquet")
+    kept = [row for row, case in enumerate(table["case_id"].to_pylist()) if case not in CASES[paired:4]]
+    write_table(table.take(kept), data / "expression.parquet")
+    paths = (
+        data / "sources.parquet",
+        data / "expression.parquet",
+        data / "splits.parquet",
+        "0",
+        None,
+        tmp_path / "run",
+    )
+    with pytest.raises(CohortError, match=f"fold 0 has {paired} training patients with expression"):
+        finetune(finetune_options(), *paths)
+    finetune(finetune_options(steps=1, genes="none"), *paths)
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+    spoilt, cohort, finetune_options, tmp_path, monkeypatch
+):
+    run = partial(finetune, finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    loss = ImageBatches.loss
+
+    def spoilt_at_three(self, model, step):
+        value = loss(self, model, step)
+        if step == 3 and spoilt == "gradient":
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value * float("nan") if step == 3 and spoilt == "loss" else value
+
+    monkeypatch.setattr(ImageBatches, "loss", spoilt_at_three)
+    with pytest.raises(TrainingError, match=rf"step 4 of 6: the {spoilt} is nan.*lower 'lr' \(0\.001\)"):
+        run()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.load(tmp_path / LAST)["step"] == 2
+    monkeypatch.setattr(ImageBatches, "loss", loss)
+    steps = steps_done(monkeypatch)
+    run()
+    assert steps == [2, 3, 4, 5]
 
 
 def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_options, tmp_path):
