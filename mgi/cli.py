@@ -475,3 +475,6 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as problem:
+        log.error("error: the system refuses: %s", problem)
+        sys.exit(1)

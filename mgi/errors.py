@@ -1,6 +1,7 @@
 """Every error that a user can meet: one sentence with the offending value and the remedy.
 
-The command line prints the sentence and exits with 1; anything that is not an `MGIError` is a defect of ours.
+The command line prints the sentence and exits with 1, as it does for what the system refuses (no space, no permission);
+anything else is a defect of ours.
 """
 
 

@@ -48,9 +48,13 @@ def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size
 
 
 def read_table(
-    path: Path | str, what: str, columns: list[str] | None = None, error: type[MGIError] = MissingInputError
+    path: Path | str,
+    what: str,
+    columns: list[str] | None = None,
+    error: type[MGIError] = MissingInputError,
+    filters: list[tuple] | None = None,
 ) -> pa.Table:
-    """Read a Parquet table that must hold `columns`.
+    """Read `columns` of a Parquet table, which it must hold, and of its rows those that pass `filters`.
 
     Raises
     ------
@@ -67,4 +71,4 @@ def read_table(
     missing = sorted(set(columns or ()) - set(present))
     if missing:
         raise error(f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(present)}")
-    return pq.read_table(path, columns=columns)
+    return pq.read_table(path, columns=columns, filters=filters)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mgi.errors import CohortError, ImageTableError
-from mgi.files import existing, read_table
+from mgi.files import read_table
 from mgi.prepare.expression import read_matrix
 from mgi.prepare.images import decode_image, decode_mask
 
@@ -90,10 +89,17 @@ def iterate_images(
 def read_image_table(
     path: Path, cases: set[str] | None = None, labelled: bool = False, images_per_source: int | None = None
 ) -> Images:
-    """Read one table of images, whole or for some cases; of each source at most so many, at even distances."""
-    existing(path, "table of images")
+    """Read one table of images, whole or for some cases; of each source at most so many, at even distances.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    ImageTableError
+        If it is no such table.
+    """
     filters = None if cases is None else [("case_id", "in", sorted(cases))]
-    table = pq.read_table(path, columns=[*PLACE, "mask", "image"], filters=filters)
+    table = read_table(path, "table of images", [*PLACE, "mask", "image"], ImageTableError, filters)
     if labelled:
         table = table.filter(table["mask"].is_valid())
     if images_per_source is not None:
