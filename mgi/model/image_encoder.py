@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from mgi.errors import ConfigError
 
-# A CPU build of torch beside a CUDA build of torchvision lacks two operator schemas, and torchvision then fails to
-# import; the object must outlive the import.
-_TORCHVISION_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None and torch.version.hip is None:
-    _TORCHVISION_SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _TORCHVISION_SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:
+    # Beside another build of torch its library does not load, and its import fails for two operators without a schema;
+    # where the library loads it defines them itself. The object must outlive the import.
+    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        _SCHEMAS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
+import timm
 
 
 class ImageEncoder(nn.Module):
