@@ -6,6 +6,7 @@ that `mgi --help` answers at once. Exit codes: 0 done, 1 a user error told in on
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,14 @@ expression_app = _group("expression", "Build the table of gene expression.")
 slide_app = _group("slide", "Cut whole-slide images into tiles.")
 report_app = _group("report", "Draw the figures of the report.")
 
+
+class DeviceName(StrEnum):
+    """Where a model runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.")]
 Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
@@ -43,6 +52,9 @@ ExpressionTable = Annotated[
 ]
 Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
 Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or a YAML file.")]
+Device = Annotated[
+    DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
+]
 
 
 @app.command(epilog="Example: mgi simulate sim --cases 48 --seed 0")
@@ -337,11 +349,12 @@ def embed(
     splits: Splits,
     output: Output,
     fold: Annotated[int, typer.Option(min=0, help="The fold whose test patients are embedded.")] = 0,
+    device: Device = None,
 ) -> None:
     """Embed the images and genes of a fold's test patients in the shared space."""
     from mgi.evaluate.retrieval import embed as run
 
-    run(model, sources, expression, splits, fold, output)
+    run(model, sources, expression, splits, fold, output, device)
 
 
 @app.command(epilog="Example: mgi retrieve fold0/embeddings.parquet fold1/embeddings.parquet -o retrieval.csv")
@@ -391,11 +404,12 @@ def evaluate(
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+    device: Device = None,
 ) -> None:
     """Evaluate one model on any table of images: external validation."""
     from mgi.evaluate.predict import evaluate_table
 
-    evaluate_table(model, images, expression, output, bootstrap_samples)
+    evaluate_table(model, images, expression, output, bootstrap_samples, device)
 
 
 @report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")

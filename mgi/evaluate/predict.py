@@ -14,8 +14,17 @@ from mgi.train.inference import write_predictions
 from mgi.train.loop import prepare_torch
 
 
-def evaluate_table(folder: Path, images: Path, expression: Path | None, output: Path, bootstrap_samples: int) -> None:
+def evaluate_table(
+    folder: Path,
+    images: Path,
+    expression: Path | None,
+    output: Path,
+    bootstrap_samples: int,
+    device: str | None = None,
+) -> None:
     """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
+
+    `device` is `cpu`, `cuda`, or None for what this machine has.
 
     Raises
     ------
@@ -37,7 +46,8 @@ def evaluate_table(folder: Path, images: Path, expression: Path | None, output: 
             f"{images} holds images of {table.image_px} px and the model in {folder} was trained on "
             f"{config['image_px']} px: import or tile at that size"
         )
-    device = prepare_torch(*(config["options"][name] for name in ("threads", "device", "seed")))
+    options = config["options"]
+    device = prepare_torch(options["threads"], device, options["seed"], model.gene_encoder is not None)
     model = model.to(device, memory_format=torch.channels_last)
     write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)

@@ -22,11 +22,20 @@ IMAGES_AT_ONCE = 64
 
 
 @torch.inference_mode()
-def embed(folder: Path, sources: Path, expression: Path, splits: Path, fold: int, output: Path) -> None:
+def embed(
+    folder: Path,
+    sources: Path,
+    expression: Path,
+    splits: Path,
+    fold: int,
+    output: Path,
+    device: str | None = None,
+) -> None:
     """Embed the images and the genes of a fold's paired test patients in the space of a pre-trained model.
 
     Writes one row per image and one per patient's genes: case_id, fold, kind (`image` or `gene`), source_id, x, y, z
-    (null for genes) and vector, a fixed-size list of float32 of unit length.
+    (null for genes) and vector, a fixed-size list of float32 of unit length. `device` is `cpu`, `cuda`, or None for
+    what this machine has.
 
     Raises
     ------
@@ -39,7 +48,7 @@ def embed(folder: Path, sources: Path, expression: Path, splits: Path, fold: int
     profiles = read_profiles(expression)
     checkpoint.check_genes(model.config, profiles.genes, folder)
     options = model.config["options"]
-    device = prepare_torch(options["threads"], options["device"], options["seed"])
+    device = prepare_torch(options["threads"], device, options["seed"], genes=True)
     model = model.to(device)
     cases = [case for case in read_roles(splits, str(fold))["test"] if case in profiles.row]
     images = read_images(sources, set(cases))

@@ -45,7 +45,7 @@ def finetune(
     TrainingError
         If the loss or its gradient is not finite.
     """
-    device = prepare_torch(options.threads, options.device, options.seed)
+    device = prepare_torch(options.threads, options.device, options.seed, options.genes != "none")
     roles = read_roles(splits, fold)
     profiles = _profiles(options, expression, roles)
     train, val = (_labelled(options, sources, roles[role]) for role in ("train", "val"))
@@ -53,7 +53,7 @@ def finetune(
         raise CohortError(f"no training image of fold {fold} holds tumour: check the annotations")
     config = {
         "kind": "segmenter",
-        "options": options.model_dump(exclude={"base"}),
+        "options": options.model_dump(exclude={"base", "device"}),
         "fold": fold,
         "image_px": train.image_px,
         "genes": profiles.genes,
@@ -64,6 +64,7 @@ def finetune(
     model = model.to(device, memory_format=torch.channels_last)
     identity = {
         "config": config,
+        "device": options.device,
         "patients": roles,
         "images": [part.digest() for part in (train, val) if part is not None],
         "profiles": profiles.digest(roles["train"] + roles["val"]),

@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,42 @@ from mgi.config import Optimisation
 from mgi.console import log, progress
 from mgi.errors import ConfigError, TrainingError
 from mgi.files import written_aside
+from mgi.model.scan import missing_kernel
 
 LAST = "last.ckpt"
 LARGEST_GRADIENT_NORM = 1.0
 
 
-def prepare_torch(threads: int, device: str, seed: int) -> torch.device:
+def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> torch.device:
     """Fix threads, seed and deterministic algorithms, and give the device.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"} or None
+        None takes CUDA where the machine can.
+    genes : bool
+        Whether genes are encoded, which on CUDA needs mamba-ssm's kernel.
 
     Raises
     ------
     ConfigError
-        If CUDA is asked for and there is none, or mamba-ssm's kernels are not installed.
+        If CUDA is asked for and there is none, or the kernel that it needs is not installed.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("configuration: 'device' is cuda, but torch sees no CUDA device here; set 'device: cpu'")
-    if device == "cuda" and find_spec("mamba_ssm") is None:
-        raise ConfigError("configuration: 'device' is cuda, which needs mamba-ssm: use workflow/envs/train-gpu.yaml")
+    lacking = _lacks_for_cuda(genes)
+    if device == "cuda" and lacking:
+        raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
+    device = device or ("cpu" if lacking else "cuda")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(device == "cpu")
     return torch.device(device)
+
+
+def _lacks_for_cuda(genes: bool) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device here; set 'device: cpu'"
+    missing = missing_kernel() if genes else None
+    return missing and f"encoding genes there needs mamba-ssm's kernel ({missing}): use workflow/envs/train-gpu.yaml"
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

@@ -29,7 +29,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     TrainingError
         If the loss or its gradient is not finite.
     """
-    device = prepare_torch(options.threads, options.device, options.seed)
+    device = prepare_torch(options.threads, options.device, options.seed, genes=True)
     profiles = read_profiles(expression)
     roles = read_roles(splits, fold)
     paired = {role: [case for case in cases if case in profiles.row] for role, cases in roles.items()}
@@ -41,7 +41,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
     config = {
         "kind": "aligner",
-        "options": options.model_dump(exclude={"base"}),
+        "options": options.model_dump(exclude={"base", "device"}),
         "fold": fold,
         "image_px": images.image_px,
         "genes": profiles.genes,
@@ -52,7 +52,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     batches = PatientBatches(images, profiles, paired["train"], options, device)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
     data = {"images": images.digest(), "profiles": profiles.digest(paired["train"] + paired["val"])}
-    identity = {"config": config, "patients": paired} | data
+    identity = {"config": config, "device": options.device, "patients": paired} | data
     run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
     validate = None
     if len(paired["val"]) > 1:

@@ -1,6 +1,7 @@
 """Embedding a fold's test patients, and one model on a table it has never seen."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import mgi
-from mgi.errors import CheckpointError, ImageTableError
+from mgi.errors import CheckpointError, ConfigError, ImageTableError
 from mgi.evaluate.predict import evaluate_table
 from mgi.evaluate.retrieval import embed
 from mgi.train.data import read_profiles
@@ -42,6 +43,32 @@ def test_external_validation_measures_every_patient_of_a_table(cohort, finetuned
     expected = patient_dice(pq.read_table(tmp_path / "predictions.parquet").to_pandas())
     assert summary["n_patients"] == len(CASES)
     assert summary["dice"]["mean"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+
+
+@pytest.fixture
+def trained_on_cuda(pretrained, finetuned, tmp_path):
+    """Copies of a pre-trained and a fine-tuned model that say they were trained on CUDA, as older ones do."""
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in (pretrained, finetuned)]
+    for copy in copies:
+        config = json.loads((copy / "config.json").read_text())
+        config["options"]["device"] = "cuda"
+        (copy / "config.json").write_text(json.dumps(config))
+    return copies
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+def test_a_model_of_a_gpu_runs_on_a_cpu(cohort, trained_on_cuda, tmp_path):
+    aligner, segmenter = trained_on_cuda
+    evaluate_table(segmenter, cohort.folder / "images" / "all.parquet", cohort.expression, tmp_path / "out", 100)
+    assert (tmp_path / "out" / "summary.json").exists()
+    embed(aligner, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
+    with pytest.raises(ConfigError, match="torch sees no CUDA device here"):
+        embed(aligner, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet", device="cuda")
+
+
+def test_the_device_is_no_part_of_a_model(finetuned, pretrained):
+    for folder in (finetuned, pretrained):
+        assert "device" not in json.loads((folder / "config.json").read_text())["options"]
 
 
 def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned, tmp_path):

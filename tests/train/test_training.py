@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+import sys
 from functools import partial
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -286,11 +288,38 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
     assert rates[-1] < 0.02 and all(a >= b for a, b in pairwise(rates[10:]))
 
 
-def test_cuda_without_a_device_or_without_its_kernels_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def cuda(monkeypatch):
+    """A function that pretends that torch sees CUDA, and that mamba-ssm and its compiled kernel are there or not."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+
+    def pretend(seen: bool, python: bool, kernel: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+        names = {"mamba_ssm.ops.selective_scan_interface": python, "selective_scan_cuda": kernel}
+        for name, there in names.items():
+            monkeypatch.setitem(sys.modules, name, ModuleType(name) if there else None)
+
+    return pretend
+
+
+def test_cuda_without_a_device_is_refused(cuda):
+    cuda(False, True, True)
     with pytest.raises(ConfigError, match="torch sees no CUDA device here; set 'device: cpu'"):
-        prepare_torch(1, "cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("mgi.train.loop.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs mamba-ssm: use workflow/envs/train-gpu"):
-        prepare_torch(1, "cuda", 0)
+        prepare_torch(1, "cuda", 0, genes=False)
+
+
+@pytest.mark.parametrize(("python", "kernel"), [(False, True), (True, False)])
+def test_genes_on_cuda_need_mamba_and_its_compiled_kernel_and_images_alone_do_not(cuda, python, kernel):
+    cuda(True, python, kernel)
+    with pytest.raises(ConfigError, match=r"needs mamba-ssm's kernel .*use workflow/envs/train-gpu\.yaml"):
+        prepare_torch(1, "cuda", 0, genes=True)
+    assert prepare_torch(1, "cuda", 0, genes=False).type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("seen", "kernel", "genes", "expected"),
+    [(False, True, False, "cpu"), (True, True, True, "cuda"), (True, False, True, "cpu"), (True, False, False, "cuda")],
+)
+def test_a_run_without_a_device_takes_what_the_machine_has(cuda, seen, kernel, genes, expected):
+    cuda(seen, True, kernel)
+    assert prepare_torch(1, None, 0, genes=genes).type == expected
