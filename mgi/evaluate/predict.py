@@ -29,9 +29,10 @@ def evaluate_table(
     Raises
     ------
     CheckpointError
-        If the model is not a segmenter, or was trained on other genes than the table's.
+        If the model is not a segmenter, or was trained on genes in another choice or unit, or on images of another size
+        or mpp.
     ImageTableError
-        If the table holds no labelled image, or images of another size than the model's.
+        If the table holds no labelled image.
     """
     model = checkpoint.load(folder)
     if not isinstance(model, Segmenter):
@@ -41,11 +42,7 @@ def evaluate_table(
     table = read_image_table(images, labelled=True)
     if not len(table):
         raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
-    if table.image_px != config["image_px"]:
-        raise ImageTableError(
-            f"{images} holds images of {table.image_px} px and the model in {folder} was trained on "
-            f"{config['image_px']} px: import or tile at that size"
-        )
+    checkpoint.check_images(config, table.image_px, table.mpp, folder, images)
     options = config["options"]
     device = prepare_torch(options["threads"], device, options["seed"], model.gene_encoder is not None)
     model = model.to(device, memory_format=torch.channels_last)
@@ -62,5 +59,5 @@ def _profiles(model: Segmenter, expression: Path | None, folder: Path) -> Profil
         return Profiles(torch.zeros(1, len(genes)), {}, genes)
     profiles = read_profiles(expression)
     if model.gene_encoder is not None:
-        checkpoint.check_genes(model.config, profiles.genes, folder)
+        checkpoint.check_expression(model.config, profiles, folder)
     return profiles

@@ -40,18 +40,19 @@ def embed(
     Raises
     ------
     CheckpointError
-        If `folder` holds no pre-trained model, or one for other genes than the table's.
+        If `folder` holds no pre-trained model, or one for genes in another choice or unit, or for other images.
     """
     model = checkpoint.load(folder)
     if not isinstance(model, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
     profiles = read_profiles(expression)
-    checkpoint.check_genes(model.config, profiles.genes, folder)
+    checkpoint.check_expression(model.config, profiles, folder)
     options = model.config["options"]
     device = prepare_torch(options["threads"], device, options["seed"], genes=True)
     model = model.to(device)
     cases = [case for case in read_roles(splits, str(fold))["test"] if case in profiles.row]
     images = read_images(sources, set(cases))
+    checkpoint.check_images(model.config, images.image_px, images.mpp, folder, sources)
     vectors = []
     with autocast(device):
         for start in range(0, len(images), IMAGES_AT_ONCE):

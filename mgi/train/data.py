@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -45,6 +46,20 @@ class Images:
     def image_px(self) -> int:
         """Edge of the images, pixels."""
         return decode_image(self.encoded[0]).shape[0]
+
+    @property
+    def mpp(self) -> float | None:
+        """Microns per pixel of the images, None where they state none.
+
+        Raises
+        ------
+        ImageTableError
+            If they state several.
+        """
+        stated = sorted({float(f"{value:.4g}") for value in self.frame.mpp.dropna().unique()})
+        if len(stated) > 1:
+            raise ImageTableError(f"images of different mpp: {', '.join(map(str, stated))}; tile them alike")
+        return stated[0] if stated else None
 
     def load(self, rows: np.ndarray) -> np.ndarray:
         """Decode images to uint8 [rows, height, width, 3]."""
@@ -145,11 +160,14 @@ class Profiles:
         The row of each case that has a profile.
     genes : list of str
         Gene ids in the order of `values`.
+    unit : str or None
+        Unit of the values, None where the table states none.
     """
 
     values: Tensor
     row: dict[str, int]
     genes: list[str]
+    unit: str | None = None
 
     def of(self, cases: list[str]) -> tuple[Tensor, Tensor]:
         """Give the profiles [cases, genes] and whether each case has one [cases]; the others are zero."""
@@ -173,14 +191,15 @@ class Profiles:
             order = np.random.default_rng([seed, index]).permutation(paired).tolist()
             if len(order) > 1:
                 row |= {case: self.row[other] for case, other in zip(order, order[1:] + order[:1], strict=True)}
-        return Profiles(self.values, row, self.genes)
+        return replace(self, row=row)
 
 
 def read_profiles(expression: Path) -> Profiles:
     """Read expression.parquet and the gene ids of the genes.parquet beside it."""
     cases, values = read_matrix(expression)
     genes = read_table(expression.parent / "genes.parquet", "table of genes", ["gene_id"])["gene_id"].to_pylist()
-    return Profiles(torch.from_numpy(np.array(values)), {case: row for row, case in enumerate(cases)}, genes)
+    unit = (pq.read_schema(expression).metadata or {}).get(b"unit", b"").decode() or None
+    return Profiles(torch.from_numpy(np.array(values)), {case: row for row, case in enumerate(cases)}, genes, unit)
 
 
 def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:

@@ -56,7 +56,9 @@ def finetune(
         "options": options.model_dump(exclude={"base", "device"}),
         "fold": fold,
         "image_px": train.image_px,
+        "mpp": train.mpp,
         "genes": profiles.genes,
+        "unit": profiles.unit,
         "threshold": 0.5,
     }
     _check_edges(config)
@@ -147,7 +149,7 @@ def _model(
     """Build the segmenter with the encoders it starts from, their standardisation included."""
     model = checkpoint.build_segmenter(config, options.image_encoder.weights and pretrained is None)
     if pretrained is not None:
-        _load_encoders(model, config, pretrained)
+        _load_encoders(model, config, profiles, pretrained)
     elif model.gene_encoder is not None:
         values, present = profiles.of(train)
         if present.sum() < 2:
@@ -176,13 +178,14 @@ def _check_edges(config: dict[str, Any]) -> None:
         )
 
 
-def _load_encoders(model: Segmenter, config: dict[str, Any], folder: Path) -> None:
+def _load_encoders(model: Segmenter, config: dict[str, Any], profiles: Profiles, folder: Path) -> None:
     """Copy the encoders of a pre-trained model that this segmenter has, its standardisation included."""
     source = checkpoint.load(folder)
     if not isinstance(source, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model, not pre-trained encoders")
+    checkpoint.check_images(source.config, config["image_px"], config["mpp"], folder, "the training set")
     if model.gene_encoder is not None:
-        checkpoint.check_genes(source.config, config["genes"], folder)
+        checkpoint.check_expression(source.config, profiles, folder)
     try:
         for name in ("gene_encoder", "image_encoder"):
             target = getattr(model, name)

@@ -44,7 +44,9 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
         "options": options.model_dump(exclude={"base", "device"}),
         "fold": fold,
         "image_px": images.image_px,
+        "mpp": images.mpp,
         "genes": profiles.genes,
+        "unit": profiles.unit,
     }
     model = checkpoint.build_aligner(config, options.image_encoder.weights)
     model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0])

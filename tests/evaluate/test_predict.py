@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mgi
-from mgi.errors import CheckpointError, ConfigError, ImageTableError
+from mgi.errors import CheckpointError, ConfigError
 from mgi.evaluate.predict import evaluate_table
 from mgi.evaluate.retrieval import embed
 from mgi.train.data import read_profiles
@@ -81,6 +81,31 @@ def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned
     assert first != second
 
 
+def test_a_model_refuses_another_unit_of_expression_and_other_mpp(cohort, pretrained, finetuned, tmp_path):
+    scores = write_cohort(tmp_path / "scores", unit="z-score")
+    with pytest.raises(CheckpointError, match=r"trained on log2\(TPM\+1\) and the expression table holds z-score"):
+        evaluate_table(finetuned, cohort.folder / "images" / "all.parquet", scores.expression, tmp_path, 100)
+    with pytest.raises(CheckpointError, match="the expression table holds z-score"):
+        embed(pretrained, scores.sources, scores.expression, scores.splits, 0, tmp_path / "e.parquet")
+    coarse = write_cohort(tmp_path / "coarse", mpp=0.5)
+    with pytest.raises(CheckpointError, match=r"images of 0\.5 mpp and the model in .* was trained on 0\.37"):
+        evaluate_table(finetuned, coarse.folder / "images" / "all.parquet", cohort.expression, tmp_path, 100)
+    with pytest.raises(CheckpointError, match=r"images of 0\.5 mpp and the model in .* was trained on 0\.37"):
+        embed(pretrained, coarse.sources, coarse.expression, coarse.splits, 0, tmp_path / "e.parquet")
+
+
+def test_a_table_that_states_no_unit_and_no_mpp_is_taken_at_its_word(finetuned, tmp_path):
+    other = write_cohort(tmp_path / "other", unit=None, mpp=None)
+    evaluate_table(finetuned, other.folder / "images" / "all.parquet", other.expression, tmp_path / "out", 100)
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_external_validation_refuses_other_genes(cohort, finetuned, tmp_path):
+    other = write_cohort(tmp_path / "other", genes=44)
+    with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
+        evaluate_table(finetuned, cohort.folder / "images" / "all.parquet", other.expression, tmp_path, 100)
+
+
 def test_a_pretrained_model_is_not_evaluated_as_a_segmenter(cohort, pretrained, tmp_path):
     with pytest.raises(CheckpointError, match="holds a pre-trained model; give a fine-tuned one"):
         evaluate_table(pretrained, cohort.folder / "images" / "all.parquet", None, tmp_path, 100)
@@ -89,5 +114,5 @@ def test_a_pretrained_model_is_not_evaluated_as_a_segmenter(cohort, pretrained, 
 def test_images_of_another_size_are_refused(cohort, finetuned, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.tables.PX", 48)
     other = write_cohort(tmp_path / "other")
-    with pytest.raises(ImageTableError, match=r"holds images of 48 px and the model in .* was trained on 32 px"):
+    with pytest.raises(CheckpointError, match=r"holds images of 48 px and the model in .* was trained on 32 px"):
         evaluate_table(finetuned, other.folder / "images" / "all.parquet", None, tmp_path, 100)

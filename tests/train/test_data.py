@@ -1,9 +1,12 @@
 """What training reads: roles, profiles, the negative control's derangement, augmentation."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mgi.errors import CohortError, ImageTableError
+from mgi.files import write_table
 from mgi.train.data import augment, read_images, read_profiles, read_roles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
@@ -15,6 +18,16 @@ def test_images_are_read_for_the_cases_asked_for(cohort):
     assert images.positive.tolist() == [False, *[True] * (IMAGES - 1)] * 2
     masks = images.load_masks(np.arange(len(images)))
     assert (masks.any(axis=(1, 2)) == images.positive).all() and set(np.unique(masks)) == {0, 1}
+
+
+def test_images_of_two_resolutions_are_refused(write, tmp_path):
+    data = write(tmp_path)
+    path = data.folder / "images" / "all.parquet"
+    table = pq.read_table(path)
+    mpp = pa.array([0.5, *[0.37] * (len(table) - 1)], pa.float32())
+    write_table(table.set_column(table.schema.get_field_index("mpp"), "mpp", mpp), path)
+    with pytest.raises(ImageTableError, match=r"images of different mpp: 0\.37, 0\.5"):
+        _ = read_images(data.sources, set(CASES)).mpp
 
 
 def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
