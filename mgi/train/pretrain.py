@@ -56,6 +56,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     data = {"images": images.digest(), "profiles": profiles.digest(paired["train"] + paired["val"])}
     identity = {"config": config, "device": options.device, "patients": paired} | data
     run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
+    run.optimiser.register_step_post_hook(lambda *_: model.limit_logit_scale())
     validate = None
     if len(paired["val"]) > 1:
         held = batches.held_out(paired["val"])

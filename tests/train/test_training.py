@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
@@ -197,6 +198,20 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_g
     steps = steps_done(monkeypatch)
     run()
     assert steps == [2, 3, 4, 5]
+
+
+def test_the_logit_scale_never_leaves_its_limit(cohort, pretrain_options, tmp_path, monkeypatch):
+    build = checkpoint.build_aligner
+
+    def beyond(*arguments):
+        aligner = build(*arguments)
+        torch.nn.init.constant_(aligner.logit_scale, 6.0)
+        return aligner
+
+    monkeypatch.setattr(checkpoint, "build_aligner", beyond)
+    options = pretrain_options.model_copy(update={"steps": 1})
+    pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["logit_scale"].exp() <= 100.01
 
 
 def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_options, tmp_path):
