@@ -58,10 +58,20 @@ def autocast(device: torch.device) -> AbstractContextManager:
 
 
 def parameter_groups(model: nn.Module, options: Optimisation, encoder_lr_scale: float = 1.0) -> list[dict[str, Any]]:
-    """Sort parameters by weight decay (matrices, unless marked `_no_weight_decay`) and by encoder or not."""
+    """Sort parameters by weight decay and by encoder or not.
+
+    Matrices decay, unless they are marked `_no_weight_decay`, as mamba's are, or named by `no_weight_decay()` of their
+    module, as timm's are.
+    """
+    exempt = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+        plain = parameter.ndim < 2 or name in exempt or getattr(parameter, "_no_weight_decay", False)
         scale = encoder_lr_scale if name.split(".")[0].endswith("_encoder") else 1.0
         groups.setdefault((0.0 if plain else options.weight_decay, scale), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]

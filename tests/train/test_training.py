@@ -23,7 +23,7 @@ from mgi.train import checkpoint
 from mgi.train.data import read_images, read_profiles
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.inference import predict_probabilities, score
-from mgi.train.loop import LAST, TrainingRun, learning_rate, prepare_torch
+from mgi.train.loop import LAST, TrainingRun, learning_rate, parameter_groups, prepare_torch
 from mgi.train.pretrain import pretrain
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
 
@@ -294,6 +294,19 @@ def test_validation_scores_equal_dice_and_cross_entropy_worked_out_pixel_by_pixe
 def test_training_may_take_a_spread_of_each_source(cohort):
     images = read_images(cohort.sources, set(CASES[:2]), images_per_source=3)
     assert images.frame.groupby("source_id").z.apply(list).tolist() == [[0, 2, 5]] * 2
+
+
+def test_what_timm_keeps_out_of_weight_decay_stays_out(pretrained, pretrain_options):
+    model = mgi.load(pretrained)
+    groups = parameter_groups(model, pretrain_options)
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert "image_encoder.vit.patch_embed.proj.weight" in names and "gene_encoder.direction" in names
+    assert not names & {
+        "image_encoder.vit.pos_embed", "image_encoder.vit.cls_token", "gene_encoder.embedding",
+        "gene_encoder.norm.bias", "gene_encoder.blocks.0.A_log",
+    }  # fmt: skip
 
 
 def test_learning_rate_warms_up_and_decays(finetune_options):
