@@ -325,9 +325,11 @@ def pretrain(
 @app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained DIR -o fold0")
 def finetune(
     sources: Sources,
-    expression: ExpressionTable,
     splits: Splits,
     output: Output,
+    expression: Annotated[
+        Path | None, typer.Option(help="expression.parquet; a variant with `genes: none` needs none.")
+    ] = None,
     options: Options = "{}",
     fold: Annotated[str, typer.Option(help="The fold, or `all` for the model of every patient.")] = "0",
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,

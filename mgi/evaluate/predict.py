@@ -9,7 +9,7 @@ from mgi.errors import CheckpointError, ImageTableError
 from mgi.evaluate.segmentation import summarise
 from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
-from mgi.train.data import Profiles, read_image_table, read_profiles
+from mgi.train.data import NO_PROFILES, Profiles, read_image_table, read_profiles
 from mgi.train.inference import write_predictions
 from mgi.train.loop import prepare_torch
 
@@ -51,13 +51,13 @@ def evaluate_table(
 
 
 def _profiles(model: Segmenter, expression: Path | None, folder: Path) -> Profiles:
-    """Read the profiles of a model's genes; without a table every case counts as having none."""
+    """Read the profiles that a model with genes reads; without a table every case counts as having none."""
+    if model.gene_encoder is None:
+        return NO_PROFILES
     genes = model.config["genes"]
     if expression is None:
-        if model.gene_encoder is not None:
-            log.warning("no --expression: the model in %s sees the images alone", folder)
+        log.warning("no --expression: the model in %s sees the images alone", folder)
         return Profiles(torch.zeros(1, len(genes)), {}, genes)
     profiles = read_profiles(expression)
-    if model.gene_encoder is not None:
-        checkpoint.check_expression(model.config, profiles, folder)
+    checkpoint.check_expression(model.config, profiles, folder)
     return profiles

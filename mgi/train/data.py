@@ -194,6 +194,10 @@ class Profiles:
         return replace(self, row=row)
 
 
+# What a model without genes is given: no gene, and no case that has one.
+NO_PROFILES = Profiles(torch.zeros(1, 0), {}, [])
+
+
 def read_profiles(expression: Path) -> Profiles:
     """Read expression.parquet and the gene ids of the genes.parquet beside it."""
     cases, values = read_matrix(expression)

@@ -11,11 +11,21 @@ from torch import Tensor
 
 from mgi.config import FinetuneOptions
 from mgi.console import log
-from mgi.errors import CheckpointError, CohortError
+from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, augment, iterate_images, read_images, read_profiles, read_roles, to_tensor
+from mgi.train.data import (
+    NO_PROFILES,
+    Images,
+    Profiles,
+    augment,
+    iterate_images,
+    read_images,
+    read_profiles,
+    read_roles,
+    to_tensor,
+)
 from mgi.train.inference import score, write_predictions
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
@@ -25,7 +35,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 def finetune(
     options: FinetuneOptions,
     sources: Path,
-    expression: Path,
+    expression: Path | None,
     splits: Path,
     fold: str,
     pretrained: Path | None,
@@ -34,10 +44,13 @@ def finetune(
     """Train a `Segmenter` and write model.safetensors, config.json, metrics.csv and, for a fold, predictions.parquet.
 
     The validation patients choose the step and the threshold; the test patients are read once, at the end. The fold
-    `all` trains on every patient for the fixed number of steps with the threshold 0.5.
+    `all` trains on every patient for the fixed number of steps with the threshold 0.5. A variant without genes reads no
+    `expression`.
 
     Raises
     ------
+    MissingInputError
+        If a table is not there, or a variant with genes is given no `expression`.
     CohortError
         If the fold has no training image with tumour, or fewer than two training patients to standardise genes by.
     CheckpointError
@@ -132,8 +145,12 @@ def _by_case(images: Images, keep: np.ndarray) -> list[np.ndarray]:
     return [(cases == case) & keep for case in np.unique(cases[keep])]
 
 
-def _profiles(options: FinetuneOptions, expression: Path, roles: dict[str, list[str]]) -> Profiles:
-    """Read the profiles as the variant wants them: matched, or shuffled within each role."""
+def _profiles(options: FinetuneOptions, expression: Path | None, roles: dict[str, list[str]]) -> Profiles:
+    """Read the profiles as the variant wants them: none, matched, or shuffled within each role."""
+    if options.genes == "none":
+        return NO_PROFILES
+    if expression is None:
+        raise MissingInputError(f"'genes' is {options.genes}, which needs the expression table: give --expression")
     profiles = read_profiles(expression)
     return profiles.deranged(list(roles.values()), options.seed) if options.genes == "shuffled" else profiles
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
+from mgi.evaluate.predict import evaluate_table
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint
@@ -221,6 +222,22 @@ def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_option
     assert model.gene_encoder is None and model.image_encoder is None
 
 
+def test_a_variant_without_genes_reads_no_expression_and_one_with_genes_asks_for_it(
+    cohort, pretrained, finetune_options, tmp_path
+):
+    def run(name, **given):
+        options = finetune_options(genes="none") if name != "asks" else finetune_options()
+        finetune(options, cohort.sources, given.get("expression"), cohort.splits, "0", pretrained, tmp_path / name)
+
+    run("without")
+    run("with", expression=cohort.expression)
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    assert mgi.load(tmp_path / "without").config["genes"] == []
+    evaluate_table(tmp_path / "without", cohort.folder / "images" / "all.parquet", None, tmp_path / "out", 100)
+    with pytest.raises(MissingInputError, match=r"'genes' is matched.*--expression"):
+        run("asks")
+
+
 def test_the_model_of_all_patients_is_trained_without_predictions(cohort, pretrained, finetune_options, tmp_path):
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
@@ -266,8 +283,6 @@ def test_loading_an_incomplete_or_damaged_model_says_what_is_wrong(pretrained, t
 
 def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options, tmp_path):
     import pandas as pd
-
-    from mgi.files import write_table
 
     roles = ["train"] + ["test"] * 2 + ["train"] + ["test"] * 4
     write_table(pd.DataFrame({"case_id": CASES, "fold": 0, "role": roles}), tmp_path / "splits.parquet")

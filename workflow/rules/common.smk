@@ -253,6 +253,12 @@ def options(stage):
     return lambda wildcards: json.dumps(getattr(CFG, f"{stage}_options")(wildcards.variant), sort_keys=True)
 
 
+def profiles(wildcards):
+    """The expression and its genes, where a fine-tuning variant reads them."""
+    read = CFG.finetune[wildcards.variant].genes != "none"
+    return [f"results/{{cohort}}/{name}.parquet" for name in ("expression", "genes")] if read else []
+
+
 def encoders(run):
     """An input function for the pre-trained encoders that a fine-tuning variant starts from, if it does."""
 
