@@ -223,6 +223,16 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_configuration_has_a_control_that_sees_no_genes_in_either_stage(name: str) -> None:
+    config = load_config(ROOT / "config" / name)
+    control = config.finetune["image-only-no-pretraining"]
+    assert control.genes == "none" and not config.needs_pretraining("image-only-no-pretraining")
+    assert control == config.finetune["image-only"].model_copy(
+        update={"base": "image-only", "pretrained": False, "encoder_lr_scale": 1.0}
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configuration_is_valid(name: str) -> None:
     config = load_config(ROOT / "config" / name)
     assert {"mgi", "image-only"} <= set(config.finetune)
@@ -232,6 +242,7 @@ def test_shipped_configuration_is_valid(name: str) -> None:
 def test_default_configuration_ships_the_ablations_and_the_negative_control() -> None:
     config = load_config(ROOT / "config" / "config.yaml")
     assert {"mgi", "no-pretraining", "image-only", "shuffled-genes", "no-vit"} <= set(config.finetune)
+    assert config.finetune["no-pretraining"].encoder_lr_scale == 1.0
     assert config.finetune["shuffled-genes"].genes == "shuffled" and config.simulate is not None
 
 
