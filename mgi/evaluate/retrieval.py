@@ -12,16 +12,15 @@ from mgi.errors import CheckpointError, CohortError
 from mgi.files import read_table, write_table, written_aside
 from mgi.model.alignment import Aligner
 from mgi.train import checkpoint
-from mgi.train.data import read_images, read_profiles, read_roles, to_tensor
-from mgi.train.loop import autocast, prepare_torch
+from mgi.train.data import iterate_images, read_profiles, read_roles
+from mgi.train.inference import embed_genes, embed_images
+from mgi.train.loop import prepare_torch
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
 RANKS = (1, 5)
 QUERIES_AT_ONCE = 4096
-IMAGES_AT_ONCE = 64
 
 
-@torch.inference_mode()
 def embed(
     folder: Path,
     sources: Path,
@@ -39,6 +38,8 @@ def embed(
 
     Raises
     ------
+    ImageTableError
+        If no paired test patient has an image.
     CheckpointError
         If `folder` holds no pre-trained model, or one for genes in another choice or unit, or for other images.
     """
@@ -51,15 +52,13 @@ def embed(
     device = prepare_torch(options["threads"], device, options["seed"], genes=True)
     model = model.to(device)
     cases = [case for case in read_roles(splits, str(fold))["test"] if case in profiles.row]
-    images = read_images(sources, set(cases))
-    checkpoint.check_images(model.config, images.image_px, images.mpp, folder, sources)
-    vectors = []
-    with autocast(device):
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(images)))
-            vectors.append(model.embed_images(to_tensor(images.load(rows), device)).float().cpu())
-        vectors.append(model.embed_genes(profiles.of(cases)[0].to(device)).float().cpu())
-    frame = pd.concat([images.frame.assign(kind="image"), pd.DataFrame({"case_id": cases, "kind": "gene"})])
+    frames, vectors = [], []
+    for images in iterate_images(sources, set(cases)):
+        checkpoint.check_images(model.config, images.image_px, images.mpp, folder, sources)
+        frames.append(images.frame.assign(kind="image"))
+        vectors.append(embed_images(model, images, np.arange(len(images)), device))
+    vectors.append(embed_genes(model, profiles, cases, device))
+    frame = pd.concat([*frames, pd.DataFrame({"case_id": cases, "kind": "gene"})])
     stacked = torch.cat(vectors).numpy()
     table = pa.table(
         {

@@ -92,13 +92,23 @@ def read_images(sources: Path, cases: set[str], labelled: bool = False, images_p
 def iterate_images(
     sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None
 ) -> Iterator[Images]:
-    """Give the images of `cases` one table after the other, so that no more than one need be in memory."""
+    """Give the images of `cases` one table after the other, so that no more than one need be in memory.
+
+    Raises
+    ------
+    ImageTableError
+        If there is none.
+    """
     listed = read_table(sources, "table of sources", ["case_id", "status", "table"]).to_pandas()
     usable = listed[(listed.status == "ok") & listed.case_id.isin(cases)]
+    found = False
     for name in usable.table.unique():
         images = read_image_table(sources.parent / "images" / f"{name}.parquet", cases, labelled, images_per_source)
         if len(images):
+            found = True
             yield images
+    if not found:
+        raise ImageTableError(f"no usable image for these cases in {sources}; see the reasons in that table")
 
 
 def read_image_table(
@@ -137,8 +147,6 @@ def _spread_by_source(sources: list[str], count: int) -> np.ndarray:
 
 
 def _joined(parts: list[Images], where: str) -> Images:
-    if not parts:
-        raise ImageTableError(f"no usable image for these cases in {where}; see the reasons in that table")
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
     encoded = [item for part in parts for item in part.encoded]
     masks = [item for part in parts for item in part.masks]

@@ -1,4 +1,4 @@
-"""Segmentation of many images by one model, in batches, each patient's genes encoded with its images."""
+"""A trained model on many images: embedding and segmentation in batches, each patient's genes encoded once."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,8 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from mgi.files import written_aside
+from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
 from mgi.prepare.images import encode_mask
 from mgi.train.data import Images, Profiles, to_tensor
@@ -30,6 +32,28 @@ PREDICTIONS = pa.schema(
         ("reference", pa.binary()),
     ]
 )
+
+
+@torch.inference_mode()
+def embed_images(model: Aligner, images: Images, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Embed some rows of `images`, a batch at a time, as unit vectors float32 [rows, embed_dim] on the CPU."""
+    vectors = []
+    for start in range(0, len(rows), BATCH):
+        pictures = to_tensor(images.load(rows[start : start + BATCH]), device)
+        with autocast(device):
+            vectors.append(model.embed_images(pictures).float().cpu())
+    return torch.cat(vectors)
+
+
+@torch.inference_mode()
+def embed_genes(model: Aligner, profiles: Profiles, cases: list[str], device: torch.device) -> Tensor:
+    """Embed the profiles of `cases`, a batch at a time, as unit vectors float32 [cases, embed_dim] on the CPU."""
+    vectors = []
+    for start in range(0, len(cases), BATCH):
+        values, _ = profiles.of(cases[start : start + BATCH])
+        with autocast(device):
+            vectors.append(model.embed_genes(values.to(device)).float().cpu())
+    return torch.cat(vectors)
 
 
 @torch.inference_mode()

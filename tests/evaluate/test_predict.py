@@ -12,7 +12,8 @@ import mgi
 from mgi.errors import CheckpointError, ConfigError
 from mgi.evaluate.predict import evaluate_table
 from mgi.evaluate.retrieval import embed
-from mgi.train.data import read_profiles
+from mgi.train import inference
+from mgi.train.data import Images, read_profiles
 from tests.tables import CASES, IMAGES, patient_dice, write_cohort
 
 
@@ -26,6 +27,20 @@ def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_th
         expected = mgi.load(pretrained).embed_genes(read_profiles(cohort.expression).of(CASES[6:])[0])
     np.testing.assert_allclose(np.stack(genes.vector), expected.numpy(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.stack(table.vector), axis=1), 1, rtol=1e-5)
+
+
+def test_embeddings_do_not_depend_on_the_batches_they_were_made_in(cohort, pretrained, tmp_path, monkeypatch):
+    seen, tables = [], []
+    model, load = mgi.load(pretrained), Images.load
+    monkeypatch.setattr(Images, "load", lambda self, rows: seen.append(len(rows)) or load(self, rows))
+    for batch in (32, 5):
+        monkeypatch.setattr(inference, "BATCH", batch)
+        embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
+        tables.append(np.stack(pq.read_table(tmp_path / "e.parquet")["vector"].to_numpy()))
+    np.testing.assert_allclose(*tables, atol=1e-6)
+    assert seen == [12, 5, 5, 2]
+    genes = inference.embed_genes(model, read_profiles(cohort.expression), CASES[:3], torch.device("cpu"))
+    assert genes.shape == (3, 8)
 
 
 def test_embedding_refuses_other_genes_and_fine_tuned_models(cohort, pretrained, finetuned, tmp_path):

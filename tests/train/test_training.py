@@ -21,11 +21,11 @@ from mgi.evaluate.predict import evaluate_table
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint
-from mgi.train.data import read_images, read_profiles
+from mgi.train.data import read_images, read_profiles, to_tensor
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.inference import predict_probabilities, score
 from mgi.train.loop import LAST, TrainingRun, learning_rate, parameter_groups, prepare_torch
-from mgi.train.pretrain import pretrain
+from mgi.train.pretrain import PatientBatches, _validate, pretrain
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
 
 
@@ -199,6 +199,21 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_g
     steps = steps_done(monkeypatch)
     run()
     assert steps == [2, 3, 4, 5]
+
+
+def test_validation_of_pretraining_is_the_loss_of_the_held_out_patients_batch_by_batch(
+    cohort, pretrained, pretrain_options, monkeypatch
+):
+    monkeypatch.setattr("mgi.train.inference.BATCH", 5)
+    model, device = mgi.load(pretrained), torch.device("cpu")
+    images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
+    batches = PatientBatches(images, profiles, CASES[4:6], pretrain_options, device)
+    score, measured = _validate(model, batches, CASES[4:6], device)
+    pictures = to_tensor(images.load(np.arange(2 * IMAGES)), device)
+    with torch.no_grad():
+        expected = model(pictures, profiles.of(CASES[4:6])[0], torch.arange(2).repeat_interleave(IMAGES))
+    assert measured["val_loss"] == -score == pytest.approx(expected.item(), rel=1e-5)
+    assert measured["val_recall"] * 2 * IMAGES == pytest.approx(round(measured["val_recall"] * 2 * IMAGES))
 
 
 def test_the_logit_scale_never_leaves_its_limit(cohort, pretrain_options, tmp_path, monkeypatch):
