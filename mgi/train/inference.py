@@ -60,7 +60,7 @@ def embed_genes(model: Aligner, profiles: Profiles, cases: list[str], device: to
 def predict_probabilities(
     model: Segmenter, images: Images, profiles: Profiles, device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Segment images a batch at a time.
+    """Segment images a batch at a time, patient by patient, each patient's genes encoded once.
 
     Yields
     ------
@@ -70,14 +70,22 @@ def predict_probabilities(
         Tumour probability of their pixels.
     """
     model.eval()
+    case_ids = images.frame.case_id.to_numpy(dtype=str)
+    order = np.argsort(case_ids, kind="stable")
+    tokens: dict[str, Tensor | None] = {}
     for start in range(0, len(images), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(images)))
-        cases, patient = np.unique(images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
+        rows = order[start : start + BATCH]
+        cases, patient = np.unique(case_ids[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
-        batch = (values.to(device), torch.from_numpy(patient).to(device), present.to(device))
         inputs = to_tensor(images.load(rows), device).contiguous(memory_format=torch.channels_last)
         with autocast(device):
-            logits = model(inputs, *batch)
+            # The patient of the last batch may go on in this one; those before it are done with.
+            tokens = {
+                case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(device))
+                for index, case in enumerate(cases)
+            }
+            genes = None if model.gene_encoder is None else torch.cat(list(tokens.values()))
+            logits = model.segment(inputs, genes, torch.from_numpy(patient).to(device), present.to(device))
         yield rows, logits.float().sigmoid().cpu().numpy()
 
 
@@ -116,8 +124,9 @@ def write_predictions(
     """Segment labelled images, part by part, and write predictions.parquet: place, fold, prediction and reference."""
     with written_aside(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS) as writer:
         for images in parts:
-            masks = []
-            for _, probability in predict_probabilities(model, images, profiles, device):
-                masks += [encode_mask(mask) for mask in probability >= threshold]
+            masks: list[bytes] = [b""] * len(images)
+            for rows, probability in predict_probabilities(model, images, profiles, device):
+                for row, mask in zip(rows, probability >= threshold, strict=True):
+                    masks[row] = encode_mask(mask)
             frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
             writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))

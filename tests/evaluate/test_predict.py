@@ -12,8 +12,9 @@ import mgi
 from mgi.errors import CheckpointError, ConfigError
 from mgi.evaluate.predict import evaluate_table
 from mgi.evaluate.retrieval import embed
+from mgi.prepare.images import decode_mask
 from mgi.train import inference
-from mgi.train.data import Images, read_profiles
+from mgi.train.data import Images, read_images, read_profiles, to_tensor
 from tests.tables import CASES, IMAGES, patient_dice, write_cohort
 
 
@@ -119,6 +120,35 @@ def test_external_validation_refuses_other_genes(cohort, finetuned, tmp_path):
     other = write_cohort(tmp_path / "other", genes=44)
     with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
         evaluate_table(finetuned, cohort.folder / "images" / "all.parquet", other.expression, tmp_path, 100)
+
+
+def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
+    cohort, finetuned, tmp_path, monkeypatch
+):
+    model, device = mgi.load(finetuned), torch.device("cpu")
+    images, profiles = read_images(cohort.sources, set(CASES)), read_profiles(cohort.expression)
+    frame = images.frame.assign(encoded=images.encoded, masks=images.masks, positive=images.positive)
+    frame = frame.sample(frac=1, random_state=0, ignore_index=True)
+    shuffled = Images(
+        frame[images.frame.columns], frame.encoded.tolist(), frame.masks.tolist(), frame.positive.to_numpy()
+    )
+    values, present = profiles.of(frame.case_id.tolist())
+    inputs = to_tensor(shuffled.load(np.arange(len(shuffled))), device)
+    with torch.inference_mode():
+        expected = model(inputs, values, torch.arange(len(shuffled)), present).sigmoid().numpy()
+    encoded, encode = [], model.encode_genes
+    monkeypatch.setattr(model, "encode_genes", lambda values: encoded.append(len(values)) or encode(values))
+    monkeypatch.setattr(inference, "BATCH", 7)
+    found = np.zeros_like(expected)
+    for rows, probability in inference.predict_probabilities(model, shuffled, profiles, device):
+        found[rows] = probability
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert sum(encoded) == len(CASES)
+    inference.write_predictions(model, [shuffled], profiles, 0, 0.5, device, tmp_path)
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
+    assert table.case_id.tolist() == frame.case_id.tolist()
+    written = np.stack([decode_mask(png) for png in table.prediction])
+    assert (written == (found >= 0.5)).mean() > 0.999
 
 
 def test_a_pretrained_model_is_not_evaluated_as_a_segmenter(cohort, pretrained, tmp_path):
