@@ -1,9 +1,11 @@
 """What training reads: the images of some cases, their expression, and their role in a fold."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from mgi.files import read_table
 from mgi.prepare.expression import read_matrix
 from mgi.prepare.images import decode_image, decode_mask
 
+T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
 
@@ -230,6 +233,29 @@ def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:
         folds = ", ".join(map(str, sorted(table.fold.unique())))
         raise CohortError(f"no fold '{fold}' in {splits}; it has {folds}, and 'all' trains on every case")
     return {role: sorted(rows[rows.role == role].case_id) for role in ("train", "val", "test")}
+
+
+class Ahead(Generic[T]):
+    """Draws the batch of the next step in a thread while that of this step is worked on.
+
+    Since a batch depends on its step alone, it is the same as if it were drawn when asked for.
+
+    Parameters
+    ----------
+    draw : callable
+        The batch of a step: decoding and augmentation, no computation on a device.
+    """
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self._draw = draw
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: dict[int, Future[T]] = {}
+
+    def __call__(self, step: int) -> T:
+        """Give the batch of `step`; what its drawing raised is raised here."""
+        batch = self._drawn.get(step) or self._thread.submit(self._draw, step)
+        self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
+        return batch.result()
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -17,6 +17,7 @@ from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.train import checkpoint
 from mgi.train.data import (
     NO_PROFILES,
+    Ahead,
     Images,
     Profiles,
     augment,
@@ -109,17 +110,11 @@ class ImageBatches:
             [np.flatnonzero(chosen) for chosen in _by_case(images, keep)]
             for keep in (images.positive, np.ones(len(images), dtype=bool))
         ]
+        self._ahead = Ahead(self._draw)
 
     def loss(self, model: Segmenter, step: int) -> Tensor:
         """Give the loss of one step's batch."""
-        options = self.options
-        random = np.random.default_rng([options.seed, step])
-        positives = round(options.positive_fraction * options.batch_images)
-        counts = (positives, options.batch_images - positives)
-        rows = np.concatenate([self._draw(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)])
-        pictures, masks = augment(
-            self.images.load(rows), self.images.load_masks(rows), options.augment, options.intensity_jitter, random
-        )
+        rows, pictures, masks = self._ahead(step)
         cases, patient = np.unique(self.images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
         values, present = self.profiles.of(cases.tolist())
         inputs = to_tensor(pictures, self.device).contiguous(memory_format=torch.channels_last)
@@ -130,12 +125,23 @@ class ImageBatches:
                 values.to(self.device),
                 torch.from_numpy(patient).to(self.device),
                 present.to(self.device),
-                options.gene_dropout,
+                self.options.gene_dropout,
             )
         return dice_cross_entropy(logits.float(), target)
 
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw rows, and decode and augment their images and masks."""
+        options = self.options
+        random = np.random.default_rng([options.seed, step])
+        positives = round(options.positive_fraction * options.batch_images)
+        counts = (positives, options.batch_images - positives)
+        rows = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
+        rows = np.concatenate(rows)
+        images, masks = self.images.load(rows), self.images.load_masks(rows)
+        return rows, *augment(images, masks, options.augment, options.intensity_jitter, random)
+
     @staticmethod
-    def _draw(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:
+    def _draw_rows(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:
         cases = random.integers(0, len(pool), count)
         return np.array([random.choice(pool[case]) for case in cases], dtype=np.int64)
 

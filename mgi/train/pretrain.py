@@ -12,7 +12,7 @@ from mgi.console import log
 from mgi.errors import CohortError
 from mgi.model.alignment import Aligner, symmetric_info_nce
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
+from mgi.train.data import Ahead, Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
 from mgi.train.inference import embed_genes, embed_images
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
@@ -77,20 +77,26 @@ class PatientBatches:
         rows = images.frame.groupby("case_id").indices
         self.rows = {case: np.sort(rows[case]) for case in rows}
         self.patients = [case for case in patients if case in self.rows]
+        self._ahead = Ahead(self._draw)
 
     def loss(self, model: Aligner, step: int) -> Tensor:
         """Give the loss of one step's batch."""
+        cases, pictures = self._ahead(step)
+        patient = torch.arange(len(cases), device=self.device).repeat_interleave(self.options.images_per_patient)
+        values, _ = self.profiles.of(cases)
+        inputs = to_tensor(pictures, self.device)
+        with autocast(self.device):
+            return model(inputs, values.to(self.device), patient, self.options.gene_dropout)
+
+    def _draw(self, step: int) -> tuple[list[str], np.ndarray]:
+        """Draw patients and so many images of each: uint8 [patients * images_per_patient, height, width, 3]."""
         options = self.options
         random = np.random.default_rng([options.seed, step])
         size = min(options.batch_patients, len(self.patients))
         cases = [self.patients[index] for index in random.permutation(len(self.patients))[:size]]
-        count = options.images_per_patient
-        rows = np.concatenate([random.choice(self.rows[case], count) for case in cases])
+        rows = np.concatenate([random.choice(self.rows[case], options.images_per_patient) for case in cases])
         pictures, _ = augment(self.images.load(rows), None, options.augment, options.intensity_jitter, random)
-        patient = torch.arange(size, device=self.device).repeat_interleave(count)
-        values, _ = self.profiles.of(cases)
-        with autocast(self.device):
-            return model(to_tensor(pictures, self.device), values.to(self.device), patient, options.gene_dropout)
+        return cases, pictures
 
     def held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
         """Give other patients that have images, evenly spread images of theirs, and which belongs to which."""
