@@ -6,6 +6,7 @@ that `mgi --help` answers at once. Exit codes: 0 done, 1 a user error told in on
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,14 @@ expression_app = _group("expression", "Build the table of gene expression.")
 slide_app = _group("slide", "Cut whole-slide images into tiles.")
 report_app = _group("report", "Draw the figures of the report.")
 
+
+class DeviceName(StrEnum):
+    """Where a model runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.")]
 Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
@@ -44,6 +53,9 @@ ExpressionTable = Annotated[
 ]
 Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
 Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or a YAML file.")]
+Device = Annotated[
+    DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
+]
 
 
 @app.command(epilog="Example: mgi doctor --config config/tcga-brca.yaml")
@@ -368,9 +380,11 @@ def pretrain(
 @app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained DIR -o fold0")
 def finetune(
     sources: Sources,
-    expression: ExpressionTable,
     splits: Splits,
     output: Output,
+    expression: Annotated[
+        Path | None, typer.Option(help="expression.parquet; a variant with `genes: none` needs none.")
+    ] = None,
     options: Options = "{}",
     fold: Annotated[str, typer.Option(help="The fold, or `all` for the model of every patient.")] = "0",
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
@@ -392,11 +406,12 @@ def embed(
     splits: Splits,
     output: Output,
     fold: Annotated[int, typer.Option(min=0, help="The fold whose test patients are embedded.")] = 0,
+    device: Device = None,
 ) -> None:
     """Embed the images and genes of a fold's test patients in the shared space."""
     from mgi.evaluate.retrieval import embed as run
 
-    run(model, sources, expression, splits, fold, output)
+    run(model, sources, expression, splits, fold, output, device)
 
 
 @app.command(epilog="Example: mgi retrieve fold0/embeddings.parquet fold1/embeddings.parquet -o retrieval.csv")
@@ -446,11 +461,12 @@ def evaluate(
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+    device: Device = None,
 ) -> None:
     """Evaluate one model on any table of images: external validation."""
     from mgi.evaluate.predict import evaluate_table
 
-    evaluate_table(model, images, expression, output, bootstrap_samples)
+    evaluate_table(model, images, expression, output, bootstrap_samples, device)
 
 
 @report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")
@@ -529,4 +545,7 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as problem:
+        log.error("error: the system refuses: %s", problem)
         sys.exit(1)

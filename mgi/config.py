@@ -13,14 +13,16 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from mgi.errors import ConfigError, MissingInputError
 from mgi.files import written_aside
 
 GDC_API = "https://api.gdc.cancer.gov"
 GENCODE_V36_FILE_ID = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
+ATTENTION_HEADS = 4
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 REFERENCE_BEGIN = "<!-- reference: begin -->"
 REFERENCE_END = "<!-- reference: end -->"
@@ -206,6 +208,18 @@ class Finetune(Optimisation):
     batch_images: int = Field(16, ge=1, description="images in a batch")
     positive_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch drawn from images with tumour")
     encoder_lr_scale: float = Field(1.0, ge=0, description="learning rate of the encoders relative to `lr`")
+
+    @field_validator("channels")
+    @classmethod
+    def _refuse_impossible_widths(cls, channels: list[int], read: ValidationInfo) -> list[int]:
+        if min(channels) < 1:
+            raise PydanticCustomError("width", "a width is at least 1")
+        if channels[-1] % ATTENTION_HEADS and read.data.get("genes") != "none":
+            told = (
+                f"the last is divided among {ATTENTION_HEADS} attention heads to the genes; make it a multiple of that"
+            )
+            raise PydanticCustomError("width", told)
+        return channels
 
 
 class Evaluate(Section):
@@ -426,6 +440,8 @@ def _check_references(config: Config) -> None:
         )
     if (config.slides is None) == (config.mri is None):
         raise ConfigError("configuration: give either 'slides' or 'mri': one cohort has one kind of image")
+    if config.simulate is not None and (config.gdc is None or not config.gdc.api_url.startswith("local:")):
+        raise ConfigError("configuration: 'simulate' makes the folder that 'gdc.api_url' names: write it as local:DIR")
     if config.slides is not None and config.gdc is None:
         raise ConfigError("configuration: 'slides' come from the GDC: give 'gdc.projects'")
     if config.expression.table is None and config.gdc is None:

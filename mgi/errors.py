@@ -1,6 +1,7 @@
 """Every error that a user can meet: one sentence with the offending value and the remedy.
 
-The command line prints the sentence and exits with 1; anything that is not an `MGIError` is a defect of ours.
+The command line prints the sentence and exits with 1, as it does for what the system refuses (no space, no permission);
+anything else is a defect of ours.
 """
 
 
@@ -50,6 +51,10 @@ class ImageTableError(MGIError):
 
 class CohortError(MGIError):
     """The cases cannot be paired or split as asked."""
+
+
+class TrainingError(MGIError):
+    """Training has left the numbers: its loss or its gradient is infinite or not a number."""
 
 
 class CheckpointError(MGIError):

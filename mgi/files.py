@@ -70,9 +70,13 @@ def open_table(
 
 
 def read_table(
-    path: Path | str, what: str, columns: list[str] | None = None, error: type[MGIError] = MissingInputError
+    path: Path | str,
+    what: str,
+    columns: list[str] | None = None,
+    error: type[MGIError] = MissingInputError,
+    filters: list[tuple] | None = None,
 ) -> pa.Table:
-    """Read a Parquet table that must hold `columns`.
+    """Read `columns` of a Parquet table, which it must hold, and of its rows those that pass `filters`.
 
     Raises
     ------
@@ -81,5 +85,5 @@ def read_table(
     MGIError
         `error`, if it is no Parquet file or lacks one of `columns`.
     """
-    with open_table(path, what, columns, error) as file:
-        return file.read(columns)
+    with open_table(path, what, columns, error):
+        return pq.read_table(path, columns=columns, filters=filters)

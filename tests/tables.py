@@ -25,7 +25,9 @@ TINY = {
 }
 
 
-def write_cohort(folder: Path, genes: int = GENES) -> SimpleNamespace:
+def write_cohort(
+    folder: Path, genes: int = GENES, unit: str | None = "log2(TPM+1)", mpp: float | None = 0.37
+) -> SimpleNamespace:
     """Write sources, images, expression, genes and splits under `folder` and give their paths."""
     random = np.random.default_rng(0)
     rows, yy, xx = [], *np.mgrid[:PX, :PX]
@@ -35,7 +37,7 @@ def write_cohort(folder: Path, genes: int = GENES) -> SimpleNamespace:
                 x, y = random.integers(8, 24, 2)
                 disc = ((yy - y) ** 2 + (xx - x) ** 2 < 30) & (z > 0)
                 pixels = random.integers(0, 90, (PX, PX, 3)) + 150 * disc[..., None]
-                place = {"case_id": case, "source_id": f"{case}-S", "x": 0, "y": 0, "z": z, "size": PX}
+                place = {"case_id": case, "source_id": f"{case}-S", "x": 0, "y": 0, "z": z, "size": PX, "mpp": mpp}
                 add(
                     place
                     | {"tissue_fraction": 1.0, "image": encode_png(pixels.astype(np.uint8)), "mask": encode_mask(disc)}
@@ -52,7 +54,7 @@ def write_cohort(folder: Path, genes: int = GENES) -> SimpleNamespace:
         "aliquot": pa.nulls(len(paired), pa.string()),
         "values": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), genes),
     })  # fmt: skip
-    write_table(table.replace_schema_metadata({"unit": "log2(TPM+1)"}), folder / "expression.parquet")
+    write_table(table.replace_schema_metadata({"unit": unit} if unit else None), folder / "expression.parquet")
     names = [f"ENSG{index:011d}" for index in range(genes)]
     frame = pd.DataFrame({"gene_id": names, "gene_name": names, "gene_type": "protein_coding", "chromosome": "chr1"})
     write_table(frame.assign(start=np.arange(genes)), folder / "genes.parquet")
@@ -69,7 +71,7 @@ def cohort(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def write():
-    """The function that writes such a cohort elsewhere or with other genes."""
+    """The function that writes such a cohort elsewhere, with other genes, in another unit or of another mpp."""
     return write_cohort
 
 

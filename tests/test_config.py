@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mgi.config import (
+    ATTENTION_HEADS,
     REFERENCE_BEGIN,
     REFERENCE_END,
     FinetuneOptions,
@@ -102,6 +103,9 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has mgi"),
         (("evaluate",), {"variants": ["mgi", "no-vit"]}, "names the variant 'no-vit', but finetune has mgi"),
         (("evaluate",), {"reference": "mgi", "variants": ["image-only"]}, "not compared"),
+        (("simulate",), {"cases": 8}, "'simulate' makes the folder that 'gdc.api_url' names: write it as local:DIR"),
+        (("finetune", "mgi", "channels"), [8, 0], "'finetune.mgi.channels' cannot be [8, 0]: a width is at least 1"),
+        (("finetune", "mgi", "channels"), [8, 18], "cannot be [8, 18]: the last is divided among 4 attention heads"),
     ],
 )
 def test_impossible_value_is_refused_in_words(
@@ -112,6 +116,25 @@ def test_impossible_value_is_refused_in_words(
         section = section[part]
     section[path[-1]] = value
     assert said in refusal(raw)
+
+
+def test_simulated_cohort_without_gdc_is_refused(raw: dict[str, Any]) -> None:
+    local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
+    said = refusal(raw | local | {"simulate": {"cases": 8}, "gdc": None, "slides": None})
+    assert "'simulate' makes the folder that 'gdc.api_url' names" in said
+
+
+def test_heads_are_those_of_the_model() -> None:
+    pytest.importorskip("torch")
+    from mgi.model.segmenter import GeneAttention
+
+    assert GeneAttention(8, 8).heads == ATTENTION_HEADS
+
+
+def test_widths_are_free_where_no_gene_attends(raw: dict[str, Any]) -> None:
+    raw["finetune"]["mgi"] |= {"channels": [8, 18], "genes": "none"}
+    raw["finetune"]["shuffled-genes"]["channels"] = [8, 20]
+    assert load_config(raw).finetune["image-only"].channels == [8, 18]
 
 
 def test_missing_section_is_named(raw: dict[str, Any]) -> None:
@@ -206,6 +229,16 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_configuration_has_a_control_that_sees_no_genes_in_either_stage(name: str) -> None:
+    config = load_config(ROOT / "config" / name)
+    control = config.finetune["image-only-no-pretraining"]
+    assert control.genes == "none" and not config.needs_pretraining("image-only-no-pretraining")
+    assert control == config.finetune["image-only"].model_copy(
+        update={"base": "image-only", "pretrained": False, "encoder_lr_scale": 1.0}
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configuration_is_valid(name: str) -> None:
     config = load_config(ROOT / "config" / name)
     assert {"mgi", "image-only"} <= set(config.finetune)
@@ -215,6 +248,7 @@ def test_shipped_configuration_is_valid(name: str) -> None:
 def test_default_configuration_ships_the_ablations_and_the_negative_control() -> None:
     config = load_config(ROOT / "config" / "config.yaml")
     assert {"mgi", "no-pretraining", "image-only", "shuffled-genes", "no-vit"} <= set(config.finetune)
+    assert config.finetune["no-pretraining"].encoder_lr_scale == 1.0
     assert config.finetune["shuffled-genes"].genes == "shuffled" and config.simulate is not None
 
 

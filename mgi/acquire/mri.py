@@ -4,6 +4,7 @@ The layout is that of "LGG MRI Segmentation" (Buda et al., 2019, doi 10.1016/j.c
 channels of a slice are pre-contrast, FLAIR and post-contrast, a missing sequence being replaced by FLAIR.
 """
 
+import hashlib
 import io
 import re
 import zipfile
@@ -88,6 +89,23 @@ def _patients(folder: Path) -> list[Place]:
         if patients := [entry for entry in entries if entry.is_dir() and SERIES_NAME.match(entry.name)]:
             return sorted(patients, key=lambda entry: entry.name)
     raise MissingInputError(f"{folder} holds no patient folder such as TCGA_CS_4941_19960909; {WHERE_TO_GET_IT}")
+
+
+def fingerprint(folder: Path | str) -> str:
+    """Tell one state of a kaggle_3m folder or zip from another by names, sizes and times of files, without reading.
+
+    Raises
+    ------
+    MissingInputError, CohortError
+        As `find_series` does.
+    """
+    top, series = Path(folder), find_series(folder)
+    files = [top] if top.is_file() else [path for one in series for path in sorted(one.folder.glob("*.tif"))]
+    content = hashlib.sha256()
+    for path in files:
+        state = path.stat()
+        content.update(f"{path.relative_to(top)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return content.hexdigest()
 
 
 def read_series(series: Series) -> Volume:

@@ -9,20 +9,30 @@ from mgi.errors import CheckpointError, ImageTableError
 from mgi.evaluate.segmentation import summarise
 from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
-from mgi.train.data import Profiles, read_image_table, read_profiles
+from mgi.train.data import NO_PROFILES, Profiles, read_image_table, read_profiles
 from mgi.train.inference import write_predictions
 from mgi.train.loop import prepare_torch
 
 
-def evaluate_table(folder: Path, images: Path, expression: Path | None, output: Path, bootstrap_samples: int) -> None:
+def evaluate_table(
+    folder: Path,
+    images: Path,
+    expression: Path | None,
+    output: Path,
+    bootstrap_samples: int,
+    device: str | None = None,
+) -> None:
     """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
+
+    `device` is `cpu`, `cuda`, or None for what this machine has.
 
     Raises
     ------
     CheckpointError
-        If the model is not a segmenter, or was trained on other genes than the table's.
+        If the model is not a segmenter, or was trained on genes in another choice or unit, or on images of another size
+        or mpp.
     ImageTableError
-        If the table holds no labelled image, or images of another size than the model's.
+        If the table holds no labelled image.
     """
     model = checkpoint.load(folder)
     if not isinstance(model, Segmenter):
@@ -32,25 +42,22 @@ def evaluate_table(folder: Path, images: Path, expression: Path | None, output: 
     profiles = _profiles(model, expression, folder, set(table.frame.case_id))
     if not len(table):
         raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
-    if table.image_px != config["image_px"]:
-        raise ImageTableError(
-            f"{images} holds images of {table.image_px} px and the model in {folder} was trained on "
-            f"{config['image_px']} px: import or tile at that size"
-        )
-    device = prepare_torch(*(config["options"][name] for name in ("threads", "device", "seed")))
+    checkpoint.check_images(config, table.image_px, table.mpp, folder, images)
+    options = config["options"]
+    device = prepare_torch(options["threads"], device, options["seed"], model.gene_encoder is not None)
     model = model.to(device, memory_format=torch.channels_last)
     write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
 
 
 def _profiles(model: Segmenter, expression: Path | None, folder: Path, cases: set[str]) -> Profiles:
-    """Read the cases' profiles of a model's genes; without a table every case counts as having none."""
+    """Read the cases' profiles for a model with genes; without a table every case counts as having none."""
+    if model.gene_encoder is None:
+        return NO_PROFILES
     genes = model.config["genes"]
     if expression is None:
-        if model.gene_encoder is not None:
-            log.warning("no --expression: the model in %s sees the images alone", folder)
+        log.warning("no --expression: the model in %s sees the images alone", folder)
         return Profiles(torch.zeros(1, len(genes)), {}, genes)
     profiles = read_profiles(expression, cases)
-    if model.gene_encoder is not None:
-        checkpoint.check_genes(model.config, profiles.genes, folder)
+    checkpoint.check_expression(model.config, profiles, folder)
     return profiles

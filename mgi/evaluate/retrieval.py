@@ -12,45 +12,54 @@ from mgi.errors import CheckpointError, CohortError
 from mgi.files import read_table, write_table, written_aside
 from mgi.model.alignment import Aligner
 from mgi.train import checkpoint
-from mgi.train.data import read_images, read_profiles, read_roles, to_tensor
-from mgi.train.loop import autocast, prepare_torch
+from mgi.train.data import iterate_images, read_profiles, read_roles
+from mgi.train.inference import embed_genes, embed_images
+from mgi.train.loop import prepare_torch
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
 RANKS = (1, 5)
 QUERIES_AT_ONCE = 4096
-IMAGES_AT_ONCE = 64
 
 
-@torch.inference_mode()
-def embed(folder: Path, sources: Path, expression: Path, splits: Path, fold: int, output: Path) -> None:
+def embed(
+    folder: Path,
+    sources: Path,
+    expression: Path,
+    splits: Path,
+    fold: int,
+    output: Path,
+    device: str | None = None,
+) -> None:
     """Embed the images and the genes of a fold's paired test patients in the space of a pre-trained model.
 
     Writes one row per image and one per patient's genes: case_id, fold, kind (`image` or `gene`), source_id, x, y, z
-    (null for genes) and vector, a fixed-size list of float32 of unit length.
+    (null for genes) and vector, a fixed-size list of float32 of unit length. `device` is `cpu`, `cuda`, or None for
+    what this machine has.
 
     Raises
     ------
+    ImageTableError
+        If no paired test patient has an image.
     CheckpointError
-        If `folder` holds no pre-trained model, or one for other genes than the table's.
+        If `folder` holds no pre-trained model, or one for genes in another choice or unit, or for other images.
     """
     model = checkpoint.load(folder)
     if not isinstance(model, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
     tested = read_roles(splits, str(fold))["test"]
     profiles = read_profiles(expression, set(tested))
-    checkpoint.check_genes(model.config, profiles.genes, folder)
+    checkpoint.check_expression(model.config, profiles, folder)
     options = model.config["options"]
-    device = prepare_torch(options["threads"], options["device"], options["seed"])
+    device = prepare_torch(options["threads"], device, options["seed"], genes=True)
     model = model.to(device)
     cases = [case for case in tested if case in profiles.row]
-    images = read_images(sources, set(cases))
-    vectors = []
-    with autocast(device):
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            rows = np.arange(start, min(start + IMAGES_AT_ONCE, len(images)))
-            vectors.append(model.embed_images(to_tensor(images.load(rows), device)).float().cpu())
-        vectors.append(model.embed_genes(profiles.of(cases)[0].to(device)).float().cpu())
-    frame = pd.concat([images.frame.assign(kind="image"), pd.DataFrame({"case_id": cases, "kind": "gene"})])
+    frames, vectors = [], []
+    for images in iterate_images(sources, set(cases)):
+        checkpoint.check_images(model.config, images.image_px, images.mpp, folder, sources)
+        frames.append(images.frame.assign(kind="image"))
+        vectors.append(embed_images(model, images, np.arange(len(images)), device))
+    vectors.append(embed_genes(model, profiles, cases, device))
+    frame = pd.concat([*frames, pd.DataFrame({"case_id": cases, "kind": "gene"})])
     stacked = torch.cat(vectors).numpy()
     table = pa.table(
         {

@@ -68,7 +68,7 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~binary_erosion(mask))
 
 
-def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
     """Put the tiles of one plane together; where no tile was cut there is 0.
 
     Parameters
@@ -76,10 +76,9 @@ def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.nda
     tiles
         Masks or images [n, P, P] or [n, P, P, channels].
     x, y
-        Top-left corners [n] in level-0 pixels. They lie on a grid of `size`; each is put on the nearest node, for a
-        tile's level-0 edge need not be a whole number and rounding must not leave seams.
+        Top-left corners [n] in level-0 pixels: nodes of a grid of `size`, each rounded on its own to a whole pixel.
     size
-        Edge of a tile in level-0 pixels.
+        Exact edge of a tile in level-0 pixels, fractions included: rounded, it would add up over a wide slide.
 
     Raises
     ------
@@ -93,8 +92,8 @@ def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.nda
     if len(places) < len(tiles):
         twice = int(np.setdiff1d(np.arange(len(tiles)), first)[0])
         raise ImageTableError(
-            f"the tile at x={x[twice]}, y={y[twice]} overlaps another of its slide; cut tiles of {size} level-0 pixels"
-            " side by side, each once"
+            f"the tile at x={x[twice]}, y={y[twice]} overlaps another of its slide; cut tiles of {size:g} level-0"
+            " pixels side by side, each once"
         )
     plane = np.zeros((int(row.max()) + 1, edge, columns, edge, *tiles.shape[3:]), dtype=tiles.dtype)
     plane[row, :, column] = tiles
@@ -299,7 +298,7 @@ def _measure_plane(rows: pd.DataFrame, scale: float) -> tuple[pd.DataFrame, dict
     )
     whole = distances[0]
     if len(rows) > 1:
-        x, y, size = rows["x"].to_numpy(), rows["y"].to_numpy(), int(rows["size"].iloc[0])
+        x, y, size = rows["x"].to_numpy(), rows["y"].to_numpy(), float(rows["size"].iloc[0])
         whole = scale * hd95(stitch(prediction, x, y, size), stitch(reference, x, y, size))
     return measured, {"case_id": rows["case_id"].iloc[0], "hd95": whole}
 

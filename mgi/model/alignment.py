@@ -35,7 +35,9 @@ def symmetric_info_nce(images: Tensor, genes: Tensor, patient: Tensor, logit_sca
     -------
     Tensor, scalar
     """
-    logits = logit_scale * images @ genes.T  # [images, patients]
+    # In bfloat16, as autocast would have it, logits of up to 100 are told apart by halves.
+    with torch.autocast(images.device.type, enabled=False):
+        logits = logit_scale.float() * images.float() @ genes.float().T  # [images, patients]
     image_to_gene = F.cross_entropy(logits, patient)
     own = F.one_hot(patient, genes.shape[0]).to(logits.dtype)  # [images, patients]
     log_probability = logits.log_softmax(dim=0)  # over the images, for each patient
@@ -71,5 +73,10 @@ class Aligner(nn.Module):
 
     def forward(self, images: Tensor, values: Tensor, patient: Tensor, gene_dropout: float = 0.0) -> Tensor:
         """Give the loss for images [images, 3, h, w] and the profiles [patients, genes] of their patients [images]."""
-        scale = self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()
-        return symmetric_info_nce(self.embed_images(images), self.embed_genes(values, gene_dropout), patient, scale)
+        images, genes = self.embed_images(images), self.embed_genes(values, gene_dropout)
+        return symmetric_info_nce(images, genes, patient, self.logit_scale.exp())
+
+    @torch.no_grad()
+    def limit_logit_scale(self) -> None:
+        """Hold the inverse temperature at 100 at most, after each step: a clamp in the loss would stop its gradient."""
+        self.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)

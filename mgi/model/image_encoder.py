@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from mgi.errors import ConfigError
 
-# A CPU build of torch beside a CUDA build of torchvision lacks two operator schemas, and torchvision then fails to
-# import; the object must outlive the import.
-_TORCHVISION_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-if torch.version.cuda is None and torch.version.hip is None:
-    _TORCHVISION_SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _TORCHVISION_SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:
+    # Beside another build of torch its library does not load, and its import fails for two operators without a schema;
+    # where the library loads it defines them itself. The object must outlive the import.
+    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        _SCHEMAS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm  # noqa: E402
+import timm
 
 
 class ImageEncoder(nn.Module):
@@ -34,7 +36,7 @@ class ImageEncoder(nn.Module):
     Raises
     ------
     ConfigError
-        If timm does not know the name, or the model cannot be built for this image size.
+        If timm does not know the name, the model cannot be built for this image size, or its patches do not fill it.
     """
 
     def __init__(self, name: str, image_px: int, options: dict[str, Any] | None = None, weights: bool = False) -> None:
@@ -47,6 +49,16 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"image_encoder: timm cannot make '{name}' as a ViT for {image_px} px images with {settings}: {problem}"
             ) from None
+        patch = max(self.vit.patch_embed.patch_size)
+        if image_px % patch:
+            raise ConfigError(
+                f"image_encoder: images of {image_px} px do not divide into patches of {patch} px, and '{name}' would "
+                f"cut their edges off: make slides.tile_px or mri.image_px a multiple of {patch}, or set 'patch_size'"
+            )
+        if settings["img_size"] != image_px and not settings.get("dynamic_img_size"):
+            raise ConfigError(
+                f"image_encoder: 'img_size' is {settings['img_size']}, but the images have {image_px} px: leave it out"
+            )
         depth = len(self.vit.blocks)
         self.layers = sorted({depth // 2, depth - 1})
         self.dim = self.vit.num_features

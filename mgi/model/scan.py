@@ -3,6 +3,7 @@
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, arXiv 2312.00752.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ def selective_scan(
 
         return selective_scan_fn(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
     return _sequential_scan(u, delta, A, B, C, D, z, delta_bias)
+
+
+def missing_kernel() -> str | None:
+    """Say what of mamba-ssm's kernel cannot be imported here, and why; None where it can run."""
+    # The package may be there without its compiled half.
+    for module in ("selective_scan_cuda", "mamba_ssm.ops.selective_scan_interface"):
+        try:
+            import_module(module)
+        except ImportError as problem:
+            return " ".join(str(problem).split())
+    return None
 
 
 def _sequential_scan(

@@ -120,17 +120,26 @@ class Segmenter(nn.Module):
         self.coarse_head = nn.Conv2d(deepest, 1, 1)
         self.head = nn.Conv2d(first, 1, 1)
 
+    def encode_genes(self, values: Tensor, gene_dropout: float = 0.0) -> Tensor | None:
+        """Encode raw profiles [patients, genes] as tokens [patients, tokens, gene dim]; None without a gene encoder."""
+        return None if self.gene_encoder is None else self.gene_encoder(values, gene_dropout)[0]
+
     def forward(
         self, images: Tensor, values: Tensor, patient: Tensor, present: Tensor, gene_dropout: float = 0.0
     ) -> Tensor:
+        """Encode the genes and segment: see `segment`, with `values` [patients, genes] for raw profiles."""
+        return self.segment(images, self.encode_genes(values, gene_dropout), patient, present)
+
+    def segment(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
         """Give logits.
 
         Parameters
         ----------
         images : Tensor, [images, 3, height, width], 0..1; the edges divisible by 2 to the number of halvings
-        values : Tensor, [patients, genes], raw profiles of the batch's patients, each encoded once
+        genes : Tensor, [patients, tokens, gene dim], or None
+            What `encode_genes` gave for the batch's patients.
         patient : Tensor, [images], int64
-            The row of `values` that belongs to each image.
+            The row of `genes` that belongs to each image.
         present : Tensor, [patients], bool
             Whether that row is a real profile.
 
@@ -146,9 +155,8 @@ class Segmenter(nn.Module):
         if self.image_encoder is not None:
             context = self.from_vit(self.image_encoder.feature_map(images))
             x = x + F.interpolate(context, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        if self.gene_encoder is not None:
-            genes = self.gene_encoder(values, gene_dropout)[0][patient]
-            tokens = self.fusion(x.flatten(2).transpose(1, 2), genes, present[patient])
+        if genes is not None:
+            tokens = self.fusion(x.flatten(2).transpose(1, 2), genes[patient], present[patient])
             x = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
         coarse = F.interpolate(self.coarse_head(x), size=images.shape[-2:], mode="bilinear", align_corners=False)
         for reduce, block in zip(self.reduce, self.up, strict=True):

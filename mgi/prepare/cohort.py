@@ -168,7 +168,10 @@ def _strata(case_ids: pd.Index, table: Path | None, column: str | None) -> np.nd
     if table is None or column is None:
         return np.full(len(case_ids), "all", dtype=object)
     table = existing(table, "table to stratify by")
-    frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
+    try:
+        frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
+    except ValueError as problem:
+        raise CohortError(f"{table} is not a Parquet or CSV table: {problem}") from None
     for name in ("case_id", column):
         if name not in frame.columns:
             raise CohortError(f"{table} lacks the column '{name}'; it has {', '.join(map(str, frame.columns))}")

@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         ("x", pa.int32()),
         ("y", pa.int32()),
         ("z", pa.int32()),
-        ("size", pa.int32()),
+        ("size", pa.float64()),
         ("mpp", pa.float32()),
         ("tissue_fraction", pa.float32()),
         ("image", pa.binary()),

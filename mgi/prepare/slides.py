@@ -334,7 +334,7 @@ def _tiles(
                 box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
                 pixels = region.cut(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
                 mask = None if annotation is None else encode_mask(annotation.mask(x[k], y[k], grid.edge, tile_px))
-                place = {"x": int(x[k]), "y": int(y[k]), "size": round(grid.edge)}
+                place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge}
                 band.append(place | {"tissue_fraction": fraction, "image": encode_jpeg(pixels), "mask": mask})
         yield from sorted(band, key=lambda tile: (tile["y"], tile["x"]))
 

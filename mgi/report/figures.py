@@ -365,7 +365,7 @@ def _mosaic(rows: pd.DataFrame, sources: Path) -> tuple[np.ndarray, dict[str, np
     joined = rows.merge(images, on=["x", "y"], validate="one_to_one")
     if len(joined) < len(rows):
         raise ImageTableError(f"{path} lacks {len(rows) - len(joined)} of the {len(rows)} images of {source_id}")
-    x, y, size = joined["x"].to_numpy(), joined["y"].to_numpy(), int(joined["size"].iloc[0])
+    x, y, size = joined["x"].to_numpy(), joined["y"].to_numpy(), float(joined["size"].iloc[0])
     across = max(np.ptp(x), np.ptp(y)) / size + 1
     edge = int(min(joined["reference"].iloc[0].shape[0], max(MOSAIC_PX // across, 8)))
     # Inverted, so that the places without a tile, which stitching leaves at 0, come out white.

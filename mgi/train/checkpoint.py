@@ -1,6 +1,7 @@
 """Trained models on disk: model.safetensors and config.json, enough to build the model anywhere."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from mgi.model.alignment import Aligner
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 from mgi.model.segmenter import Segmenter
+from mgi.train.data import Profiles
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+MPP_TOLERANCE = 0.01
 
 
 def build_gene_encoder(options: dict[str, Any], n_genes: int) -> GeneEncoder:
@@ -88,13 +91,41 @@ def load(folder: Path | str) -> nn.Module:
     return model.eval()
 
 
-def check_genes(config: dict[str, Any], genes: list[str], folder: Path | str) -> None:
-    """Raise `CheckpointError` unless `genes` are the genes of the model in `folder`, in its order."""
+def check_expression(config: dict[str, Any], profiles: Profiles, folder: Path | str) -> None:
+    """Raise `CheckpointError` unless the profiles have the genes of the model in `folder`, in its order, and its unit.
+
+    A unit that either does not state is not compared.
+    """
     expected = config["genes"]
-    if expected == genes:
-        return
-    shared = len(set(expected) & set(genes))
-    raise CheckpointError(
-        f"the model in {folder} was trained on {len(expected)} genes and the expression table has {len(genes)}, "
-        f"{shared} of them shared: use the table it was trained on, or train again on this one"
-    )
+    if expected != profiles.genes:
+        shared = len(set(expected) & set(profiles.genes))
+        raise CheckpointError(
+            f"the model in {folder} was trained on {len(expected)} genes and the expression table has "
+            f"{len(profiles.genes)}, {shared} of them shared: use the table it was trained on, or train again on this "
+            "one"
+        )
+    unit = config.get("unit")
+    if unit and profiles.unit and unit != profiles.unit:
+        raise CheckpointError(
+            f"the model in {folder} was trained on {unit} and the expression table holds {profiles.unit}: make the "
+            "table in that unit, or train again on this one"
+        )
+
+
+def check_images(
+    config: dict[str, Any], image_px: int, mpp: float | None, folder: Path | str, where: Path | str
+) -> None:
+    """Raise `CheckpointError` unless the images of `where` have the size and the mpp of the model in `folder`.
+
+    An mpp that either does not state is not compared.
+    """
+    if image_px != config["image_px"]:
+        raise CheckpointError(
+            f"{where} holds images of {image_px} px and the model in {folder} was trained on {config['image_px']} px: "
+            "import or tile at that size"
+        )
+    expected = config.get("mpp")
+    if expected and mpp and not math.isclose(expected, mpp, rel_tol=MPP_TOLERANCE):
+        raise CheckpointError(
+            f"{where} holds images of {mpp:g} mpp and the model in {folder} was trained on {expected:g}: tile at that"
+        )

@@ -1,8 +1,11 @@
 """What training reads: the images of some cases, their expression, and their role in a fold."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,10 +14,11 @@ import torch
 from torch import Tensor
 
 from mgi.errors import CohortError, ImageTableError
-from mgi.files import existing, read_table
+from mgi.files import read_table
 from mgi.prepare.images import decode_image, decode_mask
 from mgi.prepare.profiles import read_matrix
 
+T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
 
@@ -46,6 +50,20 @@ class Images:
         """Edge of the images, pixels."""
         return decode_image(self.encoded[0]).shape[0]
 
+    @property
+    def mpp(self) -> float | None:
+        """Microns per pixel of the images, None where they state none.
+
+        Raises
+        ------
+        ImageTableError
+            If they state several.
+        """
+        stated = sorted({float(f"{value:.4g}") for value in self.frame.mpp.dropna().unique()})
+        if len(stated) > 1:
+            raise ImageTableError(f"images of different mpp: {', '.join(map(str, stated))}; tile them alike")
+        return stated[0] if stated else None
+
     def load(self, rows: np.ndarray) -> np.ndarray:
         """Decode images to uint8 [rows, height, width, 3]."""
         return np.stack([decode_image(self.encoded[row]) for row in rows])
@@ -54,11 +72,13 @@ class Images:
         """Decode masks to uint8 [rows, height, width], 0 or 1."""
         return np.stack([decode_mask(self.masks[row]) for row in rows])
 
-    def subset(self, rows: np.ndarray) -> "Images":
-        """Keep some rows, by index or by a boolean mask."""
-        rows = np.arange(len(self))[rows]
-        frame = self.frame.iloc[rows].reset_index(drop=True)
-        return Images(frame, [self.encoded[r] for r in rows], [self.masks[r] for r in rows], self.positive[rows])
+    def digest(self) -> str:
+        """Tell these images, their masks and whose they are from any others."""
+        content = hashlib.sha256()
+        for case, image, mask in zip(self.frame.case_id, self.encoded, self.masks, strict=True):
+            for part in (case.encode(), image, mask or b""):
+                content.update(hashlib.sha256(part).digest())
+        return content.hexdigest()
 
 
 def read_images(sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None) -> Images:
@@ -75,22 +95,39 @@ def read_images(sources: Path, cases: set[str], labelled: bool = False, images_p
 def iterate_images(
     sources: Path, cases: set[str], labelled: bool = False, images_per_source: int | None = None
 ) -> Iterator[Images]:
-    """Give the images of `cases` one table after the other, so that no more than one need be in memory."""
+    """Give the images of `cases` one table after the other, so that no more than one need be in memory.
+
+    Raises
+    ------
+    ImageTableError
+        If there is none.
+    """
     listed = read_table(sources, "table of sources", ["case_id", "status", "table"]).to_pandas()
     usable = listed[(listed.status == "ok") & listed.case_id.isin(cases)]
+    found = False
     for name in usable.table.unique():
         images = read_image_table(sources.parent / "images" / f"{name}.parquet", cases, labelled, images_per_source)
         if len(images):
+            found = True
             yield images
+    if not found:
+        raise ImageTableError(f"no usable image for these cases in {sources}; see the reasons in that table")
 
 
 def read_image_table(
     path: Path, cases: set[str] | None = None, labelled: bool = False, images_per_source: int | None = None
 ) -> Images:
-    """Read one table of images, whole or for some cases; of each source at most so many, at even distances."""
-    existing(path, "table of images")
+    """Read one table of images, whole or for some cases; of each source at most so many, at even distances.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    ImageTableError
+        If it is no such table.
+    """
     filters = None if cases is None else [("case_id", "in", sorted(cases))]
-    table = pq.read_table(path, columns=[*PLACE, "mask", "image"], filters=filters)
+    table = read_table(path, "table of images", [*PLACE, "mask", "image"], ImageTableError, filters)
     if labelled:
         table = table.filter(table["mask"].is_valid())
     if images_per_source is not None:
@@ -113,8 +150,6 @@ def _spread_by_source(sources: list[str], count: int) -> np.ndarray:
 
 
 def _joined(parts: list[Images], where: str) -> Images:
-    if not parts:
-        raise ImageTableError(f"no usable image for these cases in {where}; see the reasons in that table")
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
     encoded = [item for part in parts for item in part.encoded]
     masks = [item for part in parts for item in part.masks]
@@ -136,11 +171,14 @@ class Profiles:
         The row of each case that has a profile.
     genes : list of str
         Gene ids in the order of `values`.
+    unit : str or None
+        Unit of the values, None where the table states none.
     """
 
     values: Tensor
     row: dict[str, int]
     genes: list[str]
+    unit: str | None = None
 
     def of(self, cases: list[str]) -> tuple[Tensor, Tensor]:
         """Give the profiles [cases, genes] and whether each case has one [cases]; the others are zero."""
@@ -149,6 +187,11 @@ class Profiles:
         values = torch.zeros(len(cases), self.values.shape[1])
         values[present] = self.values[rows[present]]
         return values, present
+
+    def digest(self, cases: list[str]) -> str:
+        """Tell the profiles of these cases from any others."""
+        values, present = self.of(cases)
+        return hashlib.sha256(values.numpy().tobytes() + present.numpy().tobytes()).hexdigest()
 
     def deranged(self, groups: list[list[str]], seed: int) -> "Profiles":
         """Give every case another case's profile of its own group; a case alone in its group loses its profile.
@@ -161,14 +204,19 @@ class Profiles:
             order = np.random.default_rng([seed, index]).permutation(paired).tolist()
             if len(order) > 1:
                 row |= {case: self.row[other] for case, other in zip(order, order[1:] + order[:1], strict=True)}
-        return Profiles(self.values, row, self.genes)
+        return replace(self, row=row)
+
+
+# What a model without genes is given: no gene, and no case that has one.
+NO_PROFILES = Profiles(torch.zeros(1, 0), {}, [])
 
 
 def read_profiles(expression: Path, cases: Collection[str] | None = None) -> Profiles:
     """Read expression.parquet, whole or for some cases, and the gene ids of the genes.parquet beside it."""
     found, values = read_matrix(expression, cases)
     genes = read_table(expression.parent / "genes.parquet", "table of genes", ["gene_id"])["gene_id"].to_pylist()
-    return Profiles(torch.from_numpy(values), {case: row for row, case in enumerate(found)}, genes)
+    unit = (pq.read_schema(expression).metadata or {}).get(b"unit", b"").decode() or None
+    return Profiles(torch.from_numpy(values), {case: row for row, case in enumerate(found)}, genes, unit)
 
 
 def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:
@@ -187,6 +235,29 @@ def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:
         folds = ", ".join(map(str, sorted(table.fold.unique())))
         raise CohortError(f"no fold '{fold}' in {splits}; it has {folds}, and 'all' trains on every case")
     return {role: sorted(rows[rows.role == role].case_id) for role in ("train", "val", "test")}
+
+
+class Ahead(Generic[T]):
+    """Draws the batch of the next step in a thread while that of this step is worked on.
+
+    Since a batch depends on its step alone, it is the same as if it were drawn when asked for.
+
+    Parameters
+    ----------
+    draw : callable
+        The batch of a step: decoding and augmentation, no computation on a device.
+    """
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self._draw = draw
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: dict[int, Future[T]] = {}
+
+    def __call__(self, step: int) -> T:
+        """Give the batch of `step`; what its drawing raised is raised here."""
+        batch = self._drawn.get(step) or self._thread.submit(self._draw, step)
+        self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
+        return batch.result()
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Segmentation of many images by one model, in batches, each patient's genes encoded with its images."""
+"""A trained model on many images: embedding and segmentation in batches, each patient's genes encoded once."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,8 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from mgi.files import written_aside
+from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
 from mgi.prepare.images import encode_mask
 from mgi.train.data import Images, Profiles, to_tensor
@@ -23,7 +25,7 @@ PREDICTIONS = pa.schema(
         ("x", pa.int32()),
         ("y", pa.int32()),
         ("z", pa.int32()),
-        ("size", pa.int32()),
+        ("size", pa.float64()),
         ("mpp", pa.float32()),
         ("fold", pa.int32()),
         ("prediction", pa.binary()),
@@ -33,10 +35,32 @@ PREDICTIONS = pa.schema(
 
 
 @torch.inference_mode()
+def embed_images(model: Aligner, images: Images, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Embed some rows of `images`, a batch at a time, as unit vectors float32 [rows, embed_dim] on the CPU."""
+    vectors = []
+    for start in range(0, len(rows), BATCH):
+        pictures = to_tensor(images.load(rows[start : start + BATCH]), device)
+        with autocast(device):
+            vectors.append(model.embed_images(pictures).float().cpu())
+    return torch.cat(vectors)
+
+
+@torch.inference_mode()
+def embed_genes(model: Aligner, profiles: Profiles, cases: list[str], device: torch.device) -> Tensor:
+    """Embed the profiles of `cases`, a batch at a time, as unit vectors float32 [cases, embed_dim] on the CPU."""
+    vectors = []
+    for start in range(0, len(cases), BATCH):
+        values, _ = profiles.of(cases[start : start + BATCH])
+        with autocast(device):
+            vectors.append(model.embed_genes(values.to(device)).float().cpu())
+    return torch.cat(vectors)
+
+
+@torch.inference_mode()
 def predict_probabilities(
     model: Segmenter, images: Images, profiles: Profiles, device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Segment images a batch at a time.
+    """Segment images a batch at a time, patient by patient, each patient's genes encoded once.
 
     Yields
     ------
@@ -46,14 +70,22 @@ def predict_probabilities(
         Tumour probability of their pixels.
     """
     model.eval()
+    case_ids = images.frame.case_id.to_numpy(dtype=str)
+    order = np.argsort(case_ids, kind="stable")
+    tokens: dict[str, Tensor | None] = {}
     for start in range(0, len(images), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(images)))
-        cases, patient = np.unique(images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
+        rows = order[start : start + BATCH]
+        cases, patient = np.unique(case_ids[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
-        batch = (values.to(device), torch.from_numpy(patient).to(device), present.to(device))
         inputs = to_tensor(images.load(rows), device).contiguous(memory_format=torch.channels_last)
         with autocast(device):
-            logits = model(inputs, *batch)
+            # The patient of the last batch may go on in this one; those before it are done with.
+            tokens = {
+                case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(device))
+                for index, case in enumerate(cases)
+            }
+            genes = None if model.gene_encoder is None else torch.cat(list(tokens.values()))
+            logits = model.segment(inputs, genes, torch.from_numpy(patient).to(device), present.to(device))
         yield rows, logits.float().sigmoid().cpu().numpy()
 
 
@@ -92,8 +124,9 @@ def write_predictions(
     """Segment labelled images, part by part, and write predictions.parquet: place, fold, prediction and reference."""
     with written_aside(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS) as writer:
         for images in parts:
-            masks = []
-            for _, probability in predict_probabilities(model, images, profiles, device):
-                masks += [encode_mask(mask) for mask in probability >= threshold]
+            masks: list[bytes] = [b""] * len(images)
+            for rows, probability in predict_probabilities(model, images, profiles, device):
+                for row, mask in zip(rows, probability >= threshold, strict=True):
+                    masks[row] = encode_mask(mask)
             frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
             writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))

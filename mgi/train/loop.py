@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,44 @@ from torch import Tensor, nn
 
 from mgi.config import Optimisation
 from mgi.console import log, progress
-from mgi.errors import ConfigError
+from mgi.errors import ConfigError, TrainingError
 from mgi.files import written_aside
+from mgi.model.scan import missing_kernel
 
 LAST = "last.ckpt"
 LARGEST_GRADIENT_NORM = 1.0
 
 
-def prepare_torch(threads: int, device: str, seed: int) -> torch.device:
+def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> torch.device:
     """Fix threads, seed and deterministic algorithms, and give the device.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"} or None
+        None takes CUDA where the machine can.
+    genes : bool
+        Whether genes are encoded, which on CUDA needs mamba-ssm's kernel.
 
     Raises
     ------
     ConfigError
-        If CUDA is asked for and there is none, or mamba-ssm's kernels are not installed.
+        If CUDA is asked for and there is none, or the kernel that it needs is not installed.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("configuration: 'device' is cuda, but torch sees no CUDA device here; set 'device: cpu'")
-    if device == "cuda" and find_spec("mamba_ssm") is None:
-        raise ConfigError("configuration: 'device' is cuda, which needs mamba-ssm: use workflow/envs/train-gpu.yaml")
+    lacking = _lacks_for_cuda(genes)
+    if device == "cuda" and lacking:
+        raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
+    device = device or ("cpu" if lacking else "cuda")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(device == "cpu")
     return torch.device(device)
+
+
+def _lacks_for_cuda(genes: bool) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device here; set 'device: cpu'"
+    missing = missing_kernel() if genes else None
+    return missing and f"encoding genes there needs mamba-ssm's kernel ({missing}): use workflow/envs/train-gpu.yaml"
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
@@ -44,10 +58,20 @@ def autocast(device: torch.device) -> AbstractContextManager:
 
 
 def parameter_groups(model: nn.Module, options: Optimisation, encoder_lr_scale: float = 1.0) -> list[dict[str, Any]]:
-    """Sort parameters by weight decay (matrices, unless marked `_no_weight_decay`) and by encoder or not."""
+    """Sort parameters by weight decay and by encoder or not.
+
+    Matrices decay, unless they are marked `_no_weight_decay`, as mamba's are, or named by `no_weight_decay()` of their
+    module, as timm's are.
+    """
+    exempt = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+        plain = parameter.ndim < 2 or name in exempt or getattr(parameter, "_no_weight_decay", False)
         scale = encoder_lr_scale if name.split(".")[0].endswith("_encoder") else 1.0
         groups.setdefault((0.0 if plain else options.weight_decay, scale), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
@@ -105,6 +129,11 @@ class TrainingRun:
             The loss of a step.
         validate : callable or None
             A score (higher is better) and what to record; None trains for the fixed number of steps.
+
+        Raises
+        ------
+        TrainingError
+            If the loss or its gradient is not finite; nothing is learnt from it, and last.ckpt stays as it was.
         """
         options, running = self.options, []
         for step in progress(range(self.step, options.steps), "training steps", options.steps - self.step):
@@ -144,7 +173,14 @@ class TrainingRun:
         self.optimiser.zero_grad(set_to_none=True)
         loss = loss_at(step)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step + 1} of {self.options.steps}: the {name} is {value}; lower 'lr' "
+                    f"({self.options.lr:g}), raise 'warmup_steps', or look for values in the expression table that are "
+                    "not finite"
+                )
         self.optimiser.step()
         return loss.item()
 

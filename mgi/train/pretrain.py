@@ -1,5 +1,6 @@
 """Contrastive pre-training of the gene encoder and the image encoder on a fold's paired training patients."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from torch import Tensor
 from mgi.config import PretrainOptions
 from mgi.console import log
 from mgi.errors import CohortError
-from mgi.model.alignment import Aligner
+from mgi.model.alignment import Aligner, symmetric_info_nce
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
+from mgi.train.data import Ahead, Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
+from mgi.train.inference import embed_genes, embed_images
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
 
 VAL_IMAGES_PER_PATIENT = 16
@@ -26,8 +28,10 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     ------
     CohortError
         If fewer than two training patients have both images and expression.
+    TrainingError
+        If the loss or its gradient is not finite.
     """
-    device = prepare_torch(options.threads, options.device, options.seed)
+    device = prepare_torch(options.threads, options.device, options.seed, genes=True)
     roles = read_roles(splits, fold)
     profiles = read_profiles(expression, {case for cases in roles.values() for case in cases})
     paired = {role: [case for case in cases if case in profiles.row] for role, cases in roles.items()}
@@ -39,27 +43,26 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
     config = {
         "kind": "aligner",
-        "options": options.model_dump(exclude={"base"}),
+        "options": options.model_dump(exclude={"base", "device"}),
         "fold": fold,
         "image_px": images.image_px,
+        "mpp": images.mpp,
         "genes": profiles.genes,
+        "unit": profiles.unit,
     }
     model = checkpoint.build_aligner(config, options.image_encoder.weights)
     model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0])
     model = model.to(device)
     batches = PatientBatches(images, profiles, paired["train"], options, device)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
-    identity = {"config": config, "patients": paired, "images": len(images)}
+    data = {"images": images.digest(), "profiles": profiles.digest(paired["train"] + paired["val"])}
+    identity = {"config": config, "device": options.device, "patients": paired} | data
     run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
+    run.optimiser.register_step_post_hook(lambda *_: model.limit_logit_scale())
     validate = None
     if len(paired["val"]) > 1:
-        held = batches.held_out(paired["val"])
-
-        def validate() -> tuple[float, dict[str, float]]:
-            loss, recall = _validate(model, *held, device)
-            return -loss, {"val_loss": loss, "val_recall": recall}
-
-    run.train(options.seed, lambda step: batches.loss(model, step), validate)
+        validate = partial(_validate, model, batches, paired["val"], device)
+    run.train(options.seed, partial(batches.loss, model), validate)
     checkpoint.save(model, config, output)
     run.finish()
 
@@ -74,37 +77,46 @@ class PatientBatches:
         rows = images.frame.groupby("case_id").indices
         self.rows = {case: np.sort(rows[case]) for case in rows}
         self.patients = [case for case in patients if case in self.rows]
+        self._ahead = Ahead(self._draw)
 
     def loss(self, model: Aligner, step: int) -> Tensor:
         """Give the loss of one step's batch."""
+        cases, pictures = self._ahead(step)
+        patient = torch.arange(len(cases), device=self.device).repeat_interleave(self.options.images_per_patient)
+        values, _ = self.profiles.of(cases)
+        inputs = to_tensor(pictures, self.device)
+        with autocast(self.device):
+            return model(inputs, values.to(self.device), patient, self.options.gene_dropout)
+
+    def _draw(self, step: int) -> tuple[list[str], np.ndarray]:
+        """Draw patients and so many images of each: uint8 [patients * images_per_patient, height, width, 3]."""
         options = self.options
         random = np.random.default_rng([options.seed, step])
         size = min(options.batch_patients, len(self.patients))
         cases = [self.patients[index] for index in random.permutation(len(self.patients))[:size]]
-        count = options.images_per_patient
-        rows = np.concatenate([random.choice(self.rows[case], count) for case in cases])
+        rows = np.concatenate([random.choice(self.rows[case], options.images_per_patient) for case in cases])
         pictures, _ = augment(self.images.load(rows), None, options.augment, options.intensity_jitter, random)
-        patient = torch.arange(size, device=self.device).repeat_interleave(count)
-        values, _ = self.profiles.of(cases)
-        with autocast(self.device):
-            return model(to_tensor(pictures, self.device), values.to(self.device), patient, options.gene_dropout)
+        return cases, pictures
 
-    def held_out(self, patients: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Give evenly spread images of other patients, their profiles, and which belongs to which."""
+    def held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
+        """Give other patients that have images, evenly spread images of theirs, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
         chosen = [spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
         patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in chosen]))
-        pictures = to_tensor(self.images.load(np.concatenate(chosen)), torch.device("cpu"))
-        return pictures, self.profiles.of(cases)[0], patient
+        return cases, np.concatenate(chosen), patient
 
 
 @torch.inference_mode()
 def _validate(
-    model: Aligner, pictures: Tensor, values: Tensor, patient: Tensor, device: torch.device
-) -> tuple[float, float]:
-    """Give the contrastive loss over held-out patients and how often an image finds its patient's genes."""
-    pictures, values, patient = pictures.to(device), values.to(device), patient.to(device)
-    with autocast(device):
-        loss = model(pictures, values, patient)
-        nearest = (model.embed_images(pictures) @ model.embed_genes(values).T).argmax(dim=1)
-    return loss.item(), (nearest == patient).float().mean().item()
+    model: Aligner, batches: PatientBatches, patients: list[str], device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """Give what selects the step, the negated contrastive loss over held-out patients, and what is recorded.
+
+    `val_recall` is how often an image finds its patient's genes first.
+    """
+    cases, rows, patient = batches.held_out(patients)
+    images = embed_images(model, batches.images, rows, device)
+    genes = embed_genes(model, batches.profiles, cases, device)
+    loss = symmetric_info_nce(images, genes, patient, model.logit_scale.exp().cpu()).item()
+    nearest = (images @ genes.T).argmax(dim=1)
+    return -loss, {"val_loss": loss, "val_recall": (nearest == patient).float().mean().item()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgi.acquire.mri import find_series, read_series
+from mgi.acquire.mri import find_series, fingerprint, read_series
 from mgi.errors import CohortError, MissingInputError, MriError
 
 NAME = "TCGA_CS_4941_19960909"
@@ -91,6 +91,21 @@ def test_two_folders_of_one_case_are_both_named(tmp_path):
     write_slices(tmp_path / "TCGA_CS_4941_20010101", [1])
     with pytest.raises(CohortError, match=r"TCGA-CS-4941.*19960909.*20010101"):
         find_series(tmp_path)
+
+
+def test_fingerprint_tells_a_changed_an_added_and_a_removed_file(tmp_path):
+    write_slices(tmp_path / NAME, [1, 2])
+    (tmp_path / "notes.txt").touch()
+    seen = [fingerprint(tmp_path)]
+    assert fingerprint(tmp_path) == seen[0]
+    mask = tmp_path / NAME / f"{NAME}_2_mask.tif"
+    mask.touch()
+    seen.append(fingerprint(tmp_path))
+    (tmp_path / NAME / f"{NAME}_3.tif").touch()
+    seen.append(fingerprint(tmp_path))
+    mask.unlink()
+    seen.append(fingerprint(tmp_path))
+    assert len(set(seen)) == 4
 
 
 def test_slice_without_mask_is_named(tmp_path):

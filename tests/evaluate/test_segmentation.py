@@ -100,10 +100,25 @@ def test_tiles_stitch_to_the_plane_they_were_cut_from() -> None:
     assert np.array_equal(stitch(tiles, x, y, size=64), plane)
 
 
-@pytest.mark.parametrize("step", [511.6, 512.4])
-def test_rounded_tile_positions_leave_no_seam(step: float) -> None:
-    x = np.rint(np.arange(50) * step).astype(int)
-    assert stitch(np.ones((50, 8, 8), bool), x, np.zeros(50, int), size=512).all()
+@pytest.mark.parametrize("step", [3.4, 511.6, 512.4])
+def test_rounded_tile_positions_leave_no_seam_however_wide_the_slide(step: float) -> None:
+    x = np.rint(np.arange(7, 2000) * step).astype(int)
+    plane = stitch(np.ones((len(x), 2, 2), bool), x, np.zeros(len(x), int), size=step)
+    assert plane.shape == (2, 2 * len(x)) and plane.all()
+
+
+def test_hd95_of_a_wide_slide_is_that_of_its_mask(tmp_path: Path) -> None:
+    edge, count = 21.62, 120
+    prediction, reference = np.zeros((2, 8, 4 * count), bool)
+    prediction[:, :4] = reference[:, -4:] = True
+    rows = []
+    for i in range(2):
+        for j in range(count):
+            part, place = np.s_[4 * i : 4 * i + 4, 4 * j : 4 * j + 4], {"x": round(j * edge), "y": round(i * edge)}
+            rows.append(prediction_row("A", prediction[part], reference[part], **place, size=edge))
+    summarise([write_predictions(tmp_path / "p.parquet", rows)], tmp_path / "summary.json", 100)
+    patient = pd.read_parquet(tmp_path / "per_patient.parquet").iloc[0]
+    assert patient["hd95"] == pytest.approx(hd95(prediction, reference))
 
 
 def test_missing_tiles_are_background() -> None:

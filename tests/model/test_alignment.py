@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mgi.model.alignment import symmetric_info_nce
+from mgi.model.alignment import Aligner, symmetric_info_nce
+from mgi.model.gene_encoder import GeneEncoder
+from mgi.model.image_encoder import ImageEncoder
+from tests.model.test_segmenter import TINY_VIT
 
 
 def definition(images, genes, patient, scale):
@@ -31,6 +34,26 @@ def test_loss_equals_its_definition_with_several_images_of_a_patient(patient):
     loss = symmetric_info_nce(images, genes, torch.tensor(patient), torch.tensor(7.0))
     expected = definition(images.double().tolist(), genes.double().tolist(), patient, 7.0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_is_computed_in_float32_under_autocast():
+    torch.manual_seed(2)
+    images, genes = (F.normalize(torch.randn(count, 64), dim=-1) for count in (12, 6))
+    patient = torch.arange(6).repeat_interleave(2)
+    expected = symmetric_info_nce(images, genes, patient, torch.tensor(90.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = symmetric_info_nce(images, genes, patient, torch.tensor(90.0))
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_logit_scale_above_its_limit_is_brought_back_and_still_learns():
+    torch.manual_seed(3)
+    aligner = Aligner(GeneEncoder(20, 16, 1, stride=5), ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT), 8)
+    torch.nn.init.constant_(aligner.logit_scale, 6.0)
+    aligner(torch.rand(4, 3, 32, 32), torch.randn(2, 20), torch.tensor([0, 0, 1, 1])).backward()
+    assert aligner.logit_scale.grad.abs() > 0
+    aligner.limit_logit_scale()
+    assert aligner.logit_scale.item() == pytest.approx(math.log(100))
 
 
 def test_matched_pairs_lose_less_than_mismatched_ones():

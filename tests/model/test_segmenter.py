@@ -103,6 +103,20 @@ def test_an_unknown_vit_is_refused_in_one_sentence():
         ImageEncoder("vit_nonsense", 64)
 
 
+def test_images_that_patches_do_not_fill_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"images of 36 px do not divide into patches of 8 px, and 'vit_tiny_patch16_224'"
+    ):
+        ImageEncoder("vit_tiny_patch16_224", 36, TINY_VIT)
+
+
+def test_a_vit_for_images_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"'img_size' is 64, but the images have 32 px"):
+        ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT | {"img_size": 64})
+    dynamic = ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT | {"img_size": 64, "dynamic_img_size": True})
+    assert dynamic.feature_map(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 4, 4)
+
+
 def test_a_convolutional_network_is_not_a_vit():
     with pytest.raises(ConfigError, match="as a ViT"):
         ImageEncoder("resnet18", 64)

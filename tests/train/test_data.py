@@ -1,10 +1,15 @@
 """What training reads: roles, profiles, the negative control's derangement, augmentation."""
 
+import threading
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mgi.errors import CohortError, ImageTableError
-from mgi.train.data import augment, read_images, read_profiles, read_roles
+from mgi.files import write_table
+from mgi.train.data import Ahead, augment, read_images, read_profiles, read_roles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
 
@@ -15,6 +20,16 @@ def test_images_are_read_for_the_cases_asked_for(cohort):
     assert images.positive.tolist() == [False, *[True] * (IMAGES - 1)] * 2
     masks = images.load_masks(np.arange(len(images)))
     assert (masks.any(axis=(1, 2)) == images.positive).all() and set(np.unique(masks)) == {0, 1}
+
+
+def test_images_of_two_resolutions_are_refused(write, tmp_path):
+    data = write(tmp_path)
+    path = data.folder / "images" / "all.parquet"
+    table = pq.read_table(path)
+    mpp = pa.array([0.5, *[0.37] * (len(table) - 1)], pa.float32())
+    write_table(table.set_column(table.schema.get_field_index("mpp"), "mpp", mpp), path)
+    with pytest.raises(ImageTableError, match=r"images of different mpp: 0\.37, 0\.5"):
+        _ = read_images(data.sources, set(CASES)).mpp
 
 
 def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
@@ -59,6 +74,33 @@ def test_fold_all_trains_on_everyone_and_an_unknown_fold_is_refused(cohort):
     assert read_roles(cohort.splits, "all") == {"train": CASES, "val": [], "test": []}
     with pytest.raises(CohortError, match=r"no fold '7' .*it has 0, and 'all'"):
         read_roles(cohort.splits, "7")
+
+
+def test_the_next_step_is_drawn_while_this_one_is_worked_on():
+    drawn, begun = [], threading.Event()
+
+    def draw(step):
+        drawn.append(step)
+        if step == 4:
+            begun.set()
+        return 10 * step
+
+    ahead = Ahead(draw)
+    assert ahead(3) == 30
+    assert begun.wait(10), "step 4 is drawn before it is asked for"
+    assert [ahead(step) for step in (4, 5, 9, 2)] == [40, 50, 90, 20]
+    assert drawn[:4] == [3, 4, 5, 6]
+
+
+def test_what_fails_in_drawing_fails_where_it_is_asked_for():
+    def draw(step):
+        if step == 1:
+            raise ImageTableError("damaged")
+
+    ahead = Ahead(draw)
+    ahead(0)
+    with pytest.raises(ImageTableError, match="damaged"):
+        ahead(1)
 
 
 def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():

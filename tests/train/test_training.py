@@ -3,22 +3,29 @@
 import csv
 import json
 import shutil
+import sys
+from functools import partial
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mgi
-from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
-from mgi.prepare.images import decode_mask, encode_mask
+from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
+from mgi.evaluate.predict import evaluate_table
+from mgi.files import write_table
+from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint
-from mgi.train.data import read_images, read_profiles
-from mgi.train.finetune import finetune
+from mgi.train.data import read_images, read_profiles, to_tensor
+from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.inference import predict_probabilities, score
-from mgi.train.loop import LAST, TrainingRun, learning_rate, prepare_torch
-from mgi.train.pretrain import pretrain
+from mgi.train.loop import LAST, TrainingRun, learning_rate, parameter_groups, prepare_torch
+from mgi.train.pretrain import PatientBatches, _validate, pretrain
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
 
 
@@ -70,6 +77,50 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+CORRECTIONS = {
+    "nothing": ("images/all.parquet", "image", lambda png: png),
+    "image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
+    "mask": ("images/all.parquet", "mask", lambda png: encode_mask(1 - decode_mask(png))),
+    "expression": ("expression.parquet", "values", lambda values: [values[0] + 1, *values[1:]]),
+}
+
+
+@pytest.mark.parametrize("corrected", CORRECTIONS)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_killed_run_is_resumed_on_the_same_data_only(
+    stage, corrected, cohort, pretrain_options, finetune_options, tmp_path, monkeypatch
+):
+    data = shutil.copytree(cohort.folder, tmp_path / "data")
+    paths = (data / "sources.parquet", data / "expression.parquet", data / "splits.parquet", "0")
+    steps = steps_done(monkeypatch)
+    monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
+
+    def run():
+        if stage == "pretrain":
+            pretrain(pretrain_options, *paths, tmp_path / "run")
+        else:
+            finetune(finetune_options(), *paths, None, tmp_path / "run")
+
+    run()
+    name, column, change = CORRECTIONS[corrected]
+    table = pq.read_table(data / name)
+    field, cells = table.schema.field(column), table[column].to_pylist()
+    cells[1] = change(cells[1])
+    write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type)), data / name)
+    steps.clear()
+    run()
+    assert steps == ([] if corrected == "nothing" else [0, 1, 2, 3, 4, 5])
+
+
+def steps_done(monkeypatch):
+    """A list that grows by each step of a training run."""
+    steps, update = [], TrainingRun._update
+    monkeypatch.setattr(
+        TrainingRun, "_update", lambda self, step, *rest: steps.append(step) or update(self, step, *rest)
+    )
+    return steps
+
+
 def test_metrics_have_a_row_per_validation(finetuned):
     rows = list(csv.DictReader((finetuned / "metrics.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
@@ -107,11 +158,99 @@ def test_standardisation_is_fitted_on_paired_training_patients_only(cohort, fine
     torch.testing.assert_close(mgi.load(tmp_path).gene_encoder.mean, profiles.of(train)[0].mean(0))
 
 
+@pytest.mark.parametrize("paired", [0, 1])
+def test_too_few_training_profiles_to_standardise_are_refused(paired, cohort, finetune_options, tmp_path):
+    data = shutil.copytree(cohort.folder, tmp_path / "data")
+    table = pq.read_table(data / "expression.parquet")
+    kept = [row for row, case in enumerate(table["case_id"].to_pylist()) if case not in CASES[paired:4]]
+    write_table(table.take(kept), data / "expression.parquet")
+    paths = (
+        data / "sources.parquet",
+        data / "expression.parquet",
+        data / "splits.parquet",
+        "0",
+        None,
+        tmp_path / "run",
+    )
+    with pytest.raises(CohortError, match=f"fold 0 has {paired} training patients with expression"):
+        finetune(finetune_options(), *paths)
+    finetune(finetune_options(steps=1, genes="none"), *paths)
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
+    spoilt, cohort, finetune_options, tmp_path, monkeypatch
+):
+    run = partial(finetune, finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    loss = ImageBatches.loss
+
+    def spoilt_at_three(self, model, step):
+        value = loss(self, model, step)
+        if step == 3 and spoilt == "gradient":
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value * float("nan") if step == 3 and spoilt == "loss" else value
+
+    monkeypatch.setattr(ImageBatches, "loss", spoilt_at_three)
+    with pytest.raises(TrainingError, match=rf"step 4 of 6: the {spoilt} is nan.*lower 'lr' \(0\.001\)"):
+        run()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.load(tmp_path / LAST)["step"] == 2
+    monkeypatch.setattr(ImageBatches, "loss", loss)
+    steps = steps_done(monkeypatch)
+    run()
+    assert steps == [2, 3, 4, 5]
+
+
+def test_validation_of_pretraining_is_the_loss_of_the_held_out_patients_batch_by_batch(
+    cohort, pretrained, pretrain_options, monkeypatch
+):
+    monkeypatch.setattr("mgi.train.inference.BATCH", 5)
+    model, device = mgi.load(pretrained), torch.device("cpu")
+    images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
+    batches = PatientBatches(images, profiles, CASES[4:6], pretrain_options, device)
+    score, measured = _validate(model, batches, CASES[4:6], device)
+    pictures = to_tensor(images.load(np.arange(2 * IMAGES)), device)
+    with torch.no_grad():
+        expected = model(pictures, profiles.of(CASES[4:6])[0], torch.arange(2).repeat_interleave(IMAGES))
+    assert measured["val_loss"] == -score == pytest.approx(expected.item(), rel=1e-5)
+    assert measured["val_recall"] * 2 * IMAGES == pytest.approx(round(measured["val_recall"] * 2 * IMAGES))
+
+
+def test_the_logit_scale_never_leaves_its_limit(cohort, pretrain_options, tmp_path, monkeypatch):
+    build = checkpoint.build_aligner
+
+    def beyond(*arguments):
+        aligner = build(*arguments)
+        torch.nn.init.constant_(aligner.logit_scale, 6.0)
+        return aligner
+
+    monkeypatch.setattr(checkpoint, "build_aligner", beyond)
+    options = pretrain_options.model_copy(update={"steps": 1})
+    pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["logit_scale"].exp() <= 100.01
+
+
 def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_options, tmp_path):
     options = finetune_options(steps=1, genes="none", vit=False)
     finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
     model = mgi.load(tmp_path)
     assert model.gene_encoder is None and model.image_encoder is None
+
+
+def test_a_variant_without_genes_reads_no_expression_and_one_with_genes_asks_for_it(
+    cohort, pretrained, finetune_options, tmp_path
+):
+    def run(name, **given):
+        options = finetune_options(genes="none") if name != "asks" else finetune_options()
+        finetune(options, cohort.sources, given.get("expression"), cohort.splits, "0", pretrained, tmp_path / name)
+
+    run("without")
+    run("with", expression=cohort.expression)
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    assert mgi.load(tmp_path / "without").config["genes"] == []
+    evaluate_table(tmp_path / "without", cohort.folder / "images" / "all.parquet", None, tmp_path / "out", 100)
+    with pytest.raises(MissingInputError, match=r"'genes' is matched.*--expression"):
+        run("asks")
 
 
 def test_the_model_of_all_patients_is_trained_without_predictions(cohort, pretrained, finetune_options, tmp_path):
@@ -160,8 +299,6 @@ def test_loading_an_incomplete_or_damaged_model_says_what_is_wrong(pretrained, t
 def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options, tmp_path):
     import pandas as pd
 
-    from mgi.files import write_table
-
     roles = ["train"] + ["test"] * 2 + ["train"] + ["test"] * 4
     write_table(pd.DataFrame({"case_id": CASES, "fold": 0, "role": roles}), tmp_path / "splits.parquet")
     with pytest.raises(CohortError, match="fold 0 has 1 training patients with both images and expression"):
@@ -189,6 +326,19 @@ def test_training_may_take_a_spread_of_each_source(cohort):
     assert images.frame.groupby("source_id").z.apply(list).tolist() == [[0, 2, 5]] * 2
 
 
+def test_what_timm_keeps_out_of_weight_decay_stays_out(pretrained, pretrain_options):
+    model = mgi.load(pretrained)
+    groups = parameter_groups(model, pretrain_options)
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert "image_encoder.vit.patch_embed.proj.weight" in names and "gene_encoder.direction" in names
+    assert not names & {
+        "image_encoder.vit.pos_embed", "image_encoder.vit.cls_token", "gene_encoder.embedding",
+        "gene_encoder.norm.bias", "gene_encoder.blocks.0.A_log",
+    }  # fmt: skip
+
+
 def test_learning_rate_warms_up_and_decays(finetune_options):
     options = finetune_options(steps=100, warmup_steps=10, lr=1.0)
     rates = [learning_rate(step, options) for step in range(100)]
@@ -196,11 +346,38 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
     assert rates[-1] < 0.02 and all(a >= b for a, b in pairwise(rates[10:]))
 
 
-def test_cuda_without_a_device_or_without_its_kernels_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def cuda(monkeypatch):
+    """A function that pretends that torch sees CUDA, and that mamba-ssm and its compiled kernel are there or not."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+
+    def pretend(seen: bool, python: bool, kernel: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+        names = {"mamba_ssm.ops.selective_scan_interface": python, "selective_scan_cuda": kernel}
+        for name, there in names.items():
+            monkeypatch.setitem(sys.modules, name, ModuleType(name) if there else None)
+
+    return pretend
+
+
+def test_cuda_without_a_device_is_refused(cuda):
+    cuda(False, True, True)
     with pytest.raises(ConfigError, match="torch sees no CUDA device here; set 'device: cpu'"):
-        prepare_torch(1, "cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("mgi.train.loop.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="needs mamba-ssm: use workflow/envs/train-gpu"):
-        prepare_torch(1, "cuda", 0)
+        prepare_torch(1, "cuda", 0, genes=False)
+
+
+@pytest.mark.parametrize(("python", "kernel"), [(False, True), (True, False)])
+def test_genes_on_cuda_need_mamba_and_its_compiled_kernel_and_images_alone_do_not(cuda, python, kernel):
+    cuda(True, python, kernel)
+    with pytest.raises(ConfigError, match=r"needs mamba-ssm's kernel .*use workflow/envs/train-gpu\.yaml"):
+        prepare_torch(1, "cuda", 0, genes=True)
+    assert prepare_torch(1, "cuda", 0, genes=False).type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("seen", "kernel", "genes", "expected"),
+    [(False, True, False, "cpu"), (True, True, True, "cuda"), (True, False, True, "cpu"), (True, False, False, "cuda")],
+)
+def test_a_run_without_a_device_takes_what_the_machine_has(cuda, seen, kernel, genes, expected):
+    cuda(seen, True, kernel)
+    assert prepare_torch(1, None, 0, genes=genes).type == expected

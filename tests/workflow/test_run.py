@@ -49,6 +49,12 @@ def test_single_ablation_plans_only_its_own_jobs(tiny):
     assert {job.wildcards["variant"] for job in planned} == {"no-vit"}
 
 
+def test_variants_without_genes_do_not_read_expression(tiny):
+    planned = [job for job in tiny.planned("--forcerun", "finetune") if job.rule == "finetune"]
+    reading = {job.wildcards["variant"] for job in planned if "expression.parquet" in job.text}
+    assert reading == {"mgi", "shuffled-genes"}
+
+
 def test_changed_variant_reruns_itself_and_its_aggregates_only(copy):
     changed = copy.with_config(lambda config: config["finetune"]["image-only"].update(lr=0.002))
     planned = changed.planned()

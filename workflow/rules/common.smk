@@ -13,7 +13,7 @@ sys.path.insert(0, str(CHECKOUT))
 
 from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
 from mgi.acquire.idc import dicom_name
-from mgi.acquire.mri import find_series
+from mgi.acquire.mri import fingerprint
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -81,8 +81,6 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 for key, path in CFG.given_files().items():
     if not Path(path).exists():
         raise WorkflowError(f"configuration: '{key}' is {path}, which is not there: put it there or correct the key")
-if CFG.mri:
-    refused(find_series)(CFG.mri.folder)
 
 
 # ---- acquire
@@ -257,6 +255,12 @@ def stratification():
 def options(stage):
     """A function that gives a variant's options as text, so that only a change of its own options reruns it."""
     return lambda wildcards: json.dumps(getattr(CFG, f"{stage}_options")(wildcards.variant), sort_keys=True)
+
+
+def profiles(wildcards):
+    """The expression and its genes, where a fine-tuning variant reads them."""
+    read = CFG.finetune[wildcards.variant].genes != "none"
+    return [f"results/{{cohort}}/{name}.parquet" for name in ("expression", "genes")] if read else []
 
 
 def encoders(run):

@@ -22,9 +22,10 @@ rule embed:
         gpu=GPU,
     params:
         folder=lambda wildcards, input: Path(input.model).parent,
+        device=CFG.device,
     shell:
         "python -m mgi embed {params.folder:q} --sources {input.sources:q} --expression {input.expression:q} "
-        "--splits {input.splits:q} --fold {wildcards.fold} -o {output.embeddings:q} > {log} 2>&1"
+        "--splits {input.splits:q} --fold {wildcards.fold} --device {params.device} -o {output.embeddings:q} > {log} 2>&1"
 
 
 rule retrieve:

@@ -2,8 +2,7 @@ rule finetune:
     input:
         images=image_tables,
         sources="results/{cohort}/sources.parquet",
-        expression="results/{cohort}/expression.parquet",
-        genes="results/{cohort}/genes.parquet",
+        expression=profiles,
         splits="results/{cohort}/splits.parquet",
         pretrained=encoders("fold{fold}"),
     output:
@@ -28,19 +27,18 @@ rule finetune:
         folder=lambda wildcards, output: Path(output.model).parent,
         fold=lambda wildcards: wildcards.fold,
         options=options("finetune"),
+        expression=lambda wildcards, input: [f"--expression={path}" for path in input.expression[:1]],
         pretrained=lambda wildcards, input: [f"--pretrained={Path(path).parent}" for path in input.pretrained[:1]],
     shell:
-        "python -m mgi finetune --sources {input.sources:q} --expression {input.expression:q} "
-        "--splits {input.splits:q} --fold {params.fold} --options {params.options:q} {params.pretrained:q} "
-        "-o {params.folder:q} > {log} 2>&1"
+        "python -m mgi finetune --sources {input.sources:q} --splits {input.splits:q} {params.expression:q} "
+        "{params.pretrained:q} --fold {params.fold} --options {params.options:q} -o {params.folder:q} > {log} 2>&1"
 
 
 use rule finetune as finetune_all with:
     input:
         images=image_tables,
         sources="results/{cohort}/sources.parquet",
-        expression="results/{cohort}/expression.parquet",
-        genes="results/{cohort}/genes.parquet",
+        expression=profiles,
         splits="results/{cohort}/splits.parquet",
         pretrained=encoders("all"),
     output:
@@ -55,4 +53,5 @@ use rule finetune as finetune_all with:
         folder=lambda wildcards, output: Path(output.model).parent,
         fold="all",
         options=options("finetune"),
+        expression=lambda wildcards, input: [f"--expression={path}" for path in input.expression[:1]],
         pretrained=lambda wildcards, input: [f"--pretrained={Path(path).parent}" for path in input.pretrained[:1]],

@@ -118,7 +118,8 @@ else:
 
     rule import_mri:
         input:
-            folder=CFG.mri.folder,
+            # Its time changes with what lies beside the series and not with a corrected mask: `state` tells.
+            folder=ancient(CFG.mri.folder),
         output:
             images="results/{cohort}/images/mri.parquet",
             sources="results/{cohort}/sources.parquet",
@@ -134,6 +135,7 @@ else:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             image_px=CFG.mri.image_px,
+            state=refused(fingerprint)(CFG.mri.folder),
         shell:
             "python -m mgi mri import {input.folder:q} --image-px {params.image_px} "
             "--sources {output.sources:q} -o {output.images:q} > {log} 2>&1"

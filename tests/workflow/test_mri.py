@@ -1,0 +1,58 @@
+"""Brain MRI in the workflow: what is imported again, and what is refused before anything runs."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import ROOT, Workflow
+
+NAME = "TCGA_CS_4941_19960909"
+TABLE = "results/tcga-lgg-mri/images/mri.parquet"
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """One series of two slices, imported."""
+    folder = tmp_path / "resources/kaggle_3m" / NAME
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / f"{NAME}_{number}.tif")
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / f"{NAME}_{number}_mask.tif")
+    (tmp_path / "resources/tcga-lgg").mkdir()
+    for name in ("expression_zscore.parquet", "gene_positions.tsv.gz"):
+        (tmp_path / "resources/tcga-lgg" / name).touch()
+    workflow = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml")
+    workflow.run(TABLE)
+    return workflow, folder
+
+
+def test_corrected_mask_is_imported_again(imported):
+    workflow, folder = imported
+    assert "Nothing to be done" in workflow.run(TABLE)
+    mask = folder / f"{NAME}_2_mask.tif"
+    before = mask.stat()
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
+    assert mask.stat().st_size == before.st_size
+    assert [job.rule for job in workflow.planned(TABLE)] == ["import_mri"]
+
+
+def test_correction_older_than_the_import_is_noticed(imported):
+    workflow, folder = imported
+    os.utime(folder / f"{NAME}_1_mask.tif", (1e9, 1e9))
+    assert [job.rule for job in workflow.planned(TABLE)] == ["import_mri"]
+
+
+def test_note_beside_the_series_imports_nothing_again(imported):
+    workflow, folder = imported
+    (folder.parent / "data.csv").touch()
+    assert "Nothing to be done" in workflow.run(TABLE)
+
+
+def test_folder_without_a_series_is_refused_while_planning(imported):
+    workflow, folder = imported
+    folder.rename(folder.with_name("elsewhere"))
+    text = workflow.refusal("--dry-run")
+    assert "resources/kaggle_3m holds no patient folder such as TCGA_CS_4941_19960909" in text
+    assert "Kaggle" in text
