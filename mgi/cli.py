@@ -469,6 +469,26 @@ def evaluate(
     evaluate_table(model, images, expression, output, bootstrap_samples, device)
 
 
+@app.command(epilog="Example: mgi predict finetune/mgi/all slide.svs --expression E --case-id TCGA-A4-8098 -o out")
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
+    image: Annotated[Path, typer.Argument(help="A slide, or the folder of one MRI series (*_N.tif).")],
+    output: Output,
+    expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the case.")] = None,
+    case_id: Annotated[str | None, typer.Option(help="The case of the image, in that table.")] = None,
+    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of a slide that states none.")] = None,
+    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    device: Device = None,
+) -> None:
+    """Segment one slide or MRI series: a mask, an overlay (PNG) and, of a slide, GeoJSON for QuPath."""
+    from mgi.evaluate.predict import predict as run
+
+    run(
+        model, image, output, expression=expression, case_id=case_id, default_mpp=default_mpp, min_tissue=min_tissue,
+        device=device,
+    )  # fmt: skip
+
+
 @report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")
 def report_flow(flow: Annotated[Path, typer.Argument(help="cohort_flow.csv.")], output: Output) -> None:
     """Draw how many cases each step kept."""

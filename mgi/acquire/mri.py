@@ -45,12 +45,12 @@ class Volume:
     ----------
     numbers : int array [slices]
     image : uint8 array [slices, height, width, 3]
-    mask : uint8 array [slices, height, width], 0 or 1
+    mask : uint8 array [slices, height, width], 0 or 1; None where no slice has one
     """
 
     numbers: np.ndarray
     image: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
 
 
 def find_series(folder: Path | str) -> list[Series]:
@@ -108,13 +108,14 @@ def fingerprint(folder: Path | str) -> str:
     return content.hexdigest()
 
 
-def read_series(series: Series) -> Volume:
-    """Read a series.
+def read_series(series: Series, labelled: bool = True) -> Volume:
+    """Read a series; unless `labelled`, whatever masks it has are left alone.
 
     Raises
     ------
     MriError
-        If a slice has no mask, is unreadable, or differs in shape from its mask or from the first slice.
+        If a slice is unreadable or differs in shape from the first, or, in a labelled series, has no mask or one of
+        another shape.
     """
     files = {path.name: path for path in series.folder.iterdir()}
     numbered = {int(match[1]): files[name] for name in files if (match := SLICE_NAME.search(name))}
@@ -123,26 +124,37 @@ def read_series(series: Series) -> Volume:
     numbers = sorted(numbered)
     images, masks = [], []
     for number in numbers:
-        image, mask = _read_slice(numbered[number], files)
+        image = _read_slice(numbered[number])
         if images and image.shape != images[0].shape:
             raise MriError(
                 f"shapes differ: {numbered[number].name} is {_size(image)}, the first slice {_size(images[0])}"
             )
         images.append(image)
-        masks.append(mask)
-    return Volume(np.array(numbers), np.stack(images), np.stack(masks))
+        if labelled:
+            masks.append(_read_mask(numbered[number], files, image))
+    return Volume(np.array(numbers), np.stack(images), np.stack(masks) if labelled else None)
 
 
-def _read_slice(path: Place, files: dict[str, Place]) -> tuple[np.ndarray, np.ndarray]:
-    mask_name = f"{path.name.removesuffix('.tif')}_mask.tif"
-    if mask_name not in files:
-        raise MriError(f"missing mask: {mask_name}")
-    image, mask = _pixels(path), _pixels(files[mask_name])
+def mask_name(slice_name: str) -> str:
+    """Name the mask of a slice: `*_N_mask.tif` of `*_N.tif`."""
+    return f"{slice_name.removesuffix('.tif')}_mask.tif"
+
+
+def _read_slice(path: Place) -> np.ndarray:
+    image = _pixels(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise MriError(f"foreign image: {path.name} is not an 8-bit image of three channels")
+    return image
+
+
+def _read_mask(path: Place, files: dict[str, Place], image: np.ndarray) -> np.ndarray:
+    name = mask_name(path.name)
+    if name not in files:
+        raise MriError(f"missing mask: {name}")
+    mask = _pixels(files[name])
     if mask.shape != image.shape[:2]:
-        raise MriError(f"shapes differ: {mask_name} is {_size(mask)}, its slice {_size(image)}")
-    return image, (mask > 0).astype(np.uint8)
+        raise MriError(f"shapes differ: {name} is {_size(mask)}, its slice {_size(image)}")
+    return (mask > 0).astype(np.uint8)
 
 
 def _pixels(path: Place) -> np.ndarray:

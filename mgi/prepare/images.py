@@ -161,9 +161,22 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
 
 
-def _series_rows(series: Series, image_px: int) -> Iterator[dict[str, Any]]:
-    volume = read_series(series)
-    height, width = volume.mask.shape[1:]
+def import_series(series: Series, output: Path | str, image_px: int) -> None:
+    """Import the slices of one series without masks, as `import_mri` does: to be segmented.
+
+    Raises
+    ------
+    MriError
+        If the series cannot be used.
+    """
+    with image_table(output) as add:
+        for image in _series_rows(series, image_px, labelled=False):
+            add(image)
+
+
+def _series_rows(series: Series, image_px: int, labelled: bool = True) -> Iterator[dict[str, Any]]:
+    volume = read_series(series, labelled)
+    height, width = volume.image.shape[1:3]
     if height != width:
         raise MriError(f"not square: slices are {width} x {height}")
     image, foreground = _normalised(volume)
@@ -178,7 +191,7 @@ def _series_rows(series: Series, image_px: int) -> Iterator[dict[str, Any]]:
             "mpp": None,
             "tissue_fraction": float(foreground[k].mean()),
             "image": encode_png(_resized(image[k], image_px, Image.Resampling.HAMMING)),
-            "mask": encode_mask(_resized(volume.mask[k] * np.uint8(255), image_px, Image.Resampling.BOX) >= 128),
+            "mask": None if volume.mask is None else _resized_mask(volume.mask[k], image_px),
         }
 
 
@@ -202,6 +215,10 @@ def _normalised(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     levels = (np.arange(256)[:, None] - low) / np.maximum(high - low, 1)
     table = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
     return np.stack([table[volume.image[..., channel], channel] for channel in range(3)], axis=-1), foreground
+
+
+def _resized_mask(mask: np.ndarray, size_px: int) -> bytes:
+    return encode_mask(_resized(mask * np.uint8(255), size_px, Image.Resampling.BOX) >= 128)
 
 
 def _resized(pixels: np.ndarray, size_px: int, resampling: Image.Resampling) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Embedding a fold's test patients, and one model on a table it has never seen."""
+"""Embedding a fold's test patients, one model on a table it has never seen, and prediction for one patient."""
 
 import json
 import shutil
@@ -7,11 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import mgi
-from mgi.errors import CheckpointError, ConfigError
-from mgi.evaluate.predict import evaluate_table
+from mgi.acquire.simulate import write_svs
+from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
+from mgi.evaluate import predict as stage
+from mgi.evaluate.predict import evaluate_table, predict
 from mgi.evaluate.retrieval import embed
+from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.prepare.images import decode_mask
 from mgi.train import inference
 from mgi.train.data import Images, read_images, read_profiles, to_tensor
@@ -161,3 +165,106 @@ def test_images_of_another_size_are_refused(cohort, finetuned, tmp_path, monkeyp
     other = write_cohort(tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"holds images of 48 px and the model in .* was trained on 32 px"):
         evaluate_table(finetuned, other.folder / "images" / "all.parquet", None, tmp_path, 100)
+
+
+@pytest.fixture
+def sees_dark(monkeypatch):
+    """Let any model take the dark pixels for the tumour, so that what is written can be checked against the image."""
+
+    def probabilities(model, images, profiles, device):
+        for row in range(len(images)):
+            yield np.array([row]), (images.load(np.array([row])).mean(axis=-1) < 100).astype(np.float32)
+
+    monkeypatch.setattr(stage, "predict_probabilities", probabilities)
+
+
+def of_mpp(model, mpp, folder):
+    """Copy a model as one that was trained on images of so many microns per pixel; None is MRI."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mpp": mpp}))
+    return folder
+
+
+@pytest.fixture
+def of_slides(finetuned, tmp_path):
+    """A model of tiles of 1 micron per pixel."""
+    return of_mpp(finetuned, 1.0, tmp_path / "of-slides")
+
+
+@pytest.fixture
+def of_mri(finetuned, tmp_path):
+    """A model of MRI."""
+    return of_mpp(finetuned, None, tmp_path / "of-mri")
+
+
+@pytest.fixture
+def slide(tmp_path):
+    """Pink tissue of 0.5 microns per pixel with a dark square 256 wide, its corner at x 300 and y 420."""
+    pixels = np.full((1000, 1200, 3), (220, 150, 200), np.uint8)
+    pixels[420:676, 300:556] = (90, 30, 110)
+    write_svs(pixels, tmp_path / "TCGA-AA-0000-01Z-00-DX1.svs")
+    return tmp_path / "TCGA-AA-0000-01Z-00-DX1.svs"
+
+
+@pytest.mark.parametrize("largest", [8192, 128])
+def test_a_slide_is_given_its_mask_outlines_and_picture(of_slides, slide, sees_dark, tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(stage, "LARGEST_PLANE_PX", largest)
+    predict(of_slides, slide, tmp_path / "out")
+    name = slide.stem
+    mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.tiff")) > 0
+    scale = 1200 / mask.shape[1]
+    truth = np.zeros((1000, 1200), bool)
+    truth[420:676, 300:556] = True
+    truth = np.asarray(Image.fromarray(truth).resize(mask.shape[::-1], Image.Resampling.NEAREST))
+    assert (mask & truth).sum() / (mask | truth).sum() > (0.96 if largest == 8192 else 0.8)
+    assert max(mask.shape) <= largest and scale == pytest.approx(round(scale), rel=0.02)
+    features = json.loads((tmp_path / "out" / f"{name}.geojson").read_text())["features"]
+    assert [feature["properties"]["classification"]["name"] for feature in features] == ["Tumor"]
+    ring = np.array(features[0]["geometry"]["coordinates"][0])
+    np.testing.assert_allclose([ring.min(0), ring.max(0)], [[300, 420], [556, 676]], atol=3 if largest == 8192 else 10)
+    assert Image.open(tmp_path / "out" / f"{name}.png").size == (1200, 1000)
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".geojson", ".png", ".tiff"]
+
+
+def test_a_predicted_mask_is_an_annotation_that_tiling_reads(of_slides, slide, sees_dark, tmp_path):
+    predict(of_slides, slide, tmp_path / "out")
+    found = read_annotation(find_annotation(tmp_path / "out" / f"{slide.stem}_mask.tiff", slide.stem), (1200, 1000))
+    assert found.mask(320, 440, 200, 20).all() and not found.mask(600, 440, 200, 20).any()
+
+
+def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_mri, sees_dark, tmp_path):
+    folder = tmp_path / "TCGA_CS_4941_19960909"
+    folder.mkdir()
+    for number in (1, 2, 10):
+        pixels = np.random.default_rng(number).integers(180, 250, (64, 64, 3), dtype=np.uint8)
+        pixels[:, 0] = 60
+        pixels[10 : 10 + 2 * number, 20:40] = 10
+        Image.fromarray(pixels).save(folder / f"{folder.name}_{number}.tif")
+    predict(of_mri, folder, tmp_path / "out")
+    mask = np.asarray(Image.open(tmp_path / "out" / f"{folder.name}_10_mask.tif"))
+    assert mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255}
+    assert abs(int((mask > 0).sum()) - 400) < 60 and mask[20, 30] == 255
+    assert len(list((tmp_path / "out").glob("*_mask.tif"))) == 3 and (tmp_path / "out" / f"{folder.name}.png").exists()
+
+
+def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage, "_write_slide", lambda path, images, probability, *rest: seen.append(probability))
+    predict(of_slides, slide, tmp_path)
+    for case in CASES[:2]:
+        predict(of_slides, slide, tmp_path, expression=cohort.expression, case_id=case)
+    assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
+
+
+def test_what_cannot_be_predicted_is_told(of_slides, of_mri, slide, cohort, tmp_path):
+    with pytest.raises(CheckpointError, match="was trained on MRI: give the folder of one MRI series"):
+        predict(of_mri, slide, tmp_path)
+    with pytest.raises(CheckpointError, match="was trained on slides: give a slide"):
+        predict(of_slides, tmp_path, tmp_path)
+    with pytest.raises(MissingInputError, match="image not found"):
+        predict(of_slides, tmp_path / "gone.svs", tmp_path)
+    with pytest.raises(CohortError, match="has no profile of the case TCGA-ZZ-9999"):
+        predict(of_slides, slide, tmp_path, expression=cohort.expression, case_id="TCGA-ZZ-9999")
+    with pytest.raises(CohortError, match="needs both --expression and --case-id"):
+        predict(of_slides, slide, tmp_path, expression=cohort.expression)
