@@ -73,8 +73,8 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     incomplete = frame.columns[~np.isfinite(values).all(axis=0)]
     if len(incomplete):
         raise ExpressionError(
-            f"{table}: {len(incomplete)} genes lack a value that float32 holds for some case, {incomplete[0]} the first; "
-            "fill them in or leave these genes out"
+            f"{table}: {len(incomplete)} genes lack a value that float32 holds for some case, {incomplete[0]} "
+            "the first; fill them in or leave these genes out"
         )
     genes = _placed(frame.columns, positions, table)
     if not values.any():
