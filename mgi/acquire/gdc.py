@@ -19,7 +19,10 @@ from mgi.console import log
 from mgi.errors import ConfigError, FetchError, ManifestError
 from mgi.files import existing, read_table, write_table, write_tsv
 
-__all__ = ["ANNOTATION", "EXPRESSION", "GDC_API", "SCHEMA", "SLIDES", "check", "query", "read_manifest"]
+__all__ = [
+    "ANNOTATION", "EXPRESSION", "GDC_API", "KINDS", "SCHEMA", "SLIDES", "basename", "check", "dicom_name", "kind_of",
+    "query", "read_exclusions", "read_manifest",
+]  # fmt: skip
 
 EXPRESSION = "Gene Expression Quantification"
 SLIDES = "Slide Image"
@@ -484,6 +487,11 @@ def _portal_manifest(path: Path) -> pd.DataFrame:
     order = ["data_type", "case_id", "file_name", "file_id"]
     frame = frame.astype({"size": "Int64"}).sort_values(order, ignore_index=True)
     return frame.astype(object).where(frame.notna(), None).astype({"size": "Int64"})[SCHEMA.names]
+
+
+def dicom_name(file_name: str) -> str:
+    """Name the file by which a slide from the Imaging Data Commons is opened, given its name at the GDC."""
+    return f"{Path(file_name).stem}.dcm"
 
 
 def basename(name: str) -> str:

@@ -16,7 +16,7 @@ import openslide
 import pandas as pd
 
 from mgi.acquire.fetch import refuse_without_room, wanted
-from mgi.acquire.gdc import read_manifest
+from mgi.acquire.gdc import dicom_name, read_manifest
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError
 from mgi.files import write_tsv
@@ -84,11 +84,6 @@ def fetch_slides(
         slide.name_largest(out / slide.file_id)
     if receipt is not None:
         write_tsv(pd.DataFrame([slide.record(client.get_idc_version()) for slide in slides]), receipt)
-
-
-def dicom_name(file_name: str) -> str:
-    """Name the file by which a slide from IDC is opened, given its name at the GDC."""
-    return f"{Path(file_name).stem}.dcm"
 
 
 def find_series(index: pd.DataFrame, barcode: str) -> Any:

@@ -177,6 +177,12 @@ def _files(folders: list[Path], manifests: list[Path]) -> list[_File]:
             files.append(_File(row.case_id, row.aliquot, Path(folder) / row.file_id / row.file_name))
     if not files:
         raise ExpressionError(f"{', '.join(map(str, manifests))}: no row of the data type '{EXPRESSION}'")
+    caseless = [file.path.name for file in files if file.case_id is None]
+    if caseless:
+        raise ExpressionError(
+            f"the manifests name no case for {len(caseless)} STAR tables, {caseless[0]} the first; make them with "
+            "`mgi gdc query`, which asks the GDC for the cases"
+        )
     files.sort(key=lambda file: file.case_id)
     for one, other in pairwise(files):
         if one.case_id == other.case_id:

@@ -62,16 +62,24 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     """
     if h5ad is not None:
         require_anndata()
-    frame = _one_sample_per_case(_cases_by_genes(read_frame(existing(table, "expression table")), table), table)
+    frame = _cases_by_genes(read_frame(existing(table, "expression table")), table)
+    if any(not name.strip() for name in [*frame.index, *frame.columns]):
+        raise ExpressionError(f"{table}: a case or a gene has no name; name it or leave it out")
+    frame = _one_sample_per_case(frame, table)
     check_unique(list(frame.columns), "gene", table)
-    incomplete = frame.columns[~np.isfinite(frame.to_numpy()).all(axis=0)]
+    # What float32 cannot hold is infinite only after the cast.
+    with np.errstate(over="ignore"):
+        values = frame.to_numpy(np.float32, na_value=np.nan)
+    incomplete = frame.columns[~np.isfinite(values).all(axis=0)]
     if len(incomplete):
         raise ExpressionError(
-            f"{table}: {len(incomplete)} genes lack a value for some case, {incomplete[0]} the first; "
-            "fill them in or leave these genes out"
+            f"{table}: {len(incomplete)} genes lack a value that float32 holds for some case, {incomplete[0]} "
+            "the first; fill them in or leave these genes out"
         )
     genes = _placed(frame.columns, positions, table)
-    values = frame.to_numpy(np.float32)[:, genes.index]
+    if not values.any():
+        raise ExpressionError(f"{table} holds nothing but zeros; give the table that was meant")
+    values = values[:, genes.index]
     unit, fitted = _unit(values)
     log.info("%s: taken for %s, %d cases of %d genes", table, unit, *values.shape)
     with profile_writer(output, genes, unit, fitted) as add:
@@ -123,7 +131,8 @@ def _numeric(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.set_axis(frame.index.astype(str)).set_axis(frame.columns.astype(str), axis=1)
+    rows, columns = (["" if pd.isna(name) else str(name) for name in axis] for axis in (frame.index, frame.columns))
+    return frame.set_axis(rows).set_axis(columns, axis=1)
 
 
 def _case_of(barcode: str) -> str:
@@ -166,8 +175,13 @@ def _placed(names: pd.Index, positions: Path, table: Path) -> pd.DataFrame:
     unplaced = genes[key][genes["start"].isna()].tolist()
     if len(unplaced) == len(genes):
         raise ExpressionError(f"no gene of {table} is in {positions}: {unplaced[0]}, for one, is no {key} there")
+    if 2 * len(unplaced) > len(genes):
+        raise ExpressionError(
+            f"{len(unplaced)} of {len(genes)} columns of {table} have no position in {positions}: {unplaced[0]}, for "
+            f"one, is no {key} there; leave out what is no gene, or give positions of these genes"
+        )
     if unplaced:
-        log.info("%d genes have no position and come last: %s", len(unplaced), ", ".join(unplaced[:5]))
+        log.warning("%d genes have no position and come last: %s", len(unplaced), ", ".join(unplaced))
     genes = genes.fillna({"chromosome": UNPLACED, "start": 0}).astype({"start": np.int64})
     return in_genomic_order(genes)[GENES_SCHEMA.names]
 

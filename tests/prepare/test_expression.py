@@ -380,3 +380,10 @@ def test_units_follow_their_definitions():
     assert np.allclose(tpm(counts, lengths), np.array([0, 0.1, 0.1, 0.3]) / 0.5 * 1e6)
     # The 0.75 quantile of 10, 30 and 60 is 45; there are four genes.
     assert np.allclose(fpkm_uq(counts, lengths, counts), counts / lengths * 1e9 / (45 * 4))
+
+
+def test_manifest_without_cases_is_refused_with_its_remedy(tmp_path):
+    cohort = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6, "TCGA-S1-0002": [1] * 6})
+    cohort.rows = [row | {"case_id": None} for row in cohort.rows]
+    with pytest.raises(ExpressionError, match=r"no case for 2 STAR tables, TCGA-S1-0001\.tsv .* `mgi gdc query`"):
+        cohort.build()

@@ -144,6 +144,31 @@ def test_h5ad_is_written_on_request(tmp_path, positions):
     assert np.array_equal(anndata.read_h5ad(tmp_path / "e.h5ad").X, read_matrix(tmp_path / "e.parquet")[1])
 
 
+def named(rows, columns):
+    return pd.DataFrame(np.arange(1.0, 5.0).reshape(2, 2), rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (named(["TCGA-S1-0001", None], ["G2", "G10"]).rename_axis("case_id").reset_index(), "has no name"),
+        (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", " "]), "has no name"),
+        (named(["G2", None], ["TCGA-S1-0001", "TCGA-S1-0002"]).rename_axis("symbol").reset_index(), "has no name"),
+        (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", "G10"]) * 1e39, "2 genes lack a value that float32 holds"),
+        (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", "G10"]) * 0, "nothing but zeros"),
+        (samples("TCGA-S1-0001", "TCGA-S1-0002").assign(age=9, survival=8, weight=7), "3 of 5 columns .*: age, for"),
+        (
+            samples("TCGA-S1-0001", "TCGA-S1-0002").astype({"G2": "Int64"}).replace({"G2": {1: pd.NA}}),
+            "1 genes lack a value .*, G2 the first",
+        ),
+    ],
+)
+def test_nameless_overflowing_empty_and_foreign_tables_are_refused(tmp_path, positions, bad, said):
+    bad.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ExpressionError, match=said):
+        import_table(tmp_path / "t.parquet", positions, tmp_path / "expression.parquet")
+
+
 def test_bad_tables_are_refused(tmp_path, positions):
     frame = matrix()
     holed = frame.copy()
@@ -152,7 +177,7 @@ def test_bad_tables_are_refused(tmp_path, positions):
     endless.iloc[0, 2] = np.inf
     for bad, message in [
         (frame.set_axis(["TCGA-S1-0001-01A"] * 6), "the case TCGA-S1-0001-01A comes twice; keep one"),
-        (holed, "1 genes lack a value for some case, G10 the first; fill them in"),
+        (holed, "1 genes lack a value that float32 holds for some case, G10 the first; fill them in"),
         (endless, "GX the first; fill them in"),
         (frame.set_axis(["A", "B", "C", "D"], axis=1), "no gene of .* is in .*: A, for one, is no gene_name there"),
         (frame.set_axis(list("abcdef")), "TCGA barcodes"),

@@ -4,17 +4,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from .conftest import ROOT, Workflow, counted
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
-ENVIRONMENTS = sorted((ROOT / "workflow/envs").glob("*.yaml"))
 RULE = re.compile(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
 GENE_ANNOTATION = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
 BRCA_SITES = (
@@ -100,32 +97,6 @@ def test_every_rule_only_calls_mgi():
     assert commands
     assert all(command.startswith("python -m mgi ") for command in commands)
     assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
-
-
-def dependencies(file: Path) -> Iterator[str]:
-    """Yield what an environment holds, of pip's too."""
-    for dependency in yaml.safe_load(file.read_text())["dependencies"]:
-        yield from dependency["pip"] if isinstance(dependency, dict) else [dependency]
-
-
-@pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
-def test_environment_is_pinned_and_holds_what_every_command_imports(file):
-    environment = yaml.safe_load(file.read_text())
-    assert environment["channels"] == ["conda-forge", "bioconda", "nodefaults"]
-    pinned = list(dependencies(file))
-    assert all(" =" in dependency for dependency in pinned)
-    names = {dependency.split()[0] for dependency in pinned}
-    assert {"python", "typer", "rich", "pydantic", "pyyaml", "pandas", "pyarrow", "numpy"} <= names
-
-
-def test_environments_and_lock_pin_the_same_versions():
-    aliases = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    lock = {name.lower(): pin for name, _, pin in (line.partition("==") for line in lines)}
-    for file in ENVIRONMENTS:
-        for dependency in dependencies(file):
-            name, pin = re.split(" ==?", dependency)
-            assert lock.get(aliases.get(name, name), pin) == pin, f"{file.name}: {dependency}"
 
 
 @pytest.mark.parametrize(

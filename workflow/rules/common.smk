@@ -11,8 +11,7 @@ from snakemake.exceptions import WorkflowError
 CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
-from mgi.acquire.gdc import ANNOTATION, EXPRESSION, read_exclusions, read_manifest
-from mgi.acquire.idc import dicom_name
+from mgi.acquire.gdc import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest
 from mgi.acquire.mri import fingerprint
 from mgi.config import load_config
 from mgi.errors import MGIError
