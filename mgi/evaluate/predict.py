@@ -14,11 +14,11 @@ from PIL import Image
 from scipy import ndimage
 
 from mgi.acquire.mri import Series, mask_name
-from mgi.acquire.simulate import outline
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ImageTableError
 from mgi.evaluate.segmentation import stitch, summarise
 from mgi.files import existing, written_aside
+from mgi.geojson import outline
 from mgi.model.segmenter import Segmenter
 from mgi.prepare.images import import_series, source_of
 from mgi.prepare.slides import tile_slides
