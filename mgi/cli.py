@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mgi.console import log, set_up_logging
-from mgi.errors import MGIError
+from mgi.errors import MGIError, MissingPackageError
 
 app = typer.Typer(
     help="MGI: from a TCGA cohort to a tumour-segmentation model that knows the patient's genes.",
@@ -46,7 +46,6 @@ class DeviceName(StrEnum):
 
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file.")]
 Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
 ExpressionTable = Annotated[
     Path, typer.Option("--expression", help="expression.parquet; genes.parquet lies beside it.")
@@ -293,7 +292,7 @@ def slide_tile(
     output: Output,
     mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
     tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of slides that state none.")] = None,
+    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
     min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
@@ -313,7 +312,7 @@ def slide_preview(
     output: Output,
     mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
     tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of slides that state none.")] = None,
+    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
     min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
@@ -464,7 +463,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Evaluate one model on any table of images: external validation."""
-    from mgi.evaluate.predict import evaluate_table
+    from mgi.evaluate.external import evaluate_table
 
     evaluate_table(model, images, expression, output, bootstrap_samples, device)
 
@@ -476,12 +475,22 @@ def predict(
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the case.")] = None,
     case_id: Annotated[str | None, typer.Option(help="The case of the image, in that table.")] = None,
-    default_mpp: Annotated[float | None, typer.Option(help="Level-0 mpp of a slide that states none.")] = None,
+    default_mpp: Annotated[
+        float | None, typer.Option(min=0.01, help="Level-0 mpp of a slide that states none.")
+    ] = None,
     min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
     device: Device = None,
 ) -> None:
-    """Segment one slide or MRI series: a mask, an overlay (PNG) and, of a slide, GeoJSON for QuPath."""
-    from mgi.evaluate.predict import predict as run
+    """Segment one slide or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
+
+    A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten.
+    """
+    try:
+        from mgi.evaluate.predict import predict as run
+    except ModuleNotFoundError as problem:
+        raise MissingPackageError(
+            f"mgi predict needs {problem.name}, which this environment lacks; run: pip install -r requirements.lock"
+        ) from None
 
     run(
         model, image, output, expression=expression, case_id=case_id, default_mpp=default_mpp, min_tissue=min_tissue,

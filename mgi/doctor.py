@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from mgi.errors import MGIError
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 LEAST_CONDA = Version("24.7.1")
 LEAST_FREE_GB = 10
+REINSTALL = "run: pip install -r requirements.lock"
 # Each loads a native library of its own, and fails in its own way where that library is missing or of another build.
 NATIVE = {"openslide": "openslide-bin", "pyvips": "pyvips-binary", "torchvision": "torchvision", "timm": "timm"}
 
@@ -52,8 +54,13 @@ def examine(config_file: Path | None) -> Iterator[Finding]:
         return
     yield Finding(PASS, "configuration", f"{config_file} is valid")
     yield from _inputs(config)
-    yield _device(config)
-    yield from _gdc(config)
+    for subject, findings in {
+        "mri.folder": _mri(config),
+        "slides.fetch_from": _idc(config),
+        "device": _device(config),
+        "gdc.api_url": _gdc(config),
+    }.items():
+        yield from _or_why_not(subject, findings)
     yield _room(Path.cwd())
 
 
@@ -77,7 +84,7 @@ def _packages() -> Iterator[Finding]:
         if not one.specifier.contains(version, prereleases=True):
             wrong.append(f"{one.name} is {version}, not {one.specifier}")
     if wrong:
-        yield Finding(FAIL, "packages", "; ".join(wrong), "run: pip install -r requirements.lock")
+        yield Finding(FAIL, "packages", "; ".join(wrong), REINSTALL)
     else:
         yield Finding(PASS, "packages", f"all {len(required)} requirements are met")
 
@@ -89,11 +96,21 @@ def _native(module: str, package: str) -> Finding:
             importlib.import_module("mgi.model.image_encoder")
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as problem:
-        reason = " ".join(str(problem).split())
-        return Finding(
-            FAIL, module, reason, f"run: pip install --force-reinstall {package}, at the version of the lock"
-        )
+        fix = f"run: pip install --force-reinstall {package}, at the version of the lock"
+        return Finding(FAIL, module, _line(problem), fix)
     return Finding(PASS, module, "loads")
+
+
+def _line(problem: Exception) -> str:
+    return " ".join(str(problem).split())
+
+
+def _or_why_not(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Give the findings; where a package that they need cannot be imported, that is the finding."""
+    try:
+        yield from findings
+    except (ImportError, OSError) as problem:
+        yield Finding(FAIL, subject, f"cannot be examined: {_line(problem)}", REINSTALL)
 
 
 def _answer(*command: str) -> str | None:
@@ -124,6 +141,8 @@ def _slurm() -> Finding:
 
 def _inputs(config: Config) -> Iterator[Finding]:
     given = config.given_files()
+    # Read where the GDC is looked at.
+    given.pop("gdc.token_file", None)
     if config.slides is not None and config.slides.annotations is not None and config.simulate is None:
         given["slides.annotations"] = config.slides.annotations
     for key, path in given.items():
@@ -131,30 +150,50 @@ def _inputs(config: Config) -> Iterator[Finding]:
             yield Finding(PASS, key, path)
         else:
             yield Finding(FAIL, key, f"{path} is not there", "put it there or correct the key")
-    if config.mri is not None:
-        from mgi.acquire.mri import find_series
-
-        try:
-            yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
-        except MGIError as problem:
-            yield Finding(FAIL, "mri.folder", str(problem))
 
 
-def _device(config: Config) -> Finding:
+def _mri(config: Config) -> Iterator[Finding]:
+    if config.mri is None:
+        return
+    from mgi.acquire.mri import find_series
+
+    try:
+        yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
+    except MGIError as problem:
+        yield Finding(FAIL, "mri.folder", str(problem))
+
+
+def _idc(config: Config) -> Iterator[Finding]:
+    if config.slides is None or config.slides.fetch_from != "idc":
+        return
+    if importlib.util.find_spec("idc_index") is None:
+        yield Finding(FAIL, "slides.fetch_from", "'idc' needs idc-index", "run: pip install idc-index")
+    else:
+        yield Finding(PASS, "slides.fetch_from", "idc-index is installed")
+
+
+def _device(config: Config) -> Iterator[Finding]:
+    if config.device == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if config.threads > cores:
+            yield Finding(WARN, "device", f"{config.threads} threads on {cores} cores", f"set 'threads: {cores}'")
+        else:
+            yield Finding(PASS, "device", f"cpu, {config.threads} of {cores} cores a job")
+        return
     import torch
 
     from mgi.train.loop import prepare_torch
 
-    if config.device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if config.threads > cores:
-            return Finding(WARN, "device", f"{config.threads} threads on {cores} cores", f"set 'threads: {cores}'")
-        return Finding(PASS, "device", f"cpu, {config.threads} of {cores} cores a job")
+    # Pre-training encodes genes whatever the variant that starts from it does.
+    genes = any(
+        config.finetune[name].genes != "none" or config.needs_pretraining(name) for name in config.evaluate.variants
+    )
     try:
-        prepare_torch(config.threads, config.device, config.seed)
+        prepare_torch(config.threads, config.device, config.seed, genes)
     except MGIError as problem:
-        return Finding(FAIL, "device", str(problem), "train on a machine with a GPU, or set 'device: cpu'")
-    return Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
+        yield Finding(FAIL, "device", str(problem), "train on a machine with a GPU, or set 'device: cpu'")
+        return
+    yield Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
 
 
 def _gdc(config: Config) -> Iterator[Finding]:
@@ -165,11 +204,12 @@ def _gdc(config: Config) -> Iterator[Finding]:
 
     from mgi.acquire import serve, web
 
-    if config.gdc.token_file and Path(config.gdc.token_file).exists():
+    if config.gdc.token_file:
         try:
             web.read_token(config.gdc.token_file)
+            yield Finding(PASS, "gdc.token_file", config.gdc.token_file)
         except MGIError as problem:
-            yield Finding(FAIL, "gdc.token_file", str(problem), "")
+            yield Finding(FAIL, "gdc.token_file", str(problem))
     for address in config.gdc.mirrors:
         if "://" not in address and not Path(address).is_dir():
             yield Finding(FAIL, "gdc.mirrors", f"{address} is not there", "put it there or correct the key")

@@ -3,9 +3,12 @@
 import importlib.metadata
 import os
 import stat
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -88,6 +91,54 @@ def test_more_threads_than_cores_is_a_warning(tmp_path):
     assert state == WARN and "4096 threads" in text
 
 
+def test_training_on_cuda_without_a_device_fails_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state, text = states(configured(tmp_path, device="cuda"))["device"]
+    assert state == FAIL and "torch sees no CUDA device here" in text and "set 'device: cpu'" in text
+
+
+@pytest.mark.parametrize(("genes", "state"), [("matched", FAIL), ("none", PASS)])
+def test_only_variants_with_genes_need_the_kernel_on_cuda(tmp_path, monkeypatch, genes, state):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", ModuleType("interface"))
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    evaluate = {"variants": ["one"], "reference": "one"}
+    finetune = {"one": {"genes": genes, "pretrained": False}}
+    path = configured(tmp_path, device="cuda", finetune=finetune, evaluate=evaluate)
+    found = states(path)["device"]
+    assert found[0] == state and ("selective_scan_cuda" in found[1]) == (state == FAIL)
+
+
+@pytest.mark.parametrize(
+    ("module", "subject", "changes"),
+    [
+        ("torch", "device", {"device": "cuda"}),
+        ("mgi.acquire.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
+        ("requests", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
+    ],
+)
+def test_a_package_that_does_not_import_is_a_finding(tmp_path, monkeypatch, module, subject, changes):
+    monkeypatch.setitem(sys.modules, module, None)
+    state, text = states(configured(tmp_path, **changes))[subject]
+    assert state == FAIL and module in text and "pip install -r requirements.lock" in text
+
+
+def test_the_cpu_is_examined_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert states(configured(tmp_path))["device"][0] == PASS
+
+
+def test_slides_of_idc_need_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "idc_index", None)
+    gdc = {"projects": ["TCGA-SIM"], "api_url": "http://127.0.0.1:9"}
+    path = configured(tmp_path, simulate=None, gdc=gdc, slides={"fetch_from": "idc"})
+    state, text = states(path)["slides.fetch_from"]
+    assert state == FAIL and "pip install idc-index" in text
+
+
 def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
     folder = tmp_path / "sim"
     folder.mkdir()
@@ -103,6 +154,7 @@ def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
     gdc = {"projects": ["TCGA-SIM"], "token_file": str(token), "mirrors": [str(tmp_path / "gone")]}
     path = configured(tmp_path, simulate=None, gdc=gdc | {"api_url": f"local:{folder}"}, split={})
     found = states(path)
+    assert [one.state for one in doctor.examine(path) if one.subject == "gdc.token_file"] == [FAIL]
     assert found["gdc.api_url"] == (PASS, f"local:{folder}: {RELEASE}; ")
     assert "chmod 600" in found["gdc.token_file"][1] and "secret" not in str(found)
     assert found["gdc.mirrors"][0] == FAIL
@@ -112,6 +164,7 @@ def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
     assert state == FAIL and "gives no status" in text
 
 
+@pytest.mark.usefixtures("program")
 def test_the_command_prints_a_line_each_and_exits_with_1_on_a_failure(tmp_path):
     result = CliRunner().invoke(app, ["doctor", "--config", str(configured(tmp_path, sede=1))])
     assert result.exit_code == 1

@@ -25,6 +25,7 @@ from mgi.acquire import tissue
 from mgi.console import log, progress
 from mgi.errors import ConfigError
 from mgi.files import write_table, written_aside
+from mgi.geojson import outline, tumour_feature
 
 PROJECT = "TCGA-SIM"
 ANNOTATION_FILE_ID = "00000000-0000-4000-8000-000000000036"
@@ -417,43 +418,10 @@ def write_svs(pixels: np.ndarray, path: Path) -> None:
     )
 
 
-def outline(region: np.ndarray, scale: int) -> dict:
-    """GeoJSON geometry of a mask, following its pixel edges: the area is exactly that of the mask.
-
-    Parameters
-    ----------
-    region
-        bool [rows, columns].
-    scale
-        Level-0 pixels per pixel of `region`.
-
-    Returns
-    -------
-    dict
-        A MultiPolygon in level-0 pixels (x to the right, y down), holes as interior rings.
-    """
-    import shapely
-
-    padded = np.pad(region.astype(np.int8), ((0, 0), (1, 1)))
-    row, start = np.nonzero(np.diff(padded, axis=1) == 1)
-    end = np.nonzero(np.diff(padded, axis=1) == -1)[1]
-    runs = shapely.box(start * scale, row * scale, end * scale, (row + 1) * scale)
-    whole = shapely.normalize(shapely.simplify(shapely.union_all(runs), 0))
-    parts = sorted(shapely.get_parts(whole), key=lambda part: part.bounds)
-    rings = [[part.exterior, *part.interiors] for part in parts]
-    coordinates = [[[[int(x), int(y)] for x, y in ring.coords] for ring in part] for part in rings]
-    return {"type": "MultiPolygon", "coordinates": coordinates}
-
-
 def _write_geojson(path: Path, tumour: np.ndarray, slide_px: int) -> None:
     """Write a tumour annotation as QuPath exports it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    feature = {
-        "type": "Feature",
-        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, path.name)),
-        "geometry": outline(tumour, tissue.MAP_SCALE),
-        "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
-    }
+    feature = tumour_feature(path.name, outline(tumour, tissue.MAP_SCALE))
     path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}) + "\n")
 
 

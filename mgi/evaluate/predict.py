@@ -1,67 +1,34 @@
-"""One trained model on images it has never seen: external validation, and prediction for one patient."""
+"""Prediction for one patient: one trained model on one slide or one MRI series."""
 
 import json
 import tempfile
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
+import pandas as pd
 import shapely
-import torch
 from PIL import Image
 from scipy import ndimage
 
-from mgi.acquire.mri import Series, mask_name
-from mgi.acquire.simulate import outline
+from mgi.acquire.mri import SLICE_NAME, Series, mask_name
 from mgi.console import log
-from mgi.errors import CheckpointError, CohortError, ImageTableError
-from mgi.evaluate.segmentation import stitch, summarise
+from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
+from mgi.evaluate.external import load_segmenter, placed, profiles_for
 from mgi.files import existing, written_aside
-from mgi.model.segmenter import Segmenter
+from mgi.geojson import coordinates, polygons, tumour_feature
 from mgi.prepare.images import import_series, source_of
-from mgi.prepare.slides import tile_slides
-from mgi.train import checkpoint
-from mgi.train.data import NO_PROFILES, Images, Profiles, read_image_table, read_profiles
-from mgi.train.inference import predict_probabilities, write_predictions
-from mgi.train.loop import prepare_torch
+from mgi.prepare.slides import opened, scaled, tile_slides
+from mgi.train.data import Images, read_image_table
+from mgi.train.inference import predict_probabilities
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 LARGEST_PLANE_PX = 8192
 OVERLAY_PX = 1600
 TUMOUR = (213, 94, 0)
-
-
-def evaluate_table(
-    folder: Path,
-    images: Path,
-    expression: Path | None,
-    output: Path,
-    bootstrap_samples: int,
-    device: str | None = None,
-) -> None:
-    """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
-
-    `device` is `cpu`, `cuda`, or None for what this machine has.
-
-    Raises
-    ------
-    CheckpointError
-        If the model is not a segmenter, or was trained on genes in another choice or unit, or on images of another size
-        or mpp.
-    ImageTableError
-        If the table holds no labelled image.
-    """
-    model = _segmenter(folder)
-    config = model.config
-    table = read_image_table(images, labelled=True)
-    profiles = _profiles(model, expression, folder, set(table.frame.case_id))
-    if not len(table):
-        raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
-    checkpoint.check_images(config, table.image_px, table.mpp, folder, images)
-    model, device = _on(device, model)
-    write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
-    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
 
 
 def predict(
@@ -77,10 +44,11 @@ def predict(
 ) -> None:
     """Segment one patient's slide or MRI series by one model, and write what can be looked at and used.
 
-    Of a slide: `{slide}_mask.tiff`, 0 or 255 over the whole slide at a whole number of level-0 pixels per pixel, which
-    `mgi slide tile` reads as an annotation; `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens; and
-    `{slide}.png`, the outlines over a thumbnail. Of a series: `*_N_mask.tif` of each slice at its own size, as in
-    kaggle_3m, and `{series}.png`. Masks of a series that are there already are not read.
+    Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens; `{slide}.png`, the outlines over
+    a thumbnail; and `masks/{slide}_mask.tiff`, 0 or 255 over the whole slide at a whole number of level-0 pixels per
+    pixel. `output` and the folder of masks in it are each a folder of annotations as tiling reads it, one for a slide.
+    Of a series: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as in kaggle_3m, and `{series}.png`. Masks that
+    lie beside the slices are not read.
 
     Parameters
     ----------
@@ -89,7 +57,7 @@ def predict(
     image
         A slide that OpenSlide reads, or the folder of one series in the layout of kaggle_3m.
     output
-        Folder to write to.
+        Folder to write to: not the image's own, and none that holds files of these names.
     expression, case_id
         expression.parquet, and the case in it that the image is of; without them the model sees the image alone.
     default_mpp, min_tissue
@@ -101,6 +69,8 @@ def predict(
     ------
     MissingInputError
         If the image is not there.
+    ConfigError
+        If `output` would put the files among the image's own or over others, or the device is not there.
     CheckpointError
         If the model is not a segmenter, or is one of the other kind of image or of other genes.
     CohortError
@@ -108,102 +78,120 @@ def predict(
     SlideError, MriError
         If the image cannot be used.
     """
-    model = _segmenter(folder)
+    model = load_segmenter(folder)
     existing(image, "image")
     if (expression is None) != (case_id is None):
         raise CohortError("a profile needs both --expression and --case-id: give the other, too, or neither")
-    of_slides = model.config["mpp"] is not None
-    if image.is_dir() == of_slides:
-        kinds = ("a slide", "the folder of one MRI series")
+    mpp = model.config.get("mpp")
+    of_slide = not image.is_dir()
+    if of_slide and mpp is None:
         raise CheckpointError(
-            f"the model in {folder} was trained on {'slides' if of_slides else 'MRI'}: give {kinds[not of_slides]}"
+            f"the model in {folder} states no mpp to cut a slide's tiles at: give a model trained on slides, or the "
+            "folder of one MRI series"
         )
+    if mpp is not None and not of_slide:
+        raise CheckpointError(f"the model in {folder} was trained on slides, of {mpp:g} mpp: give a slide")
+    _refuse_to_overwrite(image, output, of_slide)
     case = case_id or source_of(image)
-    profiles = _profiles(model, expression, folder, {case})
+    profiles = profiles_for(model, expression, folder, {case})
     if expression is not None and model.gene_encoder is not None and case not in profiles.row:
         raise CohortError(f"{expression} has no profile of the case {case}: correct --case-id, or leave both out")
+    model, place = placed(model, device)
+    image_px, threshold = model.config["image_px"], model.config["threshold"]
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         table = Path(scratch) / "images.parquet"
-        if of_slides:
+        if of_slide:
             tile_slides(
-                [image], [case], table, mpp=model.config["mpp"], tile_px=model.config["image_px"],
-                default_mpp=default_mpp, min_tissue=min_tissue,
-            )  # fmt: skip
+                [image], [case], table, mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue
+            )
         else:
-            import_series(Series(image.name, case, image), table, model.config["image_px"])
+            import_series(Series(image.name, case, image), table, image_px)
         images = read_image_table(table)
-    model, place = _on(device, model)
-    probability = np.empty((len(images), *[model.config["image_px"]] * 2), np.float32)
-    for rows, values in predict_probabilities(model, images, profiles, place):
-        probability[rows] = values
-    write = _write_slide if of_slides else _write_series
-    write(image, images, probability, model.config["threshold"], output)
+    batches = predict_probabilities(model, images, profiles, place)
+    if of_slide:
+        _write_slide(image, images, batches, image_px, threshold, output)
+    else:
+        _write_series(image, images, batches, image_px, threshold, output)
 
 
-def _segmenter(folder: Path) -> Segmenter:
-    model = checkpoint.load(folder)
-    if not isinstance(model, Segmenter):
-        raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")
-    return model
+def _refuse_to_overwrite(image: Path, output: Path, of_slide: bool) -> None:
+    """Raise `ConfigError` where the files would lie among the image's own, or over files that are there."""
+    own = image.parent if of_slide else image
+    if output.resolve() == own.resolve():
+        raise ConfigError(f"--output is {output}, the folder of the image itself: name another folder")
+    written = _slide_files(image, output) if of_slide else _series_files(image, output)
+    if there := next((path for path in written.values() if path.exists()), None):
+        raise ConfigError(f"{there} is there already and would be overwritten: name another folder with --output")
 
 
-def _on(device: str | None, model: Segmenter) -> tuple[Segmenter, torch.device]:
-    options = model.config["options"]
-    place = prepare_torch(options["threads"], device, options["seed"], model.gene_encoder is not None)
-    return model.to(place, memory_format=torch.channels_last), place
+def _slide_files(image: Path, output: Path) -> dict[str, Path]:
+    source = source_of(image)
+    return {
+        "outlines": output / f"{source}.geojson",
+        "picture": output / f"{source}.png",
+        "mask": output / "masks" / f"{source}_mask.tiff",
+    }
 
 
-def _write_slide(path: Path, images: Images, probability: np.ndarray, threshold: float, output: Path) -> None:
-    source, frame = source_of(path), images.frame
+def _series_files(image: Path, output: Path) -> dict[int | str, Path]:
+    """Path of the mask of each slice, by its number, and of the picture."""
+    numbered = ((SLICE_NAME.search(path.name), path.name) for path in image.iterdir())
+    masks = {int(match[1]): output / mask_name(name) for match, name in numbered if match}
+    return masks | {"picture": output / f"{image.name}.png"}
+
+
+def _write_slide(path: Path, images: Images, batches: Batches, image_px: int, threshold: float, output: Path) -> None:
+    source, frame, files = source_of(path), images.frame, _slide_files(path, output)
     edge = float(frame["size"].iloc[0])
-    plane, pixel = _plane(frame, probability, edge)
-    tumour = plane >= threshold
+    tumour, pixel = _plane(frame, batches, image_px, threshold)
     corner = (int(frame.x.min()), int(frame.y.min()))
-    with written_aside(output / f"{source}.geojson") as aside:
+    try:
+        with opened(path) as slide:
+            mask = _whole(tumour, corner, pixel, slide.dimensions)
+            thumbnail = Image.fromarray(scaled(slide, max(1.0, max(slide.dimensions) / OVERLAY_PX)))
+    except openslide.OpenSlideError as problem:
+        raise SlideError(f"{path.name}: unreadable: {problem}") from None
+    with written_aside(files["outlines"]) as aside:
         aside.write_text(json.dumps(_geojson(tumour, corner, pixel, source)) + "\n")
-    with openslide.OpenSlide(path) as slide:
-        mask = _whole(tumour, corner, pixel, slide.dimensions)
-        thumbnail = slide.get_thumbnail((OVERLAY_PX, OVERLAY_PX)).convert("RGB")
-    with written_aside(output / f"{source}_mask.tiff") as aside:
+    with written_aside(files["mask"]) as aside:
         Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF", compression="tiff_deflate")
-    with written_aside(output / f"{source}.png") as aside:
+    with written_aside(files["picture"]) as aside:
         _overlaid(thumbnail, mask).save(aside, "PNG")
-    area = tumour.sum() * (pixel / edge * probability.shape[1] * float(frame.mpp.iloc[0]) / 1000) ** 2
+    area = tumour.sum() * (pixel / edge * image_px * float(frame.mpp.iloc[0]) / 1000) ** 2
     log.info("%s: %.2f mm2 of tumour in %d tiles: %s", source, area, len(images), output)
 
 
-def _plane(frame: Any, probability: np.ndarray, edge: float) -> tuple[np.ndarray, float]:
-    """Put tiles together; return the plane, 0 where no tile was cut, and its level-0 pixels per pixel.
+def _plane(frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float) -> tuple[np.ndarray, float]:
+    """Put tiles together as they come; return the plane of tumour, bool, and its level-0 pixels per pixel.
 
-    Tiles are averaged over squares of pixels where the plane would be larger than a picture should be.
+    Probabilities are averaged over squares of pixels where the plane would be larger than a picture should be. Where no
+    tile was cut there is no tumour.
     """
-    tile_px = probability.shape[1]
-    span = max(np.ptp(frame.x), np.ptp(frame.y)) / edge + 1
+    edge = float(frame["size"].iloc[0])
+    column, row = (np.rint((frame[axis] - frame[axis].min()) / edge).to_numpy(int) for axis in "xy")
+    columns, rows = int(column.max()) + 1, int(row.max()) + 1
     factor = next(
         k
-        for k in range(1, tile_px + 1)
-        if tile_px % k == 0 and (span * tile_px / k <= LARGEST_PLANE_PX or k == tile_px)
+        for k in range(1, image_px + 1)
+        if image_px % k == 0 and (max(columns, rows) * image_px / k <= LARGEST_PLANE_PX or k == image_px)
     )
-    small = probability.reshape(len(frame), tile_px // factor, factor, tile_px // factor, factor).mean(axis=(2, 4))
-    return stitch(small, frame.x.to_numpy(), frame.y.to_numpy(), edge), edge * factor / tile_px
+    small = image_px // factor
+    plane = np.zeros((rows, small, columns, small), bool)
+    for chosen, probability in batches:
+        averaged = probability.reshape(-1, small, factor, small, factor).mean(axis=(2, 4))
+        plane[row[chosen], :, column[chosen]] = averaged >= threshold
+    return plane.reshape(rows * small, columns * small), edge / small
 
 
 def _geojson(tumour: np.ndarray, corner: tuple[int, int], pixel: float, source: str) -> dict[str, Any]:
     """Outline a plane's tumour in level-0 pixels, as QuPath reads it."""
-    shapes = shapely.get_parts(shapely.from_geojson(json.dumps(outline(tumour, 1))))
-    return {
-        "type": "FeatureCollection",
-        "features": [
-            {
-                "type": "Feature",
-                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{source} {number}")),
-                "geometry": json.loads(shapely.to_geojson(shapely.transform(shape, lambda at: at * pixel + corner))),
-                "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
-            }
-            for number, shape in enumerate(shapes)
-        ],
-    }
+    parts = [shapely.transform(part, lambda at: np.round(at * pixel + corner, 2)) for part in polygons(tumour)]
+    features = [
+        tumour_feature(f"{source} {number}", {"type": "Polygon", "coordinates": coordinates(part)})
+        for number, part in enumerate(parts)
+    ]
+    return {"type": "FeatureCollection", "features": features}
 
 
 def _whole(tumour: np.ndarray, corner: tuple[int, int], pixel: float, dimensions: tuple[int, int]) -> np.ndarray:
@@ -219,19 +207,22 @@ def _whole(tumour: np.ndarray, corner: tuple[int, int], pixel: float, dimensions
     return mask
 
 
-def _write_series(path: Path, images: Images, probability: np.ndarray, threshold: float, output: Path) -> None:
-    pictures = []
+def _write_series(path: Path, images: Images, batches: Batches, image_px: int, threshold: float, output: Path) -> None:
+    files, pictures = _series_files(path, output), []
+    probability = np.empty((len(images), image_px, image_px), np.float32)
+    for rows, values in batches:
+        probability[rows] = values
     for row, place in enumerate(images.frame.itertuples()):
         size = (int(place.size), int(place.size))
         mask = np.asarray(Image.fromarray(probability[row]).resize(size, Image.Resampling.BILINEAR)) >= threshold
-        with written_aside(output / mask_name(f"{path.name}_{place.z}.tif")) as aside:
+        with written_aside(files[int(place.z)]) as aside:
             Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF")
         pictures.append(_overlaid(Image.fromarray(images.load(np.array([row]))[0]).resize(size), mask))
     columns = int(np.ceil(np.sqrt(len(pictures))))
     sheet = Image.new("RGB", (columns * size[0], -(-len(pictures) // columns) * size[0]))
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number % columns * size[0], number // columns * size[0]))
-    with written_aside(output / f"{path.name}.png") as aside:
+    with written_aside(files["picture"]) as aside:
         sheet.save(aside, "PNG")
     tumour = int((probability >= threshold).any(axis=(1, 2)).sum())
     log.info("%s: tumour in %d of %d slices: %s", path.name, tumour, len(pictures), output)
@@ -243,16 +234,3 @@ def _overlaid(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     line = mask & ~ndimage.binary_erosion(mask, iterations=max(1, max(picture.size) // 500))
     picture.paste(TUMOUR, mask=Image.fromarray(line))
     return picture
-
-
-def _profiles(model: Segmenter, expression: Path | None, folder: Path, cases: set[str]) -> Profiles:
-    """Read the cases' profiles for a model with genes; without a table every case counts as having none."""
-    if model.gene_encoder is None:
-        return NO_PROFILES
-    genes = model.config["genes"]
-    if expression is None:
-        log.warning("no --expression: the model in %s sees the images alone", folder)
-        return Profiles(torch.zeros(1, len(genes)), {}, genes)
-    profiles = read_profiles(expression, cases)
-    checkpoint.check_expression(model.config, profiles, folder)
-    return profiles

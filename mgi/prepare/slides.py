@@ -107,7 +107,7 @@ def tile_slides(
             # Tiles wait on the disk until the slide has been read to its end: half a slide must not enter the table.
             with tempfile.TemporaryFile(dir=output.parent) as spool:
                 try:
-                    with _opened(path) as slide:
+                    with opened(path) as slide:
                         record |= _spool_tiles(slide, spool, identity, found, mpp, tile_px, default_mpp, min_tissue)
                 except (SlideError, AnnotationError, openslide.OpenSlideError) as problem:
                     record |= _refusal(path, problem, status)
@@ -141,12 +141,12 @@ def preview(
     """
     slide = Path(slide)
     try:
-        with _opened(slide) as opened:
-            resolution = _resolution(opened, default_mpp, mpp)
-            tissue = tissue_mask(_scaled(opened, TISSUE_MPP / resolution.mpp), TISSUE_MPP)
-            grid = _grid(opened.dimensions, tissue, tile_px * mpp / resolution.mpp)
-            scale = max(1.0, max(opened.dimensions) / PREVIEW_PX)
-            picture = Image.fromarray(_scaled(opened, scale))
+        with opened(slide) as source:
+            resolution = _resolution(source, default_mpp, mpp)
+            tissue = tissue_mask(scaled(source, TISSUE_MPP / resolution.mpp), TISSUE_MPP)
+            grid = _grid(source.dimensions, tissue, tile_px * mpp / resolution.mpp)
+            scale = max(1.0, max(source.dimensions) / PREVIEW_PX)
+            picture = Image.fromarray(scaled(source, scale))
     except (SlideError, openslide.OpenSlideError) as problem:
         raise SlideError(f"{slide.name}: {problem}") from None
     outline = np.asarray(Image.fromarray(tissue).resize(picture.size, Image.Resampling.NEAREST))
@@ -229,7 +229,8 @@ def _refusal(path: Path, problem: MGIError | openslide.OpenSlideError, status: P
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[openslide.OpenSlide]:
+def opened(path: Path) -> Iterator[openslide.OpenSlide]:
+    """Open a slide, with one sentence in the `OpenSlideError` where it is none."""
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
@@ -251,7 +252,7 @@ def _spool_tiles(
     """Write a slide's rows to `spool`; return what there is to record of it."""
     resolution = _resolution(slide, default_mpp, mpp)
     annotation = None if annotation_path is None else read_annotation(annotation_path, slide.dimensions)
-    tissue = tissue_mask(_scaled(slide, TISSUE_MPP / resolution.mpp), TISSUE_MPP)
+    tissue = tissue_mask(scaled(slide, TISSUE_MPP / resolution.mpp), TISSUE_MPP)
     grid = _grid(slide.dimensions, tissue, tile_px * mpp / resolution.mpp)
     if not _kept(grid, min_tissue).any():
         raise SlideError(f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {min_tissue:g} or more")
@@ -373,7 +374,7 @@ def _read(slide: openslide.OpenSlide, level: int, box: tuple[float, ...]) -> _Re
     return _Region(image, x, y, downsample)
 
 
-def _scaled(slide: openslide.OpenSlide, scale: float) -> np.ndarray:
+def scaled(slide: openslide.OpenSlide, scale: float) -> np.ndarray:
     """Read the whole slide at `scale` level-0 pixels per pixel, in blocks, as uint8 [H, W, 3]."""
     level = slide.get_best_level_for_downsample(max(scale, 1.0) * LEVEL_TOLERANCE)
     width, height = (max(1, round(length / scale)) for length in slide.dimensions)

@@ -2,23 +2,31 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import mgi
+from mgi import cli
 from mgi.acquire.simulate import write_svs
-from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError
+from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, MissingPackageError, SlideError
 from mgi.evaluate import predict as stage
-from mgi.evaluate.predict import evaluate_table, predict
+from mgi.evaluate.external import evaluate_table
+from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
+from mgi.evaluate.segmentation import stitch
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.prepare.images import decode_mask
 from mgi.train import inference
 from mgi.train.data import Images, read_images, read_profiles, to_tensor
+from mgi.train.finetune import finetune
 from tests.tables import CASES, IMAGES, patient_dice, write_cohort
 
 
@@ -207,42 +215,132 @@ def slide(tmp_path):
     return tmp_path / "TCGA-AA-0000-01Z-00-DX1.svs"
 
 
-@pytest.mark.parametrize("largest", [8192, 128])
-def test_a_slide_is_given_its_mask_outlines_and_picture(of_slides, slide, sees_dark, tmp_path, monkeypatch, largest):
+@pytest.mark.parametrize(("largest", "mpp"), [(8192, 0.73), (8192, 1.0), (8192, 1.37), (128, 1.0), (128, 0.73)])
+def test_a_slide_is_given_its_mask_outlines_and_picture(
+    finetuned, slide, sees_dark, tmp_path, monkeypatch, largest, mpp
+):
     monkeypatch.setattr(stage, "LARGEST_PLANE_PX", largest)
-    predict(of_slides, slide, tmp_path / "out")
+    predict(of_mpp(finetuned, mpp, tmp_path / "model"), slide, tmp_path / "out")
     name = slide.stem
-    mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.tiff")) > 0
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}_mask.tiff")) > 0
     scale = 1200 / mask.shape[1]
     truth = np.zeros((1000, 1200), bool)
     truth[420:676, 300:556] = True
     truth = np.asarray(Image.fromarray(truth).resize(mask.shape[::-1], Image.Resampling.NEAREST))
-    assert (mask & truth).sum() / (mask | truth).sum() > (0.96 if largest == 8192 else 0.8)
+    assert (mask & truth).sum() / (mask | truth).sum() > (0.95 if largest == 8192 else 0.75)
     assert max(mask.shape) <= largest and scale == pytest.approx(round(scale), rel=0.02)
     features = json.loads((tmp_path / "out" / f"{name}.geojson").read_text())["features"]
     assert [feature["properties"]["classification"]["name"] for feature in features] == ["Tumor"]
     ring = np.array(features[0]["geometry"]["coordinates"][0])
-    np.testing.assert_allclose([ring.min(0), ring.max(0)], [[300, 420], [556, 676]], atol=3 if largest == 8192 else 10)
+    np.testing.assert_allclose([ring.min(0), ring.max(0)], [[300, 420], [556, 676]], atol=4 if largest == 8192 else 12)
+    np.testing.assert_array_equal(ring, ring.round(2))
     assert Image.open(tmp_path / "out" / f"{name}.png").size == (1200, 1000)
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".geojson", ".png", ".tiff"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+        f"{name}.geojson", f"{name}.png", f"{name}_mask.tiff"
+    ]  # fmt: skip
 
 
-def test_a_predicted_mask_is_an_annotation_that_tiling_reads(of_slides, slide, sees_dark, tmp_path):
+def test_a_slide_without_tumour_is_given_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
+    path = tmp_path / "pale.svs"
+    write_svs(np.full((400, 400, 3), (220, 150, 200), np.uint8), path)
+    predict(of_slides, path, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "pale.geojson").read_text())["features"] == []
+    assert not np.asarray(Image.open(tmp_path / "out" / "masks" / "pale_mask.tiff")).any()
+
+
+def test_a_slide_without_tissue_is_refused(of_slides, tmp_path):
+    path = tmp_path / "glass.svs"
+    write_svs(np.full((400, 400, 3), 250, np.uint8), path)
+    with pytest.raises(SlideError, match=r"glass\.svs: no tissue"):
+        predict(of_slides, path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("folder", ["out", "out/masks"])
+def test_what_is_predicted_is_a_folder_of_annotations_that_tiling_reads(of_slides, slide, sees_dark, tmp_path, folder):
     predict(of_slides, slide, tmp_path / "out")
-    found = read_annotation(find_annotation(tmp_path / "out" / f"{slide.stem}_mask.tiff", slide.stem), (1200, 1000))
+    found = read_annotation(find_annotation(tmp_path / folder, slide.stem), (1200, 1000))
     assert found.mask(320, 440, 200, 20).all() and not found.mask(600, 440, 200, 20).any()
 
 
-def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_mri, sees_dark, tmp_path):
-    folder = tmp_path / "TCGA_CS_4941_19960909"
-    folder.mkdir()
-    for number in (1, 2, 10):
+def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
+    series = write_series(tmp_path / "s" / "TCGA_CS_4941_19960909", [1])
+    monkeypatch.setattr(stage, "placed", lambda *_: pytest.fail("refused before computing"))
+    for model, image, own in ((of_slides, slide, slide.parent), (of_mri, series, series)):
+        with pytest.raises(ConfigError, match="the folder of the image itself: name another folder"):
+            predict(model, image, own / ".")
+    for model, image, name in (
+        (of_slides, slide, f"{slide.stem}.geojson"),
+        (of_slides, slide, f"masks/{slide.stem}_mask.tiff"),
+        (of_mri, series, "TCGA_CS_4941_19960909_1_mask.tif"),
+    ):
+        path = tmp_path / name.replace(".", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        with pytest.raises(ConfigError, match="is there already and would be overwritten: name another folder"):
+            predict(model, image, tmp_path / name.replace(".", "-"))
+        assert path.read_text() == "mine"
+
+
+def test_the_device_is_asked_for_before_the_slide_is_tiled(of_slides, slide, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(stage, "tile_slides", lambda *_, **__: pytest.fail("tiled first"))
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        predict(of_slides, slide, tmp_path / "out", device="cuda")
+
+
+def test_batches_are_put_down_as_they_come_in_any_order(slide):
+    frame = pd.DataFrame({"x": [10, 42, 10, 42], "y": [5, 5, 37, 37], "size": 32.0})
+    random = np.random.default_rng(0)
+    tiles = random.random((4, 16, 16)).astype(np.float32)
+    batches = ((rows, tiles[rows]) for rows in (np.array([3, 1]), np.array([0, 2])))
+    plane, pixel = stage._plane(frame, batches, 16, 0.5)
+    assert pixel == 2.0
+    np.testing.assert_array_equal(plane, stitch(tiles, frame.x.to_numpy(), frame.y.to_numpy(), 32) >= 0.5)
+
+
+MISSING_IN_TRAINING = ("openslide", "shapely", "skimage", "pyvips", "matplotlib")
+
+
+def test_external_validation_imports_in_the_training_environment():
+    blocked = f"import sys; sys.modules |= dict.fromkeys({MISSING_IN_TRAINING}); import mgi.evaluate.external"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("train-cpu", "train-gpu"):
+        assert "scipy =" in Path(f"workflow/envs/{name}.yaml").read_text()
+
+
+def test_predict_names_the_package_that_its_environment_lacks(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mgi.evaluate.predict")
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(MissingPackageError, match=r"mgi predict needs openslide, .*pip install"):
+        cli.predict(None, None, None)
+
+
+def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_options, tmp_path, caplog):
+    options = finetune_options(steps=1, genes="none", vit=False)
+    finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path / "model")
+    table = cohort.folder / "images" / "all.parquet"
+    with caplog.at_level("WARNING", logger="mgi"):
+        evaluate_table(tmp_path / "model", table, cohort.expression, tmp_path / "out", 100)
+    assert "was trained without genes: --expression is not used" in caplog.text
+
+
+def write_series(folder, numbers):
+    """Write slices 64 wide whose dark box grows with the number, and return their folder."""
+    folder.mkdir(parents=True)
+    for number in numbers:
         pixels = np.random.default_rng(number).integers(180, 250, (64, 64, 3), dtype=np.uint8)
         pixels[:, 0] = 60
         pixels[10 : 10 + 2 * number, 20:40] = 10
-        Image.fromarray(pixels).save(folder / f"{folder.name}_{number}.tif")
+        Image.fromarray(pixels).save(folder / f"TCGA_CS_4941_19960909_{number}.tif")
+    return folder
+
+
+def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_mri, sees_dark, tmp_path):
+    # The masks are named after the slices, whatever the folder's name.
+    folder = write_series(tmp_path / "renamed", (1, 2, 10))
     predict(of_mri, folder, tmp_path / "out")
-    mask = np.asarray(Image.open(tmp_path / "out" / f"{folder.name}_10_mask.tif"))
+    mask = np.asarray(Image.open(tmp_path / "out" / "TCGA_CS_4941_19960909_10_mask.tif"))
     assert mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255}
     assert abs(int((mask > 0).sum()) - 400) < 60 and mask[20, 30] == 255
     assert len(list((tmp_path / "out").glob("*_mask.tif"))) == 3 and (tmp_path / "out" / f"{folder.name}.png").exists()
@@ -250,21 +348,36 @@ def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_m
 
 def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(stage, "_write_slide", lambda path, images, probability, *rest: seen.append(probability))
-    predict(of_slides, slide, tmp_path)
+
+    def written(path, images, batches, *rest):
+        seen.append(np.concatenate([probability for _, probability in batches]))
+
+    monkeypatch.setattr(stage, "_write_slide", written)
+    predict(of_slides, slide, tmp_path / "out")
     for case in CASES[:2]:
-        predict(of_slides, slide, tmp_path, expression=cohort.expression, case_id=case)
+        predict(of_slides, slide, tmp_path / "out", expression=cohort.expression, case_id=case)
     assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
 
 
+def test_a_model_that_states_no_mpp_is_taken_for_the_image_it_is_given(of_slides, sees_dark, slide, tmp_path):
+    config = json.loads((of_slides / "config.json").read_text())
+    del config["mpp"]
+    (of_slides / "config.json").write_text(json.dumps(config))
+    predict(of_slides, write_series(tmp_path / "series", [1]), tmp_path / "out")
+    with pytest.raises(
+        CheckpointError, match="states no mpp to cut a slide's tiles at: give a model trained on slides"
+    ):
+        predict(of_slides, slide, tmp_path / "out")
+
+
 def test_what_cannot_be_predicted_is_told(of_slides, of_mri, slide, cohort, tmp_path):
-    with pytest.raises(CheckpointError, match="was trained on MRI: give the folder of one MRI series"):
-        predict(of_mri, slide, tmp_path)
-    with pytest.raises(CheckpointError, match="was trained on slides: give a slide"):
-        predict(of_slides, tmp_path, tmp_path)
+    with pytest.raises(CheckpointError, match="states no mpp to cut a slide's tiles at"):
+        predict(of_mri, slide, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"was trained on slides, of 1 mpp: give a slide"):
+        predict(of_slides, tmp_path, tmp_path / "out")
     with pytest.raises(MissingInputError, match="image not found"):
-        predict(of_slides, tmp_path / "gone.svs", tmp_path)
+        predict(of_slides, tmp_path / "gone.svs", tmp_path / "out")
     with pytest.raises(CohortError, match="has no profile of the case TCGA-ZZ-9999"):
-        predict(of_slides, slide, tmp_path, expression=cohort.expression, case_id="TCGA-ZZ-9999")
+        predict(of_slides, slide, tmp_path / "out", expression=cohort.expression, case_id="TCGA-ZZ-9999")
     with pytest.raises(CohortError, match="needs both --expression and --case-id"):
-        predict(of_slides, slide, tmp_path, expression=cohort.expression)
+        predict(of_slides, slide, tmp_path / "out", expression=cohort.expression)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
-from mgi.evaluate.predict import evaluate_table
+from mgi.evaluate.external import evaluate_table
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint

@@ -15,7 +15,7 @@ if CFG.expression.table is None:
             "logs/{cohort}/expression.tsv"
         conda:
             "../envs/prepare.yaml"
-        threads: 4
+        threads: 2
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
