@@ -185,7 +185,8 @@ def gdc_fetch(
     ] = None,
     receipt: Annotated[Path | None, typer.Option(help="Write a table of the files here, last.")] = None,
     status: Annotated[
-        Path | None, typer.Option(help="Write what became of each file here, in any case; default beside the receipt.")
+        Path | None,
+        typer.Option(help="Write what became of each file here, in any case; default beside the receipt or OUTPUT."),
     ] = None,
 ) -> None:
     """Fetch a manifest's files to OUTPUT/{file_id}/{file_name}, md5-verified, keeping what is already there."""

@@ -87,7 +87,7 @@ def fetch(
         Table (TSV: file_id, file_name, size in bytes, md5, state) written last, only when every file is complete.
     status
         Table (TSV: file_id, file_name, state, attempts, seconds, reason) written in any case; state is `fetched`,
-        `kept` (it was complete), `failed` or `not tried`. By default beside the receipt, if there is one.
+        `kept` (it was complete), `failed` or `not tried`. By default beside the receipt or, without one, beside `out`.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def fetch(
         try:
             _all_done(lambda file, outcome: _obtain(file, sources, meter, outcome), files, outcomes, workers, meter)
         finally:
-            _write_status(outcomes, status or (receipt and receipt.with_suffix(".status.tsv")))
+            _write_status(outcomes, status or (receipt or out.with_name(f"{out.name}.tsv")).with_suffix(".status.tsv"))
     _refuse_failures(outcomes, staging)
     if partial is not None:
         _move(files)
@@ -559,9 +559,7 @@ def _from(source: _Source, part: _Part, outcome: _Outcome) -> None:
             part.meter.stop.pause(web.pause_before(failures, problem))
 
 
-def _write_status(outcomes: list[_Outcome], path: Path | None) -> None:
-    if path is None:
-        return
+def _write_status(outcomes: list[_Outcome], path: Path) -> None:
     table = pd.DataFrame([astuple(outcome) for outcome in outcomes], columns=[field.name for field in fields(_Outcome)])
     write_tsv(table.assign(seconds=table.seconds.round(2)), path)
 

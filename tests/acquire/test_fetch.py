@@ -306,9 +306,9 @@ def test_every_file_has_its_line_in_the_log(tmp_path, caplog):
 def test_server_that_is_down_is_not_asked_for_every_file(tmp_path, no_waiting):
     files = contents(60, 1, 9)
     with scripted([says(500)]) as (url, seen), pytest.raises(FetchError, match="60 of 60"):
-        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1, status=tmp_path / "status.tsv")
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
     assert len(seen) == 8 * web.TRIES
-    status = pd.read_csv(tmp_path / "status.tsv", sep="\t")
+    status = pd.read_csv(tmp_path / "got.status.tsv", sep="\t")
     assert status.state.value_counts().to_dict() == {"failed": 8, "not tried": 52}
 
 
