@@ -44,12 +44,12 @@ class ImageEncoder(nn.Module):
         settings = {"img_size": image_px} | (options or {})
         try:
             self.vit = timm.create_model(name, pretrained=weights, num_classes=0, **settings)
-            self.vit.patch_embed.patch_size  # noqa: B018
+            patch, depth = max(self.vit.patch_embed.patch_size), len(self.vit.blocks)
+            _ = self.vit.forward_intermediates
         except (RuntimeError, AssertionError, TypeError, AttributeError, ValueError) as problem:
             raise ConfigError(
                 f"image_encoder: timm cannot make '{name}' as a ViT for {image_px} px images with {settings}: {problem}"
             ) from None
-        patch = max(self.vit.patch_embed.patch_size)
         if image_px % patch:
             raise ConfigError(
                 f"image_encoder: images of {image_px} px do not divide into patches of {patch} px, and '{name}' would "
@@ -59,7 +59,6 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"image_encoder: 'img_size' is {settings['img_size']}, but the images have {image_px} px: leave it out"
             )
-        depth = len(self.vit.blocks)
         self.layers = sorted({depth // 2, depth - 1})
         self.dim = self.vit.num_features
         self.map_dim = self.dim * len(self.layers)

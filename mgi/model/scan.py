@@ -84,6 +84,6 @@ class _Recurrence(torch.autograd.Function):
         steps = zip(drive[:-1].unbind(), drive[1:].unbind(), decay[1:].unbind(), strict=True)
         for now, after, kept in reversed(list(steps)):
             now.addcmul_(kept, after)
-        decay = torch.zeros_like(decay)
-        torch.mul(drive[1:], states[:-1], out=decay[1:])
-        return decay, drive
+        of_decay = torch.zeros_like(decay)
+        torch.mul(drive[1:], states[:-1], out=of_decay[1:])
+        return of_decay, drive

@@ -65,8 +65,19 @@ class Images:
         return stated[0] if stated else None
 
     def load(self, rows: np.ndarray) -> np.ndarray:
-        """Decode images to uint8 [rows, height, width, 3]."""
-        return np.stack([decode_image(self.encoded[row]) for row in rows])
+        """Decode images to uint8 [rows, height, width, 3].
+
+        Raises
+        ------
+        ImageTableError
+            If they differ in size.
+        """
+        images = [decode_image(self.encoded[row]) for row in rows]
+        sizes = sorted({image.shape[1::-1] for image in images})
+        if len(sizes) > 1:
+            said = ", ".join(f"{width} x {height}" for width, height in sizes)
+            raise ImageTableError(f"images of different sizes in one table: {said} px; tile or import them alike")
+        return np.stack(images)
 
     def load_masks(self, rows: np.ndarray) -> np.ndarray:
         """Decode masks to uint8 [rows, height, width], 0 or 1."""
@@ -246,17 +257,22 @@ class Ahead(Generic[T]):
     ----------
     draw : callable
         The batch of a step: decoding and augmentation, no computation on a device.
+    steps : int
+        Steps of the run; after the last, nothing is drawn and the thread ends.
     """
 
-    def __init__(self, draw: Callable[[int], T]) -> None:
-        self._draw = draw
+    def __init__(self, draw: Callable[[int], T], steps: int) -> None:
+        self._draw, self._steps = draw, steps
         self._thread = ThreadPoolExecutor(1)
         self._drawn: dict[int, Future[T]] = {}
 
     def __call__(self, step: int) -> T:
         """Give the batch of `step`; what its drawing raised is raised here."""
-        batch = self._drawn.get(step) or self._thread.submit(self._draw, step)
-        self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
+        batch = self._drawn.pop(step, None) or self._thread.submit(self._draw, step)
+        if step + 1 < self._steps:
+            self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
+        else:
+            self._thread.shutdown(wait=False)
         return batch.result()
 
 

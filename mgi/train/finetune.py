@@ -110,7 +110,7 @@ class ImageBatches:
             [np.flatnonzero(chosen) for chosen in _by_case(images, keep)]
             for keep in (images.positive, np.ones(len(images), dtype=bool))
         ]
-        self._ahead = Ahead(self._draw)
+        self._ahead = Ahead(self._draw, options.steps)
 
     def loss(self, model: Segmenter, step: int) -> Tensor:
         """Give the loss of one step's batch."""

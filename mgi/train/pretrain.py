@@ -77,7 +77,7 @@ class PatientBatches:
         rows = images.frame.groupby("case_id").indices
         self.rows = {case: np.sort(rows[case]) for case in rows}
         self.patients = [case for case in patients if case in self.rows]
-        self._ahead = Ahead(self._draw)
+        self._ahead = Ahead(self._draw, options.steps)
 
     def loss(self, model: Aligner, step: int) -> Tensor:
         """Give the loss of one step's batch."""

@@ -57,8 +57,9 @@ def test_scan_keeps_bfloat16_and_scans_in_float32():
     np.testing.assert_allclose(result.float().numpy(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_gradients_equal_finite_differences():
-    inputs = arguments(9)
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_gradients_equal_finite_differences(length):
+    inputs = arguments(length)
     names = list(inputs)
     start = {name: value.clone().requires_grad_() for name, value in inputs.items()}
     selective_scan(**start).square().sum().backward()

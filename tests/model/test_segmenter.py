@@ -117,6 +117,7 @@ def test_a_vit_for_images_of_another_size_is_refused():
     assert dynamic.feature_map(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 4, 4)
 
 
-def test_a_convolutional_network_is_not_a_vit():
-    with pytest.raises(ConfigError, match="as a ViT"):
-        ImageEncoder("resnet18", 64)
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p8_224"])
+def test_what_is_no_plain_vit_is_refused(name):
+    with pytest.raises(ConfigError, match=f"cannot make '{name}' as a ViT"):
+        ImageEncoder(name, 64)

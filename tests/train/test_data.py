@@ -9,6 +9,7 @@ import pytest
 
 from mgi.errors import CohortError, ImageTableError
 from mgi.files import write_table
+from mgi.prepare.images import encode_png
 from mgi.train.data import Ahead, augment, read_images, read_profiles, read_roles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
@@ -30,6 +31,13 @@ def test_images_of_two_resolutions_are_refused(write, tmp_path):
     write_table(table.set_column(table.schema.get_field_index("mpp"), "mpp", mpp), path)
     with pytest.raises(ImageTableError, match=r"images of different mpp: 0\.37, 0\.5"):
         _ = read_images(data.sources, set(CASES)).mpp
+
+
+def test_images_of_two_sizes_in_one_table_are_refused(cohort):
+    images = read_images(cohort.sources, set(CASES[:1]))
+    images.encoded[2] = encode_png(np.zeros((48, 64, 3), np.uint8))
+    with pytest.raises(ImageTableError, match=r"different sizes in one table: 32 x 32, 64 x 48 px; tile"):
+        images.load(np.arange(4))
 
 
 def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
@@ -85,11 +93,21 @@ def test_the_next_step_is_drawn_while_this_one_is_worked_on():
             begun.set()
         return 10 * step
 
-    ahead = Ahead(draw)
+    ahead = Ahead(draw, 20)
     assert ahead(3) == 30
     assert begun.wait(10), "step 4 is drawn before it is asked for"
     assert [ahead(step) for step in (4, 5, 9, 2)] == [40, 50, 90, 20]
     assert drawn[:4] == [3, 4, 5, 6]
+
+
+def test_nothing_is_drawn_beyond_the_last_step_and_the_thread_ends():
+    drawn, before = [], set(threading.enumerate())
+    ahead = Ahead(lambda step: drawn.append(step) or step, 3)
+    assert [ahead(step) for step in range(3)] == [0, 1, 2]
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert drawn == [0, 1, 2]
 
 
 def test_what_fails_in_drawing_fails_where_it_is_asked_for():
@@ -97,7 +115,7 @@ def test_what_fails_in_drawing_fails_where_it_is_asked_for():
         if step == 1:
             raise ImageTableError("damaged")
 
-    ahead = Ahead(draw)
+    ahead = Ahead(draw, 20)
     ahead(0)
     with pytest.raises(ImageTableError, match="damaged"):
         ahead(1)
