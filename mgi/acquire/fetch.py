@@ -11,8 +11,9 @@ import re
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -39,6 +40,7 @@ MIRROR_TRIES = 2
 CHUNK = 1 << 20
 LOCK_POLL_SECONDS = 0.5
 POLL_SECONDS = 0.5
+SECONDS_TO_STOP = 2.0
 FETCHED, KEPT, FAILED, NOT_TRIED = "fetched", "kept", "failed", "not tried"
 
 
@@ -243,26 +245,41 @@ def _all_done(
     workers: int,
     meter: _Meter,
 ) -> None:
-    """Run `one` on every file in a pool of threads, until all have ended."""
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(one, file, outcome) for file, outcome in zip(files, outcomes, strict=True)]
-        try:
-            for _ in transfer(_polled(futures, meter), "fetched", meter.total):
-                pass
-        except BaseException:
-            meter.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    for future in futures:
-        future.result()
+    """Run `one` on every file in several threads, until all have ended or the command is interrupted.
+
+    An interrupted command does not wait for a thread that waits for a silent server: the thread dies with it, and what
+    it had received is on the disk.
+    """
+    left = deque(zip(files, outcomes, strict=True))
+
+    def work() -> None:
+        while not meter.stop.is_set():
+            try:
+                file, outcome = left.popleft()
+            except IndexError:
+                return
+            one(file, outcome)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(files)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in transfer(_polled(threads, meter), "fetched", meter.total):
+            pass
+    except BaseException:
+        meter.stop.set()
+        until = time.monotonic() + SECONDS_TO_STOP
+        for thread in threads:
+            thread.join(max(until - time.monotonic(), 0))
+        raise
 
 
-def _polled(futures: list[Future], meter: _Meter) -> Iterator[int]:
-    """Yield the bytes done so far, twice a second, until every download has ended."""
-    pending = set(futures)
-    while pending:
-        pending = wait(pending, timeout=POLL_SECONDS).not_done
-        yield meter.done
+def _polled(threads: list[threading.Thread], meter: _Meter) -> Iterator[int]:
+    """Yield the bytes done so far, twice a second, until every thread has ended."""
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            yield meter.done
 
 
 def _obtain(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Outcome) -> None:
@@ -273,14 +290,23 @@ def _obtain(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Outc
     started = time.monotonic()
     try:
         outcome.state = _fetched(file, sources, meter, outcome)
-    except (FetchError, OSError) as problem:
-        outcome.state = FAILED
-        outcome.reason = str(problem) if isinstance(problem, FetchError) else f"{problem.strerror or problem}"
+    except Exception as problem:
+        # Whatever it is, it must not take the other files with it.
+        outcome.state, outcome.reason = FAILED, _reason(problem)
+        log.debug("%s failed", file.name, exc_info=True)
     outcome.seconds = time.monotonic() - started
     attempts = f", {outcome.attempts} attempts" if outcome.attempts > 1 else ""
     said = f": {outcome.reason}" if outcome.reason else ""
     size = "" if file.size is None else f", {file.size / 1e6:.1f} MB"
     log.info("%s %s (%s%s, %.1f s%s)%s", outcome.state, file.name, file.file_id, size, outcome.seconds, attempts, said)
+
+
+def _reason(problem: Exception) -> str:
+    if isinstance(problem, FetchError):
+        return str(problem)
+    if isinstance(problem, OSError):
+        return f"{problem.strerror or problem}"
+    return f"{type(problem).__name__}: {problem}".removesuffix(": ")
 
 
 def _fetched(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Outcome) -> str:

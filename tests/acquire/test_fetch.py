@@ -2,6 +2,9 @@
 
 import hashlib
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,11 @@ from mgi.cli import app
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
 
 from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, says, scripted
+
+
+def rest_of(start):
+    """The answer to a request for `CONTENT` from `start` on."""
+    return says(206, CONTENT[start:], Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
 
 
 @pytest.fixture
@@ -58,8 +66,7 @@ def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path):
     part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT[:1000])
-    rest = says(206, CONTENT[1000:], Content_Range=f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}")
-    with scripted([rest]) as (url, seen):
+    with scripted([rest_of(1000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
     assert seen == ["bytes=1000-"]
     assert (part.parent / "counts.tsv").read_bytes() == CONTENT
@@ -116,7 +123,7 @@ def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path):
     ids=["503", "429", "416", "short", "cut", "other bytes", "other range", "closed"],
 )
 def test_passing_trouble_is_survived(one_file, tmp_path, trouble, no_waiting):
-    rest = says(206, CONTENT[5000:], Content_Range=f"bytes 5000-{len(CONTENT) - 1}/{len(CONTENT)}")
+    rest = rest_of(5000)
 
     def recovered(handler):
         (rest if handler.headers.get("Range") == "bytes=5000-" else says(200, CONTENT))(handler)
@@ -136,7 +143,7 @@ def test_final_refusal_is_not_repeated(one_file, tmp_path, code, word, no_waitin
     assert len(seen) == 1
 
 
-def test_lasting_trouble_ends_after_four_attempts(one_file, tmp_path, no_waiting):
+def test_lasting_trouble_ends(one_file, tmp_path, no_waiting):
     with scripted([says(500)]) as (url, seen), pytest.raises(FetchError, match="500"):
         fetch(one_file, tmp_path / "got", url, 1)
     assert len(seen) == web.TRIES
@@ -190,10 +197,57 @@ def test_silent_server_is_given_up_and_the_file_resumed(one_file, tmp_path, no_w
         says(200, CONTENT[:5000], stated=len(CONTENT))(handler)
         time.sleep(1)
 
-    rest = says(206, CONTENT[5000:], Content_Range=f"bytes 5000-{len(CONTENT) - 1}/{len(CONTENT)}")
-    with scripted([stalls, rest]) as (url, seen):
+    with scripted([stalls, rest_of(5000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
     assert seen == [None, "bytes=5000-"]
+
+
+def test_interrupted_command_does_not_wait_for_a_silent_server(one_file, tmp_path):
+    asked, over = threading.Event(), threading.Event()
+
+    def falls_silent(handler):
+        says(200, CONTENT[:5000], stated=len(CONTENT))(handler)
+        asked.set()
+        over.wait(60)
+
+    with scripted([falls_silent]) as (url, _):
+        command = [sys.executable, "-m", "mgi", "gdc", "fetch", one_file, "--output", tmp_path / "got", "--api-url", url]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            assert asked.wait(60)
+            part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+            while not part.is_file() or part.stat().st_size < 5000:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            # Far less than the 90 seconds after which a silent server is given up.
+            said = process.communicate(timeout=45)[1]
+        finally:
+            process.kill()
+            over.set()
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert "Traceback" not in said
+    assert part.read_bytes() == CONTENT[:5000]
+    with scripted([rest_of(5000)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == ["bytes=5000-"]
+
+
+def test_unforeseen_failure_is_told_like_any_other(one_file, tmp_path, monkeypatch):
+    class Broken:
+        def update(self, chunk):
+            raise MemoryError("no room for the sum")
+
+    monkeypatch.setattr(stage.hashlib, "md5", lambda **_: Broken())
+    with (
+        scripted([says(200, CONTENT)]) as (url, _),
+        pytest.raises(FetchError, match="1 of 1 files .*MemoryError: no room for the sum"),
+    ):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert pd.read_csv(tmp_path / "got.status.tsv", sep="\t").state.tolist() == ["failed"]
+    monkeypatch.undo()
+    with scripted([says(200, CONTENT)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
 
 
 @pytest.mark.parametrize("style", ["seconds", "date"])
@@ -409,8 +463,7 @@ def test_gdc_stands_in_for_a_mirror_that_fails(one_file, tmp_path, trouble, no_w
 def test_half_a_file_of_a_mirror_is_completed_by_the_gdc(one_file, tmp_path, no_waiting):
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "counts.tsv").write_bytes(CONTENT[:4000])
-    rest = says(206, CONTENT[4000:], Content_Range=f"bytes 4000-{len(CONTENT) - 1}/{len(CONTENT)}")
-    with scripted([rest]) as (url, seen):
+    with scripted([rest_of(4000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1, mirrors=[str(tmp_path / "mirror")])
     assert seen == ["bytes=4000-"]
 
@@ -499,8 +552,7 @@ def test_partial_file_of_unknown_size_is_resumed(tmp_path):
     part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT[:1000])
-    rest = says(206, CONTENT[1000:], Content_Range=f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}")
-    with scripted([rest]) as (url, seen):
+    with scripted([rest_of(1000)]) as (url, seen):
         fetch(manifest, tmp_path / "got", url, 1)
     assert seen == ["bytes=1000-"]
     part.with_name("counts.tsv").rename(part)
