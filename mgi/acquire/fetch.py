@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -37,7 +36,9 @@ except ImportError:  # Windows
 
 MISMATCHES = 4
 MIRROR_TRIES = 2
-CHUNK = 1 << 20
+# A piece of this size is still in the cache when it is summed and written.
+CHUNK = 1 << 18
+PROGRESS = 1 << 20
 LOCK_POLL_SECONDS = 0.5
 POLL_SECONDS = 0.5
 SECONDS_TO_STOP = 2.0
@@ -319,14 +320,13 @@ def _fetched(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Out
         if _is_there(file, meter):
             file.part.unlink()
             return KEPT
-        with ThreadPoolExecutor(1) as summing:
-            part = _Part(handle, file, meter, summing)
-            try:
-                _from_any(sources, part, outcome)
-                part.sync()
-            except BaseException:
-                part.forget()
-                raise
+        part = _Part(handle, file, meter)
+        try:
+            _from_any(sources, part, outcome)
+            part.sync()
+        except BaseException:
+            part.forget()
+            raise
         # Should a crash undo the renaming, the whole `.part` is there and is renamed again.
         os.replace(file.part, file.staged)
     return FETCHED
@@ -366,39 +366,16 @@ def _lock(handle: BinaryIO) -> bool:
     return True
 
 
-class _Sum:
-    """The md5 of a file that grows, taken in a thread of its own while the next bytes arrive."""
-
-    def __init__(self, pool: ThreadPoolExecutor):
-        self._pool = pool
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin again from nothing."""
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._last: Future | None = None
-
-    def update(self, chunk: bytes) -> None:
-        """Add a chunk, once the one before has been added: no more than two are in memory."""
-        self._settle()
-        self._last = self._pool.submit(self._md5.update, chunk)
-
-    def hexdigest(self) -> str:
-        """Return the md5 of all chunks."""
-        self._settle()
-        return self._md5.hexdigest()
-
-    def _settle(self) -> None:
-        if self._last is not None:
-            self._last.result()
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)
 
 
 class _Part:
     """The `.part` of a file: its length in bytes and md5 so far; what an earlier attempt left is taken up."""
 
-    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter, summing: ThreadPoolExecutor):
+    def __init__(self, handle: BinaryIO, file: _File, meter: _Meter):
         self.handle, self.file, self.meter = handle, file, meter
-        self.have, self.sum = 0, _Sum(summing)
+        self.have, self.md5 = 0, _md5()
         handle.seek(0)
         while chunk := handle.read(CHUNK):
             self._count(chunk)
@@ -408,14 +385,14 @@ class _Part:
 
     def _count(self, chunk: bytes) -> None:
         self.have += len(chunk)
-        self.sum.update(chunk)
+        self.md5.update(chunk)
 
     def restart(self) -> None:
         """Begin again from nothing."""
         self.forget()
         self.handle.flush()
         self.handle.truncate(0)
-        self.sum.restart()
+        self.md5 = _md5()
 
     def forget(self) -> None:
         """Take this file's bytes out of the meter."""
@@ -442,7 +419,7 @@ class _Part:
 
     def verify(self) -> None:
         """Raise `TryAgain` if the file is short, `_Mismatch` if it is another; of that nothing is kept."""
-        size, got = self.file.size, self.sum.hexdigest()
+        size, got = self.file.size, self.md5.hexdigest()
         if size is not None and self.have < size:
             raise web.TryAgain(f"the download ended after {self.have} of {size} bytes")
         if size not in (None, self.have) or got != self.file.md5:
@@ -566,7 +543,7 @@ def _from(source: _Source, part: _Part, outcome: _Outcome) -> None:
     """
     failures = mismatches = 0
     furthest = part.have
-    step = max(min((part.file.size or CHUNK) // 100, CHUNK), 1)
+    step = max(min((part.file.size or PROGRESS) // 100, PROGRESS), 1)
     while True:
         outcome.attempts += 1
         try:
