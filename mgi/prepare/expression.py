@@ -78,11 +78,11 @@ def build(
     if h5ad is not None:
         require_anndata()
     files = _files(folders, manifests)
-    first = read_star(files[0].path)
+    first = files[0].read()
     chosen = _choose(first, annotation, gene_types, genes, unit)
 
     def profile(file: _File) -> np.ndarray:
-        return chosen.values(read_star(file.path, like=first).counts, file.path)
+        return chosen.values(file.read(like=first).counts, file.path)
 
     with profile_writer(output, chosen.genes, UNITS[unit]) as add:
         profiles = _in_order(profile, files, workers)
@@ -126,6 +126,15 @@ class _File:
     case_id: str
     aliquot: str | None
     path: Path
+    size: int | None
+
+    def read(self, like: StarTable | None = None) -> StarTable:
+        """Read the table, which must be as long as the manifest says."""
+        table = read_star(self.path, like)
+        there = self.path.stat().st_size
+        if self.size not in (None, there):
+            raise ExpressionError(f"{self.path} has {there} bytes but the manifest says {self.size}; fetch it again")
+        return table
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,8 @@ def _files(folders: list[Path], manifests: list[Path]) -> list[_File]:
         rows = read_manifest(manifest)
         rows = rows[rows["data_type"] == EXPRESSION].astype(object).where(lambda cells: cells.notna(), None)
         for row in rows.itertuples():
-            files.append(_File(row.case_id, row.aliquot, Path(folder) / row.file_id / row.file_name))
+            path = Path(folder, row.file_id, row.file_name)
+            files.append(_File(row.case_id, row.aliquot, path, None if row.size is None else int(row.size)))
     if not files:
         raise ExpressionError(f"{', '.join(map(str, manifests))}: no row of the data type '{EXPRESSION}'")
     caseless = [file.path.name for file in files if file.case_id is None]

@@ -82,9 +82,11 @@ def read_gtf(path: Path | str) -> pd.DataFrame:
         If it is no GTF, or a gene has no exon.
     """
     genes, exons = _gtf_lines(existing(path, "gene annotation"))
-    genes = genes.drop_duplicates("gene_id").set_index("gene_id")
     if genes.empty:
         raise ExpressionError(f"{path} holds no gene: it is no GTF")
+    if genes["gene_id"].isna().any() or exons["gene_id"].isna().any():
+        raise ExpressionError(f"{path}: a gene or an exon has no gene_id; give the annotation as GENCODE writes it")
+    genes = genes.drop_duplicates("gene_id").set_index("gene_id")
     lengths = exon_union_lengths(exons["gene_id"], exons["start"].to_numpy(), exons["end"].to_numpy())
     genes = genes.join(lengths)
     bare = genes.index[genes["length"].isna()]
@@ -143,7 +145,7 @@ def listed_genes(path: Path | str, genes: pd.DataFrame) -> np.ndarray:
         If it is empty or no text, or names a gene that there is not.
     """
     try:
-        lines = existing(path, "list of genes").read_text().splitlines()
+        lines = existing(path, "list of genes").read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise ExpressionError(f"{path} is no list of genes, a text file of one a line: {problem}") from None
     names = pd.Series([line.partition("#")[0].strip() for line in lines], dtype=str)
@@ -190,7 +192,10 @@ def _places_of_table(path: Path, frame: pd.DataFrame, key: str) -> pd.DataFrame:
     if missing:
         raise ExpressionError(f"{path} lacks the column {missing[0]}; it has {', '.join(map(str, frame.columns))}")
     frame = frame.assign(chromosome=_chromosomes(frame["chromosome"]))
-    start = _numbers(path, frame, key, "start")
+    start = _numbers(path, frame, key, "start").astype(np.float64)
+    endless = frame[np.isinf(start)]
+    if len(endless):
+        raise ExpressionError(f"{path}: the start of {endless[key].iloc[0]} is not finite")
     lost = frame[key][start.isna() & (frame["chromosome"] != UNPLACED)]
     if len(lost):
         raise ExpressionError(f"{path} has no start for the gene {lost.iloc[0]}; give one, or leave its chromosome out")
@@ -245,6 +250,8 @@ def _gtf_lines(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 exons.append(pa.table([gene_ids, rows["start"], rows["end"]], ["gene_id", "start", "end"]))
     except (pa.ArrowInvalid, OSError) as problem:
         raise ExpressionError(f"{path} is no GTF, or is cut short: {problem}") from None
+    if not genes:
+        raise ExpressionError(f"{path} is no GTF, or is cut short: it holds nothing but comments")
     return pa.concat_tables(genes).to_pandas(), pa.concat_tables(exons).unify_dictionaries().to_pandas()
 
 

@@ -32,7 +32,7 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
 
     Values are taken as they are, and what they were taken for is said and recorded:
 
-    - "z-score": some are negative, and a typical gene has mean 0 and standard deviation 1 over the cases;
+    - "z-score": some are negative, and the genes have mean 0 and nearly all a standard deviation of 1 over the cases;
     - "counts": none is negative and all are whole numbers;
     - "log2(TPM+1)": none is negative or above 30, and 2^x - 1 adds up to a million in every case;
     - "log2": none is above 30;
@@ -189,8 +189,11 @@ def _placed(names: pd.Index, positions: Path, table: Path) -> pd.DataFrame:
 def _unit(values: np.ndarray) -> tuple[str, str]:
     """Tell what the values seem to be, and whether their scale was fitted outside our folds."""
     if values.min() < 0:
-        centred = np.median(np.abs(values.mean(axis=0))) < 0.3 and 0.5 < np.median(values.std(axis=0)) < 2
-        return ("z-score", "outside the folds") if centred else ("log2", "none")
+        # Logarithms that were only centred have deviations of all sizes.
+        low, middle, high = np.quantile(values.std(axis=0), [0.25, 0.5, 0.75])
+        scaled = 0.75 < middle < 1.33 and high < 1.75 * low
+        centred = np.median(np.abs(values.mean(axis=0))) < 0.3
+        return ("z-score", "outside the folds") if centred and scaled else ("log2", "none")
     some = values[:CASES_LOOKED_AT].astype(np.float64)
     if (values == np.rint(values)).all():
         return "counts", "none"

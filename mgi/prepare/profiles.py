@@ -54,9 +54,9 @@ class CaseReader(Mapping[str, np.ndarray]):
     def __init__(self, path: Path | str) -> None:
         self._file = open_table(path, "expression table", ["case_id", "values"], ExpressionError)
         kind = self._file.schema_arrow.field("values").type
-        if not pa.types.is_fixed_size_list(kind):
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise ExpressionError(
-                f"{path}: its values are {kind}, not a fixed-size list; make it with `mgi expression`"
+                f"{path}: its values are {kind}, not a fixed-size list of float; make it with `mgi expression`"
             )
         self.genes = kind.list_size
         case_ids = self._file.read(["case_id"])["case_id"].to_pylist()

@@ -11,6 +11,7 @@ import pyarrow.csv as pcsv
 
 from mgi.errors import ExpressionError
 from mgi.files import existing
+from mgi.prepare.profiles import check_unique
 
 COLUMNS = {"gene_id": pa.string(), "gene_name": pa.string(), "gene_type": pa.string(), "unstranded": pa.int64()}
 NAMES = ["gene_id", "gene_name", "gene_type"]
@@ -80,6 +81,10 @@ def read_star(path: Path | str, like: StarTable | None = None) -> StarTable:
     table = table.slice(len(COUNTERS))
     if like is None:
         genes = table.select(NAMES).combine_chunks()
+        gene_ids = genes["gene_id"].to_pylist()
+        check_unique(gene_ids, "gene", path)
+        if "" in gene_ids:
+            raise ExpressionError(f"{path}: line {gene_ids.index('') + FIRST_GENE_LINE} names no gene; fetch it again")
     else:
         genes = like.genes
         if not table["gene_id"].equals(genes["gene_id"]):
@@ -104,6 +109,9 @@ def _parsed(path: Path, content: bytes, header: bytes, wanted: list[str]) -> pa.
         raise ExpressionError(
             f"{path} is no STAR table: line 2 lacks the column {missing[0]}; it has {', '.join(present)[:200]}"
         )
+    twice = next((name for name in COLUMNS if present.count(name) > 1), None)
+    if twice is not None:
+        raise ExpressionError(f"{path} is no STAR table: its column {twice} comes twice")
     try:
         return pcsv.read_csv(
             pa.py_buffer(content),

@@ -69,7 +69,7 @@ class Cohort:
     def add(self, case_id: str, content: bytes, suffix="tsv"):
         file_id = f"00000000-0000-4000-8000-{len(self.rows):012d}"
         row = {"file_id": file_id, "file_name": f"{case_id}.{suffix}", "data_type": EXPRESSION, "case_id": case_id}
-        self.rows.append(row | {"aliquot": f"{case_id}-01A-11R-1"})
+        self.rows.append(row | {"aliquot": f"{case_id}-01A-11R-1", "size": None})
         self.path(case_id).parent.mkdir()
         self.path(case_id).write_bytes(content)
 

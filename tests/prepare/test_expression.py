@@ -132,6 +132,18 @@ def test_table_cut_at_the_end_of_a_line_is_named(cohort, case_id):
     assert not cohort.output.exists()
 
 
+def test_table_shorter_than_its_manifest_says_is_named_though_it_is_alone(tmp_path):
+    cohort = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6})
+    path = cohort.path("TCGA-S1-0001")
+    cohort.annotation = tmp_path / "places.csv"
+    places().to_csv(cohort.annotation, index=False)
+    cohort.rows[0]["size"] = path.stat().st_size
+    assert cohort.build()[0].shape == (1, 5)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    with pytest.raises(ExpressionError, match=r"0001\.tsv has \d+ bytes but the manifest says \d+; fetch it again"):
+        cohort.build()
+
+
 def test_table_unlike_the_first_is_named(cohort):
     cohort.path("TCGA-S1-0002").write_text(star_text([1] * 6, model="GENCODE v22"))
     with pytest.raises(ExpressionError, match=r"0002\.tsv counts the genes of GENCODE v22, but .*0001\.tsv those of"):

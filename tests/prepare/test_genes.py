@@ -49,6 +49,24 @@ def test_gtf_cut_before_a_gene_has_its_exons_is_named(tmp_path):
         read_gtf(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("##description: nothing follows\n", "is no GTF, or is cut short: "),
+        ("", "is no GTF, or is cut short: "),
+        (
+            gtf_text().replace('exon\t10\t19\t.\t+\t.\tgene_id "', 'exon\t10\t19\t.\t+\t.\tid "'),
+            "an exon has no gene_id",
+        ),
+        (gtf_text().replace('gene_id "ENSG00000000005.6"', ""), "has no gene_id; give the annotation as GENCODE"),
+    ],
+)
+def test_gtf_without_what_it_needs_is_refused(tmp_path, text, message):
+    (tmp_path / "bad.gtf").write_text(text)
+    with pytest.raises(ExpressionError, match=rf"bad\.gtf.* {message}"):
+        read_gtf(tmp_path / "bad.gtf")
+
+
 def test_gtf_and_table_say_the_same(gtf, tmp_path):
     places().to_csv(tmp_path / "places.tsv", sep="\t", index=False)
     from_gtf, from_table = (read_places(path, "gene_id") for path in (gtf, tmp_path / "places.tsv"))
@@ -106,6 +124,7 @@ def test_symbol_of_several_places_takes_the_first_and_an_id_must_have_one(tmp_pa
             lambda frame: frame.astype({"start": str}).replace({"start": {"10": "1,0"}}),
             "start of .*419.13 is '1,0', not",
         ),
+        (lambda frame: frame.replace({"start": {10: np.inf}}), "start of ENSG00000000419.13 is not finite"),
         (lambda frame: frame.replace({"length": {40: 0}}), "length of ENSG00000000419.13 is 0, not above 0"),
     ],
 )
@@ -127,6 +146,7 @@ NAMES = pd.DataFrame({"gene_id": [gene[0] for gene in GENES], "gene_name": [gene
         ("# the pseudoautosomal\nPAR", [4, 5]),
         ("ENSG00000182378_PAR_Y", [5]),
         ("ENSG00000182378.15", [4]),
+        ("\ufeffLAST\nSECOND\n", [0, 2]),
         ("TENTH\nTENTH\nENSG00000000005", [1]),
     ],
 )

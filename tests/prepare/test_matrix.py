@@ -69,6 +69,7 @@ def millions(frame):
     [
         (lambda frame: frame, "z-score", "outside the folds"),
         (lambda frame: frame.abs() * 5, "log2", "none"),
+        (lambda frame: frame * [0.4, 0.7, 1.2, 2.0], "log2", "none"),
         (lambda frame: frame + 8 - 9 * (frame < -1), "log2", "none"),
         (lambda frame: np.log2(millions(frame) + 1), "log2(TPM+1)", "none"),
         (millions, "TPM", "none"),

@@ -89,8 +89,15 @@ def test_table_that_is_none_is_refused(path, tmp_path):
     with pytest.raises(ExpressionError, match="lacks the column values"):
         CaseReader(tmp_path / "short.parquet")
     write_table(pd.DataFrame({"case_id": CASES, "values": VALUES[:, 0]}), tmp_path / "flat.parquet")
-    with pytest.raises(ExpressionError, match="its values are float, not a fixed-size list; make it with `mgi"):
+    with pytest.raises(
+        ExpressionError, match="its values are float, not a fixed-size list of float; make it with `mgi"
+    ):
         CaseReader(tmp_path / "flat.parquet")
+    table = pq.read_table(path)
+    wide = table.set_column(2, "values", table["values"].cast(pa.list_(pa.float64(), VALUES.shape[1])))
+    write_table(wide, tmp_path / "double.parquet")
+    with pytest.raises(ExpressionError, match=r"its values are .*double.*, not a fixed-size list of float; make it"):
+        CaseReader(tmp_path / "double.parquet")
     twice = pq.read_table(path)
     write_table(pa.concat_tables([twice, twice[:1]]), tmp_path / "twice.parquet")
     with pytest.raises(ExpressionError, match=r"the case TCGA-S1-0000 comes twice; keep one"):
