@@ -74,28 +74,35 @@ def embed(
     write_table(table, output)
 
 
-def recall_at_k(
-    queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray, k: int = 1
-) -> float:
-    """Share of queries with an entry of their own case among the k nearest of the gallery, by cosine similarity.
+def ranks(queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray) -> np.ndarray:
+    """Tell how many entries of other cases are at least as near to each query as the nearest of its own case.
 
-    Queries may be images and the gallery genes, or the other way round. A query whose case has no entry in the gallery
-    is left out. A tie with another case counts against the query, so a collapsed embedding recalls nothing.
+    Nearness is cosine similarity. Queries may be images and the gallery genes, or the other way round. A query whose
+    case has no entry in the gallery is left out. A tie with another case counts against the query, so a collapsed
+    embedding recalls nothing: recall at k is the share of ranks below k.
 
     Parameters
     ----------
-    queries, gallery
-        Vectors [n, d] and [m, d], of any length.
-    query_cases, gallery_cases
-        Case identifiers [n] and [m].
+    queries, gallery : ndarray, [n, d] and [m, d]
+        Vectors of any length.
+    query_cases, gallery_cases : ndarray of str, [n] and [m]
 
     Returns
     -------
-    float
-        Recall in [0, 1]; NaN where no query has an answer.
+    int64 ndarray, [queries with an answer]
     """
-    hits = _ranks(queries, gallery, np.asarray(query_cases), np.asarray(gallery_cases)) < k
-    return float(hits.mean()) if len(hits) else float("nan")
+    answered = np.isin(query_cases, gallery_cases)
+    _, codes = np.unique(np.concatenate([query_cases[answered], gallery_cases]), return_inverse=True)
+    query_codes, gallery_codes = np.split(codes, [answered.sum()])
+    queries, gallery = _normalised(np.asarray(queries)[answered]), _normalised(np.asarray(gallery))
+    nearer = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        chunk = slice(start, start + QUERIES_AT_ONCE)
+        similarity = queries[chunk] @ gallery.T
+        own = query_codes[chunk, None] == gallery_codes[None, :]
+        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
+        nearer[chunk] = ((similarity >= best) & ~own).sum(axis=1)
+    return nearer
 
 
 def retrieval_table(embeddings: list[Path], output: Path) -> None:
@@ -150,11 +157,11 @@ def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | flo
     }
     rows = []
     for direction, (queries, gallery, query_cases, gallery_cases) in directions.items():
-        ranks = _ranks(queries, gallery, query_cases, gallery_cases)
+        rank = ranks(queries, gallery, query_cases, gallery_cases)
         for k in RANKS:
             rows.append({
-                "fold": fold, "direction": direction, "k": k, "recall": float((ranks < k).mean()),
-                "chance": _chance(query_cases, gallery_cases, k), "n_queries": len(ranks), "n_gallery": len(gallery),
+                "fold": fold, "direction": direction, "k": k, "recall": float((rank < k).mean()),
+                "chance": _chance(query_cases, gallery_cases, k), "n_queries": len(rank), "n_gallery": len(gallery),
             })  # fmt: skip
     return rows
 
@@ -168,22 +175,6 @@ def _vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def _normalised(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-
-
-def _ranks(queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray) -> np.ndarray:
-    """For each query with an answer, how many entries of other cases are at least as near as its nearest own one."""
-    answered = np.isin(query_cases, gallery_cases)
-    _, codes = np.unique(np.concatenate([query_cases[answered], gallery_cases]), return_inverse=True)
-    query_codes, gallery_codes = np.split(codes, [answered.sum()])
-    queries, gallery = _normalised(np.asarray(queries)[answered]), _normalised(np.asarray(gallery))
-    ranks = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        chunk = slice(start, start + QUERIES_AT_ONCE)
-        similarity = queries[chunk] @ gallery.T
-        own = query_codes[chunk, None] == gallery_codes[None, :]
-        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
-        ranks[chunk] = ((similarity >= best) & ~own).sum(axis=1)
-    return ranks
 
 
 def _chance(query_cases: np.ndarray, gallery_cases: np.ndarray, k: int) -> float:

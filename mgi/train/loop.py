@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgi import __version__
 from mgi.config import Optimisation
 from mgi.console import log, progress
 from mgi.errors import ConfigError, TrainingError
@@ -96,7 +97,7 @@ class TrainingRun:
     model : nn.Module
     options : Optimisation
     identity : dict
-        What the checkpoint must agree on to be resumed: options, fold, data.
+        What the checkpoint must agree on to be resumed, besides the version of mgi: options, fold, data.
     folder : Path
         Where last.ckpt and metrics.csv go.
     groups : list of dict
@@ -106,7 +107,8 @@ class TrainingRun:
     def __init__(
         self, model: nn.Module, options: Optimisation, identity: dict[str, Any], folder: Path, groups: list[dict]
     ) -> None:
-        self.model, self.options, self.identity, self.folder = model, options, identity, folder
+        self.model, self.options, self.folder = model, options, folder
+        self.identity = identity | {"mgi": __version__}
         self.optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -178,8 +180,7 @@ class TrainingRun:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"step {step + 1} of {self.options.steps}: the {name} is {value}; lower 'lr' "
-                    f"({self.options.lr:g}), raise 'warmup_steps', or look for values in the expression table that are "
-                    "not finite"
+                    f"({self.options.lr:g}) or raise 'warmup_steps'"
                 )
         self.optimiser.step()
         return loss.item()

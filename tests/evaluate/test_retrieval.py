@@ -1,6 +1,5 @@
 """Retrieval recall against a plain loop, and chance against simulation."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mgi.errors import CohortError, MissingInputError
-from mgi.evaluate.retrieval import _chance, recall_at_k, retrieval_table
+from mgi.evaluate.retrieval import _chance, ranks, retrieval_table
 from mgi.files import write_table
 
 
@@ -34,6 +33,10 @@ def write_embeddings(path: Path, fold: int, space: tuple[np.ndarray, np.ndarray,
     )
     write_table(table, path)
     return path
+
+
+def recall_at_k(*space, k=1) -> float:
+    return float((ranks(*space) < k).mean())
 
 
 def plain_recall(queries, gallery, query_cases, gallery_cases, k: int) -> float:
@@ -65,7 +68,7 @@ def test_perfect_embedding_recalls_all_and_a_collapsed_one_nothing() -> None:
 def test_queries_without_an_answer_are_left_out() -> None:
     images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(0), noise=0.0)
     assert recall_at_k(images, genes[:5], image_cases, gene_cases[:5]) == 1
-    assert np.isnan(recall_at_k(images, genes, np.full(len(images), "nobody"), gene_cases))
+    assert len(ranks(images, genes, np.full(len(images), "nobody"), gene_cases)) == 0
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -76,7 +79,7 @@ def test_chance_equals_the_recall_of_random_vectors(k: int) -> None:
     images = np.repeat(cases, sizes)
     simulated = np.mean(
         [
-            recall_at_k(rng.normal(size=(10, 64)), rng.normal(size=(len(images), 64)), cases, images, k)
+            recall_at_k(rng.normal(size=(10, 64)), rng.normal(size=(len(images), 64)), cases, images, k=k)
             for _ in range(400)
         ]
     )
@@ -146,10 +149,3 @@ def test_foreign_table_is_refused_by_its_columns(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"case_id": ["A"]}), tmp_path / "e.parquet")
     with pytest.raises(MissingInputError, match="lacks the column"):
         retrieval_table([tmp_path / "e.parquet"], tmp_path / "retrieval.csv")
-
-
-def test_thousands_of_images_are_ranked_in_a_second() -> None:
-    space = shared_space(np.random.default_rng(2), patients=400, images=25)
-    started = time.perf_counter()
-    recall_at_k(*space)
-    assert time.perf_counter() - started < 3

@@ -20,7 +20,7 @@ from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputEr
 from mgi.evaluate.external import evaluate_table
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
-from mgi.train import checkpoint
+from mgi.train import checkpoint, loop
 from mgi.train.data import read_images, read_profiles, to_tensor
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.inference import predict_probabilities, score
@@ -110,6 +110,17 @@ def test_a_killed_run_is_resumed_on_the_same_data_only(
     steps.clear()
     run()
     assert steps == ([] if corrected == "nothing" else [0, 1, 2, 3, 4, 5])
+
+
+def test_a_run_of_another_version_is_not_resumed(cohort, finetune_options, tmp_path, monkeypatch):
+    paths = (cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
+    steps = steps_done(monkeypatch)
+    monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
+    for version, ran in (("1", 6), ("1", 0), ("2", 6)):
+        monkeypatch.setattr(loop, "__version__", version)
+        steps.clear()
+        finetune(finetune_options(), *paths)
+        assert len(steps) == ran
 
 
 def steps_done(monkeypatch):
