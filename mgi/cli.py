@@ -47,6 +47,10 @@ class DeviceName(StrEnum):
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.")]
 Sources = Annotated[Path, typer.Option("--sources", help="sources.parquet; its image tables lie in images/ beside it.")]
+TiledSources = Annotated[
+    Path | None,
+    typer.Option("--sources", help="sources.parquet or a status table: tumour outside of all tiles counts as missed."),
+]
 ExpressionTable = Annotated[
     Path, typer.Option("--expression", help="expression.parquet; genes.parquet lies beside it.")
 ]
@@ -430,11 +434,12 @@ def summarise(
     output: Output,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    sources: TiledSources = None,
 ) -> None:
     """Pool a variant's folds into metrics with 95% intervals; per-patient and per-image tables go beside."""
     from mgi.evaluate.segmentation import summarise as run
 
-    run(predictions, output, bootstrap_samples, seed)
+    run(predictions, output, bootstrap_samples, seed, sources)
 
 
 @app.command(epilog="Example: mgi compare results/simulated/finetune --variant mgi --variant image-only -o evaluate")
@@ -462,11 +467,12 @@ def evaluate(
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
     device: Device = None,
+    sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any table of images: external validation."""
     from mgi.evaluate.external import evaluate_table
 
-    evaluate_table(model, images, expression, output, bootstrap_samples, device)
+    evaluate_table(model, images, expression, output, bootstrap_samples, device, sources)
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi/all slide.svs --expression E --case-id TCGA-A4-8098 -o out")

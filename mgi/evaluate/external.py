@@ -21,10 +21,11 @@ def evaluate_table(
     output: Path,
     bootstrap_samples: int,
     device: str | None = None,
+    sources: Path | None = None,
 ) -> None:
     """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
 
-    `device` is `cpu`, `cuda`, or None for what this machine has.
+    `device` is `cpu`, `cuda`, or None for what this machine has; `sources` is as in `summarise`.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def evaluate_table(
     checkpoint.check_images(config, table.image_px, table.mpp, folder, images)
     model, device = placed(model, device)
     write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
-    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples)
+    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, sources=sources)
 
 
 def load_segmenter(folder: Path) -> Segmenter:

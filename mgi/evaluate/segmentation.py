@@ -1,7 +1,8 @@
 """Segmentation metrics per image and per patient, with bootstrap intervals over patients.
 
 The headline is the Dice of a patient over the whole volume or all slides, averaged over patients, folds pooled. Where
-reference and prediction are both empty, Dice and IoU are 1, for an image as for a patient.
+reference and prediction are both empty, Dice and IoU are 1, for an image as for a patient. Tumour that was annotated
+where no tile was kept is missed: its pixels count as false negatives of the patient.
 """
 
 import json
@@ -18,7 +19,7 @@ from scipy.stats import permutation_test
 from mgi.console import progress
 from mgi.errors import CohortError, ImageTableError
 from mgi.files import read_table, write_table, written_aside
-from mgi.prepare.images import decode_mask
+from mgi.prepare.images import SOURCES_SCHEMA, decode_mask
 
 PREDICTION_COLUMNS = ["case_id", "source_id", "x", "y", "z", "size", "mpp", "fold", "prediction", "reference"]
 PLANE = ["case_id", "source_id", "z"]
@@ -100,14 +101,17 @@ def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: float) -> np.n
     return plane.reshape(plane.shape[0] * edge, columns * edge, *tiles.shape[3:])
 
 
-def summarise(predictions: list[Path], output: Path, bootstrap_samples: int = 2000, seed: int = 0) -> None:
+def summarise(
+    predictions: list[Path], output: Path, bootstrap_samples: int = 2000, seed: int = 0, sources: Path | None = None
+) -> None:
     """Pool a variant's folds into metrics with 95% intervals.
 
     Writes `output` (JSON) and, beside it, per_image.parquet and per_patient.parquet. Every metric of the JSON has the
     form {"mean", "low", "high", "n"}: the mean over the n patients for whom it is defined and the percentile
     bootstrap interval over patients (Efron and Tibshirani, 1993, chapter 13); `pooled_dice` is the Dice of all
     patients' pixels counted together. `hd95` adds its unit: microns where every image states its mpp, else pixels of
-    the stored image.
+    the stored image. `untiled_tumour_share` is the share of the annotated tumour that lies in no tile; the Dice and IoU
+    of a patient count it as missed, the metrics by image and HD95 do not know of it. Null without `sources`.
 
     Parameters
     ----------
@@ -117,16 +121,18 @@ def summarise(predictions: list[Path], output: Path, bootstrap_samples: int = 20
         Resamples of the patients.
     seed
         Seed of the resampling; variants with the same patients are resampled alike.
+    sources
+        sources.parquet, or the status table of `mgi slide tile`: what tumour of the slides is in no tile.
 
     Raises
     ------
     CohortError
         If a case was tested in two folds, or no labelled image was.
     ImageTableError
-        If a table lacks a column, a prediction has another shape than its reference, or tiles overlap.
+        If a table lacks a column or a slide, a prediction has another shape than its reference, or tiles overlap.
     """
     per_image, planes, unit = _measure(predictions)
-    per_patient = _patients(per_image, planes)
+    per_patient = _patients(per_image, planes, _untiled(per_image, sources))
     resamples = _resamples(len(per_patient), bootstrap_samples, seed)
     metrics = {name: _interval(per_patient[name].to_numpy(), resamples) for name in PATIENT_METRICS}
     metrics["hd95"]["unit"] = unit
@@ -140,6 +146,7 @@ def summarise(predictions: list[Path], output: Path, bootstrap_samples: int = 20
         "iou": metrics["iou"],
         "hd95": metrics["hd95"],
         "empty_false_positive_rate": metrics["empty_false_positive_rate"],
+        "untiled_tumour_share": None if sources is None else _untiled_share(per_patient),
     }
     output = Path(output)
     write_table(per_image, output.parent / "per_image.parquet")
@@ -313,7 +320,25 @@ def _masks(rows: pd.DataFrame, column: str) -> np.ndarray:
     return np.stack(masks)
 
 
-def _patients(per_image: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
+def _untiled(per_image: pd.DataFrame, sources: Path | None) -> pd.Series:
+    """Annotated pixels of each case that lie in no tile, int64; index case_id."""
+    tested = per_image[["case_id", "source_id"]].drop_duplicates()
+    if sources is None:
+        return pd.Series(0, tested["case_id"].unique())
+    table = read_table(sources, "table of sources", SOURCES_SCHEMA.names, ImageTableError).to_pandas()
+    strangers = tested[~tested["source_id"].isin(table["source_id"])]
+    if len(strangers):
+        raise ImageTableError(f"{sources} does not tell of {strangers['source_id'].iloc[0]}; give that of these images")
+    pixels = tested.merge(table[["source_id", "untiled_tumour_px"]].fillna(0), on="source_id")
+    return pixels.groupby("case_id")["untiled_tumour_px"].sum().astype(np.int64)
+
+
+def _untiled_share(per_patient: pd.DataFrame) -> float:
+    tumour = int(per_patient["tp"].sum() + per_patient["fn"].sum())
+    return round(float(per_patient["untiled_tumour_px"].sum() / max(tumour, 1)), DECIMALS)
+
+
+def _patients(per_image: pd.DataFrame, planes: pd.DataFrame, untiled: pd.Series) -> pd.DataFrame:
     """Metrics of every patient, over the whole volume or all slides; NaN where a metric is not defined."""
     positive = ~per_image["reference_empty"]
     images = per_image.assign(
@@ -332,6 +357,7 @@ def _patients(per_image: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
         all_image_dice=("dice", "mean"),
         empty_false_positive_rate=("false_positive", "mean"),
     )
+    table = table.assign(untiled_tumour_px=untiled, fn=table["fn"] + untiled)
     distances = planes.groupby("case_id")["hd95"]
     counts = table["tp"], table["fp"], table["fn"]
     table = table.assign(dice=dice(*counts), iou=iou(*counts), hd95=distances.mean(), n_hd95_planes=distances.count())

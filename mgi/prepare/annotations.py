@@ -25,6 +25,11 @@ NAMED_SO = "name an annotation {slide}.geojson or {slide}_mask.tiff"
 class Annotation(Protocol):
     """Where the tumour is on one slide."""
 
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box around the tumour: left, top, right and bottom in level-0 pixels; all 0 where there is none."""
+        ...
+
     def mask(self, x: float, y: float, size: float, px: int) -> np.ndarray:
         """Rasterise a square window to uint8 [px, px] of 0 and 1: a pixel is tumour if its centre is.
 
@@ -38,6 +43,13 @@ class PolygonAnnotation:
     """Polygons as edges, float64 [edges, 4] of x0, y0, x1, y1 in level-0 pixels; holes are rings like others."""
 
     edges: np.ndarray
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box around the polygons: see `Annotation`."""
+        if not len(self.edges):
+            return (0.0, 0.0, 0.0, 0.0)
+        return (*self.edges[:, :2].min(axis=0), *self.edges[:, :2].max(axis=0))
 
     def mask(self, x: float, y: float, size: float, px: int) -> np.ndarray:
         """Fill by crossing number (even-odd rule): see `Annotation.mask`."""
@@ -61,6 +73,15 @@ class MaskAnnotation:
 
     pixels: np.ndarray
     scale: tuple[float, float]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box around the pixels that are tumour: see `Annotation`."""
+        columns, rows = np.flatnonzero(self.pixels.any(axis=0)), np.flatnonzero(self.pixels.any(axis=1))
+        if not len(rows):
+            return (0.0, 0.0, 0.0, 0.0)
+        across, down = self.scale
+        return columns[0] * across, rows[0] * down, (columns[-1] + 1) * across, (rows[-1] + 1) * down
 
     def mask(self, x: float, y: float, size: float, px: int) -> np.ndarray:
         """Take the nearest pixel of the coarse mask: see `Annotation.mask`."""

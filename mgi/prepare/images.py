@@ -39,6 +39,7 @@ SOURCES_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("n_images", pa.int32()),
         ("labelled", pa.bool_()),
+        ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
         ("table", pa.string()),
@@ -155,7 +156,8 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
                 continue
             for image in images:
                 add(image)
-            rows.append(record | {"status": "ok", "n_images": len(images), "labelled": True})
+            used = {"status": "ok", "n_images": len(images), "labelled": True, "untiled_tumour_px": 0}
+            rows.append(record | used)
     if sources is not None:
         write_sources(rows, sources)
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)

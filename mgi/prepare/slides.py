@@ -260,7 +260,11 @@ def _spool_tiles(
     for tile in _tiles(slide, grid, _kept(grid, min_tissue), tile_px, annotation):
         pickle.dump(identity | tile, spool)
         n_images += 1
-    return {"n_images": n_images, "mpp": resolution.mpp, "mpp_from": resolution.source}
+    record = {"n_images": n_images, "mpp": resolution.mpp, "mpp_from": resolution.source}
+    if annotation is None:
+        return record
+    untiled = _untiled_tumour_px(annotation, grid.edge, _kept(grid, min_tissue), slide.dimensions, tile_px)
+    return record | {"untiled_tumour_px": untiled}
 
 
 def _resolution(slide: openslide.OpenSlide, default_mpp: float | None, mpp: float) -> Resolution:
@@ -338,6 +342,27 @@ def _tiles(
                 place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge}
                 band.append(place | {"tissue_fraction": fraction, "image": encode_jpeg(pixels), "mask": mask})
         yield from sorted(band, key=lambda tile: (tile["y"], tile["x"]))
+
+
+def _untiled_tumour_px(
+    annotation: Annotation, edge: float, kept: np.ndarray, dimensions: tuple[int, int], tile_px: int
+) -> int:
+    """Count the annotated pixels, of the tiles' size, in no kept tile; the margins too narrow for a tile count."""
+    (width, height), (left, top, right, bottom) = dimensions, annotation.bounds
+    x, y = (np.rint(np.arange(int(np.ceil(length / edge))) * edge) for length in dimensions)
+    tiled = np.zeros((len(y), len(x)), bool)
+    tiled[: kept.shape[0], : kept.shape[1]] = kept
+    near = np.outer((y < bottom) & (y + edge > top), (x < right) & (x + edge > left))
+    count = 0
+    for row, column in np.argwhere(near & ~tiled):
+        mask = annotation.mask(x[column], y[row], edge, tile_px)
+        # What an annotator drew beyond the slide is no tissue.
+        across, down = (
+            int(np.ceil((length - corner) / edge * tile_px - 0.5))
+            for length, corner in ((width, x[column]), (height, y[row]))
+        )
+        count += int(mask[:down, :across].sum())
+    return count
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mgi.errors import CohortError, ImageTableError, MissingInputError
 from mgi.evaluate import segmentation
 from mgi.evaluate.segmentation import compare, confusion, dice, hd95, iou, stitch, summarise
 from mgi.files import write_table
-from mgi.prepare.images import encode_mask
+from mgi.prepare.images import encode_mask, write_sources
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, int] = (24, 20), share: float = 0.3) -> np.ndarray:
@@ -185,9 +185,40 @@ def test_summary_has_one_form_for_every_metric(volume: Path) -> None:
     assert summary["positive_image_dice"]["n"] == 1
     assert summary["hd95"]["unit"] == "pixels" and summary["hd95"]["n"] == 1
     assert summary["pooled_dice"]["mean"] == pytest.approx(0.5)
-    for metric in set(summary) - {"n_patients", "n_images"}:
+    assert summary["untiled_tumour_share"] is None
+    for metric in set(summary) - {"n_patients", "n_images", "untiled_tumour_share"}:
         assert {"mean", "low", "high", "n"} <= set(summary[metric])
         assert summary[metric]["low"] <= summary[metric]["mean"] <= summary[metric]["high"]
+
+
+def test_tumour_in_no_tile_counts_as_missed(tmp_path: Path) -> None:
+    square = np.zeros((10, 10), bool)
+    square[2:6, 2:6] = True
+    rows = [prediction_row(case, square, square, source_id=f"{case}-0{n}") for case in "AB" for n in (1, 2)]
+    path = write_predictions(tmp_path / "p.parquet", rows)
+    untiled = {"A-01": 10, "A-02": 22, "B-01": 0, "B-02": None, "C-01": 99}
+    write_sources(
+        [
+            {"source_id": name, "case_id": name[0], "status": "ok", "untiled_tumour_px": count}
+            for name, count in untiled.items()
+        ],
+        tmp_path / "sources.parquet",
+    )
+    summarise([path], tmp_path / "summary.json", 100, sources=tmp_path / "sources.parquet")
+    patients = pd.read_parquet(tmp_path / "per_patient.parquet").set_index("case_id")
+    assert patients["untiled_tumour_px"].to_dict() == {"A": 32, "B": 0}
+    assert patients["dice"].to_dict() == pytest.approx({"A": 2 * 32 / (2 * 32 + 32), "B": 1})
+    assert patients["iou"].to_dict() == pytest.approx({"A": 32 / 64, "B": 1})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["untiled_tumour_share"] == pytest.approx(32 / 96, abs=1e-6)
+    assert summary["pooled_dice"]["mean"] == pytest.approx(2 * 64 / (2 * 64 + 32))
+
+
+def test_sources_that_lack_a_slide_are_refused(tmp_path: Path) -> None:
+    path = write_predictions(tmp_path / "p.parquet", [prediction_row("A", *np.zeros((2, 4, 4), bool))])
+    write_sources([{"source_id": "B-01", "case_id": "B", "status": "ok"}], tmp_path / "sources.parquet")
+    with pytest.raises(ImageTableError, match=r"sources\.parquet does not tell of A-01"):
+        summarise([path], tmp_path / "summary.json", 100, sources=tmp_path / "sources.parquet")
 
 
 def test_undefined_metric_is_null_and_does_not_break_json(tmp_path: Path) -> None:

@@ -114,6 +114,31 @@ def test_masks_are_cut_from_the_annotation(slide, tmp_path):
     assert pq.read_table(tmp_path / "s.parquet")["labelled"].to_pylist() == [True]
 
 
+@pytest.mark.parametrize("form", ["polygon", "mask", "far"])
+def test_annotated_tumour_in_no_tile_is_counted(tmp_path, form):
+    """The tissue spans 125 to 875 of 1,000, tiles end at 960, and the drawing leaves the slide."""
+    slide = write_slide(tmp_path / f"{CASE}.svs", tissue_picture(1000, 1000), 0.5)
+    left, top, right, bottom = (100, 200, 1200, 700) if form != "far" else (20, 20, 60, 100)
+    (tmp_path / "notes").mkdir()
+    if form == "mask":
+        pixels = np.zeros((100, 100), np.uint8)
+        pixels[top // 10 : bottom // 10, left // 10 : right // 10] = 255
+        Image.fromarray(pixels).save(tmp_path / "notes" / f"{CASE}_mask.tiff")
+    else:
+        ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        (tmp_path / "notes" / f"{CASE}.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    tiles = tiled([slide], tmp_path / "t.parquet", annotations=tmp_path / "notes", status=tmp_path / "s.parquet")
+    tiled_px = sum(decode_mask(mask).sum() for mask in tiles["mask"])
+    (untiled,) = pq.read_table(tmp_path / "s.parquet")["untiled_tumour_px"].to_pylist()
+    assert untiled > 0 and (tiled_px > 0) == (form != "far")
+    assert untiled + tiled_px == (min(right, 1000) - left) * (bottom - top)
+
+
+def test_slide_without_annotation_has_no_count_of_tumour_in_no_tile(slide, tmp_path):
+    tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
+    assert pq.read_table(tmp_path / "s.parquet")["untiled_tumour_px"].to_pylist() == [None]
+
+
 def test_bad_slides_are_recorded_with_their_reasons_and_the_run_goes_on(slide, tmp_path):
     (tmp_path / "TCGA-S1-0002.svs").write_text("no slide at all")
     cut = tmp_path / "TCGA-S1-0003.svs"

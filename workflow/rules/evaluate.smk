@@ -60,6 +60,7 @@ rule summarise:
             "results/{{cohort}}/finetune/{{variant}}/fold{fold}/predictions.parquet",
             fold=FOLDS,
         ),
+        sources="results/{cohort}/sources.parquet",
     output:
         summary="results/{cohort}/finetune/{variant}/summary.json",
         per_patient="results/{cohort}/finetune/{variant}/per_patient.parquet",
@@ -80,8 +81,8 @@ rule summarise:
         bootstrap_samples=CFG.evaluate.bootstrap_samples,
         seed=CFG.seed,
     shell:
-        "python -m mgi summarise {input.predictions:q} --bootstrap-samples {params.bootstrap_samples} "
-        "--seed {params.seed} -o {output.summary:q} > {log} 2>&1"
+        "python -m mgi summarise {input.predictions:q} --sources {input.sources:q} "
+        "--bootstrap-samples {params.bootstrap_samples} --seed {params.seed} -o {output.summary:q} > {log} 2>&1"
 
 
 rule compare:
