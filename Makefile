@@ -20,7 +20,7 @@ demo: .venv/.installed
 	@mgi report table results/simulated
 
 test: lint
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/.installed
 	ruff check .
