@@ -75,5 +75,8 @@ def transfer(polls: Iterable[int], what: str, total: int) -> Iterator[int]:
         if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             rate = max(done - first, 0) / (said - started)
-            left = f"{(total - done) / rate / 60:.0f} min left" if rate else "time left unknown"
-            log.info("%s: %.1f of %.1f MB, %.1f MB/s, %s", what, done / 1e6, total / 1e6, rate / 1e6, left)
+            # Of some files the size is not known beforehand.
+            known = total > done
+            of = f" of {total / 1e6:.1f}" if known else ""
+            left = f"{(total - done) / rate / 60:.0f} min left" if known and rate else "time left unknown"
+            log.info("%s: %.1f%s MB, %.1f MB/s, %s", what, done / 1e6, of, rate / 1e6, left)

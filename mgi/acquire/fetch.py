@@ -6,6 +6,7 @@ that two processes never write one file. The manifest's md5 decides what a file 
 """
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,14 @@ except ImportError:  # Windows
 
 MISMATCHES = 4
 MIRROR_TRIES = 2
+# So many files in a row, and a mirror is not asked any more.
+MIRROR_FAILURES = 3
+# A server that worked and has given nobody anything for the first of these is down, and is waited for up to the second.
+OUTAGE_AFTER_SECONDS = 60.0
+OUTAGE_SECONDS = 3600.0
+# A server that sends less in such a time has stalled.
+STALL_SECONDS = 120.0
+STALL_BYTES = 1 << 16
 # A piece of this size is still in the cache when it is summed and written.
 CHUNK = 1 << 18
 PROGRESS = 1 << 20
@@ -97,12 +106,21 @@ def fetch(
     ManifestError
         If the manifest is unusable, or holds nothing of what is asked for.
     ConfigError, MissingInputError
-        If the token or a mirror cannot be used.
+        If an address, the token or a mirror cannot be used, or `partial` is on another file system than `out`.
     FetchError
         If the disk is too small, or any file could not be fetched; all others are kept.
     """
     frame = wanted(read_manifest(manifest), manifest, data_type, file_ids).iloc[rows]
+    if frame.empty:
+        raise ManifestError(
+            f"manifest {manifest} holds no file to fetch: it is empty, or ends before the rows asked for"
+        )
+    # Beside the folder itself, should it be given as `.`.
+    beside = receipt or Path(f"{os.path.abspath(out)}.tsv")
+    status = status or beside.with_suffix(".status.tsv")
     staging = partial or out
+    if _there(staging).stat().st_dev != _there(out).stat().st_dev:
+        raise ConfigError(f"{staging} and {out} are on different file systems; files could not be moved between them")
     files = [_File.of(row, out, staging) for row in frame.itertuples()]
     refuse_without_room(sum(file.missing_bytes() for file in files), staging)
     meter = _Meter(sum(file.size or 0 for file in files), patience=max(2 * workers, 8))
@@ -112,12 +130,12 @@ def fetch(
         sources = [_mirror(address, workers, stack) for address in mirrors or []]
         token = web.read_token(token_file) if token_file else None
         gdc = stack.enter_context(web.Server(url, workers, token))
-        sources.append(_Site(gdc, "/data/{file_id}", web.TRIES, MISMATCHES))
+        sources.append(_Site(gdc, "/data/{file_id}", web.TRIES, MISMATCHES, patient=True))
         outcomes = [_Outcome(file.file_id, file.name) for file in files]
         try:
             _all_done(lambda file, outcome: _obtain(file, sources, meter, outcome), files, outcomes, workers, meter)
         finally:
-            _write_status(outcomes, status or (receipt or out.with_name(f"{out.name}.tsv")).with_suffix(".status.tsv"))
+            _write_status(outcomes, status)
     _refuse_failures(outcomes, staging)
     if partial is not None:
         _move(files)
@@ -200,8 +218,7 @@ class _Outcome:
 
 def refuse_without_room(needed: int, folder: Path) -> None:
     """Raise `FetchError` if the disk of `folder` has not `needed` bytes free."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_there(folder)).free
     if needed > free:
         raise FetchError(
             f"{needed / 1e9:.1f} GB are to be fetched to {folder}, but its disk has {free / 1e9:.1f} GB free; make "
@@ -209,15 +226,22 @@ def refuse_without_room(needed: int, folder: Path) -> None:
         )
 
 
+def _there(folder: Path) -> Path:
+    """Give the folder, or the nearest above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 class _Meter:
     """Bytes done and received over all downloads, and whether they should stop.
 
-    `patience` is how many files in a row may fail for good, with no byte received meanwhile, before the rest is left.
+    `patience` is how many files in a row may fail for good, with no byte received meanwhile, before each of the rest is
+    asked for once only.
     """
 
     def __init__(self, total: int, patience: int):
         self.total, self.patience = total, patience
         self.done = self.received = self.in_vain = 0
+        self.last_received = -math.inf
         self.stop = web.Stop()
         self._lock = threading.Lock()
 
@@ -228,6 +252,7 @@ class _Meter:
             if received:
                 self.received += count
                 self.in_vain = 0
+                self.last_received = time.monotonic()
 
     def failed(self) -> None:
         """Count a file whose source could not be reached."""
@@ -285,9 +310,6 @@ def _polled(threads: list[threading.Thread], meter: _Meter) -> Iterator[int]:
 
 def _obtain(file: _File, sources: list["_Source"], meter: _Meter, outcome: _Outcome) -> None:
     """Make sure that a file is there and complete, and say in `outcome` what became of it."""
-    if meter.hopeless:
-        outcome.reason = "the server could not be reached for the files before it"
-        return
     started = time.monotonic()
     try:
         outcome.state = _fetched(file, sources, meter, outcome)
@@ -400,7 +422,8 @@ class _Part:
         self.have = 0
 
     def append(self, read: Callable[[], bytes]) -> None:
-        """Append what `read` gives until it gives nothing, or more than the file holds."""
+        """Append what `read` gives until it gives nothing, hardly anything, or more than the file holds."""
+        since, before = time.monotonic(), self.have
         while chunk := read():
             if self.meter.stop.is_set():
                 raise FetchError("interrupted")
@@ -411,6 +434,10 @@ class _Part:
             self.meter.add(len(chunk), received=True)
             if self.file.size is not None and self.have > self.file.size:
                 return
+            if time.monotonic() - since > STALL_SECONDS:
+                if self.have - before < STALL_BYTES:
+                    raise web.TryAgain(f"the server sent {self.have - before} bytes in {STALL_SECONDS:.0f} s")
+                since, before = time.monotonic(), self.have
 
     def sync(self) -> None:
         """Flush the file to the disk."""
@@ -437,10 +464,16 @@ class _Exhausted(FetchError):
 
 
 class _Source(Protocol):
-    """Where files come from, and how often it may fail for one."""
+    """Where files come from, and how often it may fail for one.
+
+    Whether it is `patient`ly waited for: through an outage, and as long as it asks. `failures` counts the files in a
+    row that it failed for.
+    """
 
     tries: int
     mismatches: int
+    patient: bool
+    failures: int
 
     def stream(self, part: _Part) -> None:
         """Append what is missing of a file."""
@@ -450,9 +483,10 @@ class _Folder:
     """A mirror on this machine."""
 
     tries = mismatches = 1
+    patient = False
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.failures = folder, 0
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -473,8 +507,9 @@ class _Folder:
 class _Site:
     """The GDC, or a mirror on the web; `path` is what follows the address."""
 
-    def __init__(self, server: web.Server, path: str, tries: int, mismatches: int):
+    def __init__(self, server: web.Server, path: str, tries: int, mismatches: int, patient: bool):
         self.server, self.path, self.tries, self.mismatches = server, path, tries, mismatches
+        self.patient, self.failures = patient, 0
 
     def __str__(self) -> str:
         return self.server.address
@@ -513,21 +548,30 @@ def _mirror(address: str, workers: int, stack: ExitStack) -> _Source:
         raise ConfigError(f"the mirror {address} has {{{min(unknown)}}}; only {{file_id}} and {{file_name}} are known")
     cut = address.rfind("/", 0, address.index("{")) if "{" in address else len(address)
     base, path = address[:cut], address[cut:] or "/data/{file_id}"
+    server = stack.enter_context(web.Server(base, workers))
     if not urlsplit(base).hostname:
         raise ConfigError(f"the mirror {address} names no host before its first '{{'")
-    return _Site(stack.enter_context(web.Server(base, workers)), path, MIRROR_TRIES, 1)
+    return _Site(server, path, MIRROR_TRIES, 1, patient=False)
 
 
 def _from_any(sources: list[_Source], part: _Part, outcome: _Outcome) -> None:
     """Complete a `.part` from the first source that can; the last one's failure is final."""
     for source in sources[:-1]:
+        if source.failures >= MIRROR_FAILURES:
+            continue
         try:
             _from(source, part, outcome)
+            source.failures = 0
             return
         except (FetchError, OSError) as problem:
             if part.meter.stop.is_set():
                 raise
             log.debug("%s: %s: %s; the next source is tried", part.file.name, source, problem)
+            if isinstance(problem, _Exhausted):
+                source.failures += 1
+                if source.failures == MIRROR_FAILURES:
+                    log.warning("the mirror %s failed for %d files in a row and is left out: %s",
+                                source, MIRROR_FAILURES, problem)  # fmt: skip
     try:
         _from(sources[-1], part, outcome)
     except _Exhausted:
@@ -539,8 +583,10 @@ def _from(source: _Source, part: _Part, outcome: _Outcome) -> None:
     """Complete a `.part` from one source, attempt by attempt.
 
     An attempt that brings the file further, by a hundredth or a mebibyte, starts the count of failures anew: a week's
-    downloads meet more broken connections than any limit on their number allows for.
+    downloads meet more broken connections than any limit on their number allows for. While a server that worked fails
+    everybody, the count does not matter: it is waited for.
     """
+    meter = part.meter
     failures = mismatches = 0
     furthest = part.have
     step = max(min((part.file.size or PROGRESS) // 100, PROGRESS), 1)
@@ -556,10 +602,15 @@ def _from(source: _Source, part: _Part, outcome: _Outcome) -> None:
             mismatches += isinstance(problem, _Mismatch)
             failures = 1 if part.have >= furthest + step else failures + 1
             furthest = max(furthest, part.have)
-            if failures >= source.tries or mismatches >= source.mismatches:
+            silent = time.monotonic() - meter.last_received
+            down = web.is_outage(problem) and OUTAGE_AFTER_SECONDS <= silent < OUTAGE_SECONDS
+            exhausted = failures >= (1 if meter.hopeless else source.tries) and not (down and source.patient)
+            if exhausted or mismatches >= source.mismatches:
                 final = FetchError if mismatches else _Exhausted
                 raise final(f"{web.reason(problem)} (after {outcome.attempts} attempts)") from None
-            part.meter.stop.pause(web.pause_before(failures, problem))
+            pause = web.pause_before(failures, problem if source.patient else web.TryAgain(""))
+            log.info("%s: %s; attempt %d in %.0f s", part.file.name, web.reason(problem), outcome.attempts + 1, pause)
+            meter.stop.pause(pause)
 
 
 def _write_status(outcomes: list[_Outcome], path: Path) -> None:

@@ -19,6 +19,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.exceptions import ChunkedEncodingError
 
+from mgi.console import log
 from mgi.errors import ConfigError, FetchError, MissingInputError
 from mgi.files import existing
 
@@ -33,11 +34,14 @@ TOKEN_HEADER = "X-Auth-Token"
 
 
 class TryAgain(Exception):
-    """A failure that another attempt may mend; `after` is how long the server asks to wait, seconds."""
+    """A failure that another attempt may mend.
 
-    def __init__(self, reason: str, after: float = 0.0):
+    `after` is how long the server asks to wait, seconds; `outage` whether it would answer any request so.
+    """
+
+    def __init__(self, reason: str, after: float = 0.0, outage: bool = False):
         super().__init__(reason)
-        self.after = after
+        self.after, self.outage = after, outage
 
 
 PASSING = (
@@ -83,13 +87,16 @@ class Server:
     Raises
     ------
     ConfigError
-        If a token would travel unencrypted to another machine.
+        If it is no address, or a token would travel unencrypted to another machine.
     """
 
     def __init__(self, address: str, workers: int = 1, token: str | None = None):
         self.address, self._token = address.rstrip("/"), token
-        parts = urlsplit(address)
-        self._origin = _origin(parts)
+        try:
+            parts = urlsplit(address)
+            self._origin = _origin(parts)
+        except ValueError as problem:
+            raise ConfigError(f"{address} is no address of a server: {problem}") from None
         if token is not None and parts.scheme != "https" and not _is_loopback(parts):
             raise ConfigError(f"the GDC token is not sent to {self.address}, which is not encrypted; use https://")
         self._session = requests.Session()
@@ -165,7 +172,9 @@ def check(answer: requests.Response) -> None:
     if code in (requests.codes.ok, requests.codes.partial_content):
         return
     if code in (requests.codes.request_timeout, requests.codes.too_many_requests) or code >= 500:
-        raise TryAgain(f"the server answered {code} {answer.reason}", _retry_after(answer.headers.get("Retry-After")))
+        outage = code in (requests.codes.too_many_requests, requests.codes.service_unavailable)
+        after = _retry_after(answer.headers.get("Retry-After"))
+        raise TryAgain(f"the server answered {code} {answer.reason}", after, outage)
     if code in (requests.codes.unauthorized, requests.codes.forbidden):
         raise FetchError(
             f"the server refused it ({code}): it is controlled access, not open; give a GDC token that may read it "
@@ -195,6 +204,11 @@ def pause_before(attempt: int, problem: Exception) -> float:
     """Seconds to wait before the next attempt: doubling, by chance more or less, and no less than the server asks."""
     backoff = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
     return max(backoff * random.uniform(0.5, 1.5), getattr(problem, "after", 0.0))
+
+
+def is_outage(problem: Exception) -> bool:
+    """Whether a passing failure is the whole server's rather than one file's."""
+    return problem.outage if isinstance(problem, TryAgain) else True
 
 
 def refuse_lasting(problem: Exception) -> None:
@@ -237,7 +251,9 @@ def retried(attempt: Callable[[], Any]) -> Any:
             refuse_lasting(problem)
             if number == TRIES:
                 raise FetchError(f"{reason(problem)} (after {number} attempts)") from None
-            time.sleep(pause_before(number, problem))
+            pause = pause_before(number, problem)
+            log.info("%s; attempt %d of %d in %.0f s", reason(problem), number + 1, TRIES, pause)
+            time.sleep(pause)
 
 
 def json_of(server: Server, method: str, path: str, body: dict | None = None) -> Any:

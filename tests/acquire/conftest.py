@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mgi.acquire import gdc, web
+from mgi.acquire import fetch, gdc, web
 from mgi.acquire.simulate import ANNOTATION_FILE_ID, PROJECT, simulate_cohort
 
 TINY = {"cases": 4, "seed": 7, "genes": 1000, "slide_px": 512}
@@ -35,5 +35,6 @@ def own_cohort(cohort: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries without pauses."""
+    """Retries without pauses, and no patience with an outage."""
     monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(fetch, "OUTAGE_SECONDS", 0.0)

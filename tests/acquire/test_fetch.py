@@ -1,6 +1,7 @@
 """Downloads that end complete, or say why not, and never begin anew what is done."""
 
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -212,7 +215,9 @@ def test_interrupted_command_does_not_wait_for_a_silent_server(one_file, tmp_pat
 
     with scripted([falls_silent]) as (url, _):
         command = [sys.executable, "-m", "mgi", "gdc", "fetch", one_file, "--output", tmp_path / "got"]
-        process = subprocess.Popen([*command, "--api-url", url], stderr=subprocess.PIPE, text=True)
+        # Where the tests run in the background, SIGINT may be ignored, and a child would ignore it too.
+        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([*command, "--api-url", url], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
         try:
             assert asked.wait(60)
             part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
@@ -358,13 +363,107 @@ def test_every_file_has_its_line_in_the_log(tmp_path, caplog):
         assert len([line for line in caplog.messages if line.startswith("fetched counts.tsv") and file_id in line]) == 1
 
 
-def test_server_that_is_down_is_not_asked_for_every_file(tmp_path, no_waiting):
+def test_server_that_is_down_is_asked_once_for_what_is_left(tmp_path, no_waiting):
     files = contents(60, 1, 9)
     with scripted([says(500)]) as (url, seen), pytest.raises(FetchError, match="60 of 60"):
         fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
-    assert len(seen) == 8 * web.TRIES
-    status = pd.read_csv(tmp_path / "got.status.tsv", sep="\t")
-    assert status.state.value_counts().to_dict() == {"failed": 8, "not tried": 52}
+    assert len(seen) == 8 * web.TRIES + 52
+
+
+def test_files_that_the_server_cannot_give_do_not_keep_the_others_back(tmp_path, no_waiting):
+    files = contents(30, 1, 9)
+    bad = sorted(files)[:9]
+
+    def answer(handler):
+        file_id = handler.path.split("/")[-1]
+        (says(500) if file_id in bad else says(200, files[file_id]))(handler)
+
+    with scripted([answer]) as (url, _), pytest.raises(FetchError, match=r"9 of 30 .*: the server answered 500"):
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
+    status = pd.read_csv(tmp_path / "got.status.tsv", sep="\t").set_index("file_id").state
+    assert {file_id for file_id in files if status[file_id] == "failed"} == set(bad)
+
+
+@pytest.mark.parametrize(("code", "saved"), [(503, True), (500, False)])
+def test_outage_of_a_server_that_worked_is_waited_for(tmp_path, no_waiting, monkeypatch, code, saved):
+    """A 500 is the file's own: it is not worth an hour."""
+    monkeypatch.setattr(stage, "OUTAGE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "OUTAGE_SECONDS", 60.0)
+    files = contents(2, 1, 9)
+    good = serving(files)
+    with scripted([good, *[says(code)] * (2 * web.TRIES), good]) as (url, _):
+        if saved:
+            fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
+        else:
+            with pytest.raises(FetchError, match="1 of 2"):
+                fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
+
+
+def test_server_that_sends_a_byte_now_and_then_has_stalled(one_file, tmp_path, no_waiting, monkeypatch):
+    monkeypatch.setattr(stage, "STALL_SECONDS", 0.2)
+
+    def drips(handler):
+        says(200, CONTENT[:5000], stated=len(CONTENT))(handler)
+        with suppress(OSError):
+            for byte in CONTENT[5000:5400]:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.01)
+
+    def rest(handler):
+        start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        assert 5000 < start < 5400
+        rest_of(start)(handler)
+
+    with scripted([drips, rest]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert len(seen) == 2
+
+
+def test_folder_may_be_the_one_at_hand(one_file, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with scripted([says(200, CONTENT)]) as (url, _):
+        fetch(one_file, Path("."), url, 1)
+    assert (tmp_path / "here" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
+    assert (tmp_path / "here.status.tsv").is_file()
+
+
+def test_rows_beyond_the_manifest_are_refused(one_file, tmp_path):
+    with pytest.raises(ManifestError, match=r"one\.parquet holds no file to fetch"):
+        fetch(one_file, tmp_path / "got", "http://127.0.0.1:9", 1, rows=slice(5, 9))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_partial_files_on_another_file_system_are_refused_before_anything_is_fetched(one_file, tmp_path):
+    with scripted([says(200, CONTENT)]) as (url, seen), pytest.raises(ConfigError, match="different file systems"):
+        fetch(one_file, tmp_path / "got", url, 1, partial=Path("/dev/shm/mgi-partial"))
+    assert seen == []
+
+
+@pytest.mark.parametrize("address", ["http://localhost:80a", "http://localhost:99999", "http://[::1"])
+def test_address_that_is_none_is_refused(one_file, tmp_path, address):
+    with pytest.raises(ConfigError, match="is no address of a server"):
+        fetch(one_file, tmp_path / "got", address, 1)
+    with pytest.raises(ConfigError, match="is no address of a server"):
+        fetch(one_file, tmp_path / "got", "http://127.0.0.1:9", 1, mirrors=[address])
+
+
+def test_mirror_that_is_down_is_left_out_after_three_files(tmp_path, no_waiting, caplog):
+    files = contents(6, 1, 9)
+    with scripted([says(503, Retry_After="600")]) as (mirror, asked), scripted([serving(files)]) as (url, _):
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1, mirrors=[mirror])
+    assert len(asked) == 3 * stage.MIRROR_TRIES
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "failed for 3 files in a row and is left out: the server answered 503" in said
+
+
+def test_bytes_are_on_the_disk_before_the_file_has_its_name(one_file, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(stage.os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(stage.os, "replace", lambda *paths: synced.append("named"))
+    with scripted([says(200, CONTENT)]) as (url, _), suppress(FileNotFoundError):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert synced[:2] == [len(CONTENT), "named"]
 
 
 def test_rows_divide_the_files_among_jobs(tmp_path):
@@ -560,6 +659,14 @@ def test_partial_file_of_unknown_size_is_resumed(tmp_path):
     with scripted([says(416, Content_Range=f"bytes */{len(CONTENT)}")]) as (url, seen):
         fetch(manifest, tmp_path / "got", url, 1)
     assert seen == [f"bytes={len(CONTENT)}-"]
+
+
+def test_progress_without_a_known_size_promises_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", -1.0)
+    with caplog.at_level("INFO", "mgi"):
+        list(console.transfer(iter([0, 2_600_000]), "fetched", 0))
+    assert [message for message in caplog.messages if "fetched: 2.6 MB, " in message and "unknown" in message]
+    assert not [message for message in caplog.messages if " of 0.0" in message]
 
 
 def test_progress_in_a_log_tells_bytes_rate_and_time_left(caplog, monkeypatch):
