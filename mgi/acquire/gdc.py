@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mgi.acquire.serve import endpoint
-from mgi.acquire.web import Server, json_of
+from mgi.acquire.web import NotThereError, Server, json_of
 from mgi.config import GDC_API, GENCODE_V36_FILE_ID
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError, ManifestError
@@ -64,6 +64,8 @@ SAMPLE_TYPES = {
     "10": "Blood Derived Normal",
     "11": "Solid Tissue Normal",
 }
+# Codes from here on are normal tissue, controls and cell lines.
+NOT_TUMOUR = "10"
 RULES = ("all", "first", "best")
 GENCODE_V36 = {
     "file_id": GENCODE_V36_FILE_ID,
@@ -73,6 +75,7 @@ GENCODE_V36 = {
 }
 
 PAGE = 500
+MOST_BYTES = 1 << 53
 MD5 = re.compile(r"[0-9a-f]{32}")
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -118,8 +121,9 @@ def query(
     slides
         Any of `diagnostic` (FFPE, the default) and `frozen`.
     sample_types
-        Only these, in the GDC's words, in this order of preference; by default everything but normal tissue, primary
-        tumours first. A barcode's sample code decides, or where there is none the GDC's field.
+        Only these, in the GDC's words, in this order of preference; by default everything but normal tissue,
+        controls and cell lines, primary tumours first. A barcode's sample code decides, or where there is none the
+        GDC's field.
     aliquots, slides_per_case
         `all`, `first` or `best`.
     exclude
@@ -142,17 +146,18 @@ def query(
     excluded = read_exclusions(exclude) if exclude else {}
     rows, left_out = [], set()
     with endpoint(api_url) as url, Server(url) as server:
-        release = json_of(server, "GET", "/status").get("data_release")
+        release = _release(server)
         for project, kind in itertools.product(projects, kinds):
             narrowing = (
                 {"analysis.workflow_type": ["STAR - Counts"]}
                 if kind == EXPRESSION
                 else {"experimental_strategy": strategies}
             )
-            found = [_row(record, kind, project) for record in _files(server, project, kind, narrowing)]
-            kept = [row for row in found if row["file_id"] not in excluded]
-            left_out |= {row["file_id"] for row in found} - {row["file_id"] for row in kept}
-            rows += _chosen(kept, kind, project, rules[kind], sample_types, strategies)
+            records = _files(server, project, kind, narrowing)
+            kept = [record for record in records if record.get("file_id") not in excluded]
+            left_out |= {record["file_id"] for record in records if record.get("file_id") in excluded}
+            found = [_row(record, kind, project) for record in kept]
+            rows += _chosen(found, kind, project, rules[kind], sample_types, strategies)
         if annotation_file_id is not None:
             rows.append(_annotation_row(server, annotation_file_id))
     _report(excluded, left_out)
@@ -160,6 +165,13 @@ def query(
     _refuse_duplicates([row["file_id"] for row in rows], "the answer of the GDC")
     write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata({RELEASE_KEY: str(release).encode()})), out)
     log.info("%d files of %s pinned in %s (%s)", len(rows), ", ".join(projects), out, release)
+
+
+def _release(server: Server) -> str | None:
+    status = json_of(server, "GET", "/status")
+    if not isinstance(status, dict):
+        raise FetchError(f"{server.address}/status answers no status: {str(status)[:200]}; is it the GDC's API?")
+    return status.get("data_release")
 
 
 def kind_of(name: str) -> str:
@@ -199,15 +211,15 @@ def read_exclusions(path: Path | str) -> dict[str, str]:
             raise ManifestError(
                 f"line {number} of the exclusion table {path} needs a GDC file id (a UUID) and a reason"
             )
-    return dict(zip(table.file_id, table.reason, strict=True))
+    return dict(zip(table.file_id.str.lower(), table.reason, strict=True))
 
 
 def _report(excluded: dict[str, str], left_out: set[str]) -> None:
-    """Say of every excluded file that it was left out, and how many were not there."""
+    """Say of every excluded file that it was left out, or that it was not there."""
     for file_id in sorted(left_out):
         log.info("excluded %s: %s", file_id, excluded[file_id])
-    if len(excluded) > len(left_out):
-        log.info("%d excluded files are not among those of the query", len(excluded) - len(left_out))
+    for file_id in sorted(set(excluded) - left_out):
+        log.info("excluded %s is not among the files of the query", file_id)
 
 
 def _equals(field: str, value: str) -> dict:
@@ -244,12 +256,15 @@ def _listed(server: Server, filters: dict, fields: str) -> list[dict]:
     records: list[dict] = []
     while True:
         body = {"filters": filters, "fields": fields, "from": len(records), "size": PAGE, "sort": "file_id:asc"}
-        data = json_of(server, "POST", "/files", {**body, "format": "JSON"})["data"]
-        records += data["hits"]
-        total = data["pagination"]["total"]
+        answer = json_of(server, "POST", "/files", {**body, "format": "JSON"})
+        try:
+            hits, total = answer["data"]["hits"], answer["data"]["pagination"]["total"]
+        except (KeyError, TypeError):
+            raise FetchError(f"{server.address}/files answers no list of files: {str(answer)[:200]}") from None
+        records += hits
         if len(records) >= total:
             return records
-        if not data["hits"]:
+        if not hits:
             raise FetchError(
                 f"{server.address} lists {len(records)} of {total} files and then nothing; try again later"
             )
@@ -261,13 +276,16 @@ def _row(record: dict, kind: str, project: str) -> dict:
         cases = record["cases"]
         if len(cases) != 1:
             raise ManifestError(
-                f"file {record['file_id']} belongs to {len(cases)} cases; only files of one case can be used"
+                f"file {record['file_id']} belongs to {len(cases)} cases; only files of one case can be used: exclude "
+                "it (gdc.exclude)"
             )
         barcodes = list(_leaves(cases[0], BARCODE_FIELD[kind].split(".")[1:]))
         if kind == SLIDES and len(barcodes) != 1:
             # The GDC may list every slide of the portion; the file is named after its own.
             barcodes = [record["file_name"].split(".")[0]]
-        return {
+        if not barcodes:
+            raise KeyError(BARCODE_FIELD[kind])
+        row = {
             "file_id": record["file_id"],
             "file_name": basename(record["file_name"]),
             "md5": record["md5sum"],
@@ -278,8 +296,15 @@ def _row(record: dict, kind: str, project: str) -> dict:
             "aliquot": min(barcodes),
             "project": project,
         }
-    except (KeyError, IndexError, ValueError) as problem:
-        raise ManifestError(f"the GDC's record of file {record.get('file_id')} lacks {problem}") from None
+        empty = [name for name, value in row.items() if value is None]
+        if empty:
+            raise KeyError(empty[0])
+    except (KeyError, IndexError, TypeError) as problem:
+        raise ManifestError(
+            f"the GDC's record of file {record.get('file_id')} lacks {problem}; exclude it (gdc.exclude), or report it "
+            "to the GDC"
+        ) from None
+    return row
 
 
 def _sample_type(barcode: str) -> str | None:
@@ -325,7 +350,10 @@ def _is_wanted(row: dict, kind: str, sample_types: list[str] | None, strategies:
         asked = STRATEGIES["diagnostic" if _is_diagnostic(row["aliquot"]) else "frozen"]
         if asked not in strategies:
             return False
-    return row["sample_type"] in sample_types if sample_types else "Normal" not in row["sample_type"]
+    if sample_types:
+        return row["sample_type"] in sample_types
+    match = BARCODE.match(row["aliquot"])
+    return match["sample"] < NOT_TUMOUR if match else "Normal" not in row["sample_type"]
 
 
 def _is_diagnostic(barcode: str) -> bool | None:
@@ -389,7 +417,7 @@ def check(manifest: Path, api_url: str, out: Path | None = None) -> None:
     rows = read_manifest(manifest)
     listed: dict[str, dict] = {}
     with endpoint(api_url) as url, Server(url) as server:
-        release = json_of(server, "GET", "/status").get("data_release")
+        release = _release(server)
         for start in range(0, len(rows), PAGE):
             filters = _among("file_id", rows.file_id[start : start + PAGE].tolist())
             found = _listed(server, filters, "file_id,md5sum,state")
@@ -418,15 +446,23 @@ def _fate(server: Server, row: Any, record: dict | None) -> tuple[str | None, st
         return None, ""
     if row.file_id == GENCODE_V36_FILE_ID:
         return None, "a reference file, which /files does not list"
-    try:
-        versions = json_of(server, "GET", f"/history/{row.file_id}")
-    except FetchError:
-        versions = []
+    versions = _history(server, row.file_id)
     newer = [entry for entry in versions if entry.get("file_change") == "released" and entry.get("uuid") != row.file_id]
     if newer:
         last = newer[-1]
         return "superseded", f"by {last['uuid']} in data release {last.get('data_release', 'unknown')}"
     return "withdrawn", "the GDC lists neither it nor a successor"
+
+
+def _history(server: Server, file_id: str) -> list[dict]:
+    """List the versions of a file; none where the GDC knows nothing of it."""
+    try:
+        versions = json_of(server, "GET", f"/history/{file_id}")
+    except NotThereError:
+        return []
+    if not isinstance(versions, list):
+        raise FetchError(f"{server.address}/history/{file_id} answers no list of versions: {str(versions)[:200]}")
+    return versions
 
 
 def read_manifest(path: Path | str) -> pd.DataFrame:
@@ -459,7 +495,7 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
             raise ManifestError(f"manifest {path}: '{row.file_id}' is not a GDC file id (a UUID)")
         if not MD5.fullmatch(str(row.md5)) or pd.isna(row.file_name) or basename(row.file_name) in ("", ".", ".."):
             raise ManifestError(f"manifest {path}: file {row.file_id} has no usable file_name and md5")
-    return frame.assign(file_name=frame.file_name.map(basename))
+    return frame.assign(file_id=frame.file_id.str.lower(), file_name=frame.file_name.map(basename))
 
 
 def _portal_manifest(path: Path) -> pd.DataFrame:
@@ -475,6 +511,9 @@ def _portal_manifest(path: Path) -> pd.DataFrame:
     barcodes = names.str.extract(BARCODE.pattern)
     known = barcodes["sample"].notna()
     size = pd.to_numeric(table["size"], errors="coerce")
+    odd = table["size"][(size.isna() & table["size"].notna()) | (size % 1 != 0) & size.notna() | (size > MOST_BYTES)]
+    if len(odd):
+        raise ManifestError(f"manifest {path}: the size '{odd.iloc[0]}' is no number of bytes")
     frame = pd.DataFrame({"file_id": table.id, "file_name": table.filename, "md5": table.md5, "size": size})
     kinds = {r"\.svs$": SLIDES, r"\.gtf(?:\.gz)?$": ANNOTATION, r"augmented_star_gene_counts\.tsv$": EXPRESSION}
     frame["data_type"] = table.get("data_type")

@@ -161,7 +161,7 @@ def _pixels(path: Place) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image)
-    except (OSError, zipfile.BadZipFile, zlib.error):
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # a RuntimeError: encrypted, or packed unusually
         raise MriError(f"unreadable image: {path.name}") from None
 
 

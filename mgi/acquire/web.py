@@ -44,6 +44,10 @@ class TryAgain(Exception):
         self.after, self.outage = after, outage
 
 
+class NotThereError(FetchError):
+    """The server does not have what was asked for."""
+
+
 PASSING = (
     TryAgain, requests.ConnectionError, requests.Timeout, ChunkedEncodingError, urllib3.exceptions.HTTPError,
 )  # fmt: skip
@@ -181,7 +185,7 @@ def check(answer: requests.Response) -> None:
             "(gdc.token_file), or leave it out of the manifest"
         )
     if code in (requests.codes.not_found, requests.codes.gone):
-        raise FetchError(
+        raise NotThereError(
             f"the server does not have it ({code}): it was withdrawn or superseded; `mgi gdc check` tells which"
         )
     raise FetchError(f"the server answered {code} {answer.reason}: {' '.join(answer.text.split())[:200]}")
@@ -273,7 +277,7 @@ def json_of(server: Server, method: str, path: str, body: dict | None = None) ->
     try:
         return retried(attempt)
     except FetchError as problem:
-        raise FetchError(f"{server.address}{path}: {problem}") from None
+        raise type(problem)(f"{server.address}{path}: {problem}") from None
     except requests.RequestException as problem:
         raise FetchError(f"{server.address}{path}: {problem}; is gdc.api_url the address of the GDC's API?") from None
 

@@ -1,6 +1,7 @@
 """Genes: where they lie, how long they are, which are kept and in which order."""
 
 import re
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def read_frame(path: Path) -> pd.DataFrame:
         separator = "," if kinds and kinds[-1] == ".csv" else "\t"
         names = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0]
         frame = pd.read_csv(path, sep=separator, low_memory=False)
-    except (ValueError, OSError, EOFError, zlib.error) as problem:
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as problem:
         raise ExpressionError(f"{path} is not a readable Parquet, CSV or TSV table: {problem}") from None
     # pandas gives the second of two columns of one name another.
     twice = names[names.duplicated() & names.notna()]

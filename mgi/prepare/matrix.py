@@ -35,9 +35,10 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     - "z-score": some are negative, and the genes have mean 0 and nearly all a standard deviation of 1 over the cases;
     - "counts": none is negative and all are whole numbers;
     - "log2(TPM+1)": none is negative or above 30, and 2^x - 1 adds up to a million in every case;
-    - "log2": none is above 30;
+    - "log2": none is above 30 or below -30;
     - "TPM": those of every case add up to a million;
-    - "linear": anything else, such as FPKM, RSEM, or TPM of some genes only.
+    - "linear": anything else, such as FPKM, RSEM, or TPM of some genes only. A linear table whose values all happen to
+      be that small is taken for "log2".
 
     Parameters
     ----------
@@ -122,6 +123,12 @@ def _are_barcodes(names: pd.Index | pd.Series) -> bool:
 
 def _numeric(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
     numeric = frame.select_dtypes("number")
+    for name in frame.columns.drop(numeric.columns):
+        number = pd.to_numeric(frame[name], errors="coerce").notna()
+        if number.any() and pd.api.types.is_string_dtype(frame[name].dropna()):
+            bad = frame[name][~number & frame[name].notna()]
+            said = f"holds '{bad.iloc[0]}'" if len(bad) else "is stored as text"
+            raise ExpressionError(f"{table}: the column {name} {said}, not numbers; correct it, or leave it out")
     if len(numeric.columns) < len(frame.columns):
         left_out = [str(name) for name in frame.columns if name not in numeric.columns]
         log.info("%s: %d columns are not numbers and are left out: %s", table, len(left_out), ", ".join(left_out[:5]))
@@ -188,16 +195,19 @@ def _placed(names: pd.Index, positions: Path, table: Path) -> pd.DataFrame:
 
 def _unit(values: np.ndarray) -> tuple[str, str]:
     """Tell what the values seem to be, and whether their scale was fitted outside our folds."""
+    largest = np.abs(values).max()
     if values.min() < 0:
         # Logarithms that were only centred have deviations of all sizes.
         low, middle, high = np.quantile(values.std(axis=0), [0.25, 0.5, 0.75])
         scaled = 0.75 < middle < 1.33 and high < 1.75 * low
         centred = np.median(np.abs(values.mean(axis=0))) < 0.3
-        return ("z-score", "outside the folds") if centred and scaled else ("log2", "none")
+        if centred and scaled:
+            return "z-score", "outside the folds"
+        return ("log2" if largest <= LARGEST_LOG2 else "linear"), "none"
     some = values[:CASES_LOOKED_AT].astype(np.float64)
     if (values == np.rint(values)).all():
         return "counts", "none"
-    if values.max() <= LARGEST_LOG2:
+    if largest <= LARGEST_LOG2:
         return ("log2(TPM+1)" if _are_millions(np.exp2(some) - 1) else "log2"), "none"
     return ("TPM" if _are_millions(some) else "linear"), "none"
 

@@ -27,6 +27,10 @@ def scripted(answers):
             seen.append(self.headers.get("Range"))
             answers[min(len(seen), len(answers)) - 1](self)
 
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def log_message(self, *_):
             pass
 

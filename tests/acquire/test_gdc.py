@@ -268,7 +268,49 @@ def test_excluded_files_are_left_out_and_reported(listing, tmp_path, caplog):
     with caplog.at_level("INFO", "mgi"):
         assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
     assert f"excluded {records[1]['file_id']}: pen marks" in caplog.text
-    assert "1 excluded files are not among" in caplog.text
+    assert f"excluded {FILE_ID} is not among the files of the query" in caplog.text
+
+
+def test_file_that_cannot_be_read_can_be_excluded_whatever_the_case_of_its_id(listing, tmp_path):
+    records = [record(number, barcode) for number, (barcode, _) in enumerate(SLIDES[:2])]
+    records[1] = records[1] | {"file_id": f"abcdef01{FILE_ID[8:]}", "cases": records[1]["cases"] * 2}
+    with pytest.raises(ManifestError, match=r"belongs to 2 cases; .*: exclude it \(gdc\.exclude\)"):
+        listing(records, "slides")
+    table = tmp_path / "exclude.tsv"
+    table.write_text(f"file_id\treason\n{records[1]['file_id'].upper()}\ttwo cases\n")
+    assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
+
+
+def test_controls_and_cell_lines_are_no_tumour(listing):
+    records = [
+        record(1, "TCGA-AA-0001-01A-01R-1234-07"),
+        record(2, "TCGA-AA-0002-20A-01R-1234-07", sample_type="Control Analyte"),
+        record(3, "TCGA-AA-0003-40A-01R-1234-07", sample_type="Cell Lines"),
+    ]
+    assert listing(records, "expression") == ["TCGA-AA-0001-01A-01R-1234-07"]
+    assert listing(records, "expression", sample_types=["Cell Lines"]) == ["TCGA-AA-0003-40A-01R-1234-07"]
+
+
+@pytest.mark.parametrize(("field", "lacks"), [("md5sum", "md5"), ("file_size", "size")])
+def test_record_that_lacks_a_value_is_named(listing, field, lacks):
+    with pytest.raises(ManifestError, match=rf"the GDC's record of file 00000001-.* lacks '{lacks}'; exclude it"):
+        listing([record(1, SLIDES[0][0]) | {field: None}], "slides")
+
+
+@pytest.mark.parametrize(
+    ("status", "files", "said"),
+    [
+        ([], {}, r"/status answers no status: \[\]; is it the GDC's API"),
+        ({}, {"warnings": {}}, r"/files answers no list of files: {'warnings': {}}"),
+        ({}, {"data": None}, r"/files answers no list of files"),
+        ({}, {"data": {"hits": []}}, r"/files answers no list of files"),
+    ],
+)
+def test_answers_of_another_form_are_told(tmp_path, monkeypatch, status, files, said):
+    answers = {"/status": status, "/files": files}
+    monkeypatch.setattr(gdc, "json_of", lambda server, method, path, body=None: answers[path])
+    with pytest.raises(FetchError, match=said):
+        gdc.query([PROJECT], tmp_path / "m.parquet", "http://127.0.0.1:9", ["slides"], None)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +368,26 @@ def test_check_names_the_successor(tmp_path, monkeypatch):
     with pytest.raises(ManifestError, match="superseded"):
         gdc.check(pin_one(tmp_path / "one.parquet"), "http://127.0.0.1:9", tmp_path / "gone.tsv")
     assert pd.read_csv(tmp_path / "gone.tsv", sep="\t").reason.tolist() == ["by the-new-one in data release 32.0"]
+
+
+@pytest.mark.parametrize(("code", "error"), [(500, FetchError), (403, FetchError), (404, ManifestError)])
+def test_check_calls_a_file_withdrawn_only_where_the_gdc_says_that_it_has_none(tmp_path, no_waiting, code, error):
+    def answer(handler):
+        if "/history/" in handler.path:
+            return says(code)(handler)
+        empty = {"data": {"hits": [], "pagination": {"total": 0}}}
+        return says(200, json.dumps(empty if handler.path == "/files" else {"data_release": "R"}).encode())(handler)
+
+    with scripted([answer]) as (url, _), pytest.raises(error, match="withdrawn" if code == 404 else f"history.*{code}"):
+        gdc.check(pin_one(tmp_path / "one.parquet"), url, tmp_path / "gone.tsv")
+    assert (tmp_path / "gone.tsv").exists() == (code == 404)
+
+
+@pytest.mark.parametrize("size", ["12.5", "1e30", "many"])
+def test_portal_manifest_with_an_odd_size_is_refused(tmp_path, size):
+    (tmp_path / "m.txt").write_text(f"id\tfilename\tmd5\tsize\n{FILE_ID}\ta.svs\t{'0' * 32}\t{size}\n")
+    with pytest.raises(ManifestError, match=rf"the size '{size}' is no number of bytes"):
+        gdc.read_manifest(tmp_path / "m.txt")
 
 
 def test_every_slide_of_tcga_maps_to_its_case(data_dir):

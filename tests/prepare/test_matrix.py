@@ -70,6 +70,7 @@ def millions(frame):
         (lambda frame: frame, "z-score", "outside the folds"),
         (lambda frame: frame.abs() * 5, "log2", "none"),
         (lambda frame: frame * [0.4, 0.7, 1.2, 2.0], "log2", "none"),
+        (lambda frame: frame.abs() * 500 - 0.001, "linear", "none"),
         (lambda frame: frame + 8 - 9 * (frame < -1), "log2", "none"),
         (lambda frame: np.log2(millions(frame) + 1), "log2(TPM+1)", "none"),
         (millions, "TPM", "none"),
@@ -182,13 +183,17 @@ def test_bad_tables_are_refused(tmp_path, positions):
         (endless, "GX the first; fill them in"),
         (frame.set_axis(["A", "B", "C", "D"], axis=1), "no gene of .* is in .*: A, for one, is no gene_name there"),
         (frame.set_axis(list("abcdef")), "TCGA barcodes"),
-        (frame.astype(str), "holds no numbers"),
+        (frame.astype(str), "the column G2 is stored as text, not numbers"),
+        (frame.assign(**{c: "text" for c in frame}), "holds no numbers"),
     ]:
         path = stored(bad, tmp_path, "parquet")
         with pytest.raises(ExpressionError, match=message):
             import_table(path, positions, tmp_path / "expression.parquet")
     path = stored(frame.T.astype(object).replace({frame.iloc[1, 2]: "high"}).T, tmp_path, "transposed")
     with pytest.raises(ExpressionError, match=r"the column TCGA-S1-0004 holds 'high', not numbers; correct it"):
+        import_table(path, positions, tmp_path / "expression.parquet")
+    path = stored(frame.astype(object).replace({frame.iloc[1, 2]: "12,5"}), tmp_path, "csv")
+    with pytest.raises(ExpressionError, match=r"the column GX holds '12,5', not numbers; correct it, or leave it out"):
         import_table(path, positions, tmp_path / "expression.parquet")
     frame.columns = ["G2", "G10", "GX", "GX"]
     for way, what in (("csv", "column"), ("transposed", "gene")):
