@@ -281,6 +281,13 @@ def test_file_that_cannot_be_read_can_be_excluded_whatever_the_case_of_its_id(li
     assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
 
 
+def test_only_open_files_of_star_counts_are_listed(listing):
+    records = [record(number, f"TCGA-AA-000{number}-01A-01R-1234-07") for number in range(3)]
+    records[1]["access"] = "controlled"
+    records[2]["analysis"] = {"workflow_type": "HTSeq - Counts"}
+    assert listing(records, "expression") == ["TCGA-AA-0000-01A-01R-1234-07"]
+
+
 def test_controls_and_cell_lines_are_no_tumour(listing):
     records = [
         record(1, "TCGA-AA-0001-01A-01R-1234-07"),
