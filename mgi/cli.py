@@ -462,17 +462,17 @@ def compare(
 )
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
-    images: Annotated[Path, typer.Option(help="A table of images with masks.")],
+    images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
     bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
-    """Evaluate one model on any table of images: external validation."""
-    from mgi.evaluate.external import evaluate_table
+    """Evaluate one model on any tables of images: external validation."""
+    from mgi.evaluate.external import evaluate_tables
 
-    evaluate_table(model, images, expression, output, bootstrap_samples, device, sources)
+    evaluate_tables(model, images, expression, output, bootstrap_samples, device, sources)
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi/all slide.svs --expression E --case-id TCGA-A4-8098 -o out")

@@ -433,6 +433,10 @@ def _check_references(config: Config) -> None:
         raise ConfigError(
             f"configuration: 'evaluate.reference' is '{config.evaluate.reference}', which is not compared"
         )
+    for key, names in (("evaluate.variants", config.evaluate.variants), ("split.run", config.folds_to_run())):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice or not names:
+            raise ConfigError(f"configuration: '{key}' {f'has {twice[0]} twice' if twice else 'is empty'}")
     beyond = [fold for fold in config.folds_to_run() if not 0 <= fold < config.split.folds]
     if beyond:
         raise ConfigError(

@@ -143,6 +143,7 @@ def _inputs(config: Config) -> Iterator[Finding]:
     given = config.given_files()
     # Read where the GDC is looked at.
     given.pop("gdc.token_file", None)
+    # Not among the files given first: a cohort can be pinned before its slides are annotated.
     if config.slides is not None and config.slides.annotations is not None and config.simulate is None:
         given["slides.annotations"] = config.slides.annotations
     for key, path in given.items():

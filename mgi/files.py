@@ -26,9 +26,18 @@ def written_aside(path: Path | str) -> Iterator[Path]:
         yield aside
         with open(aside, "rb+") as handle:
             os.fsync(handle.fileno())
+        # Some libraries write for the user alone, whatever the umask.
+        os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Read the umask, which the system gives only for another."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def existing(path: Path | str, what: str) -> Path:

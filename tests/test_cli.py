@@ -65,7 +65,7 @@ def foreign(tmp_path):
     ("command", "said"),
     [
         ("evaluate {model} --images {foreign} -o {out}", "table of images {foreign} is not a Parquet file"),
-        ("evaluate {model} --images {genes} -o {out}", "table of images {genes} lacks the column case_id, image, "),
+        ("evaluate {model} --images {genes} -o {out}", "table of images {genes} lacks the column case_id; it has "),
         ("evaluate {foreign} --images {images} -o {out}", "description of a model not found"),
         ("evaluate {model} --images {images} --expression {foreign} -o {out}", "{foreign} is not a Parquet file"),
         ("evaluate {model} --images {images} -o {foreign}", "the system refuses: [Errno 17] File exists: '{foreign}'"),

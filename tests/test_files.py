@@ -1,5 +1,7 @@
 """Files are written aside and renamed; tables that lack something say so."""
 
+import os
+
 import pandas as pd
 import pytest
 
@@ -24,6 +26,17 @@ def test_the_name_appears_only_when_the_content_is_complete(tmp_path):
         assert not path.exists() and aside.parent == path.parent
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_written_can_be_read_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_aside(tmp_path / "model") as aside:
+            aside.touch(mode=0o600)
+        assert (tmp_path / "model").stat().st_mode & 0o777 == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 def test_equal_tables_give_equal_bytes(tmp_path):

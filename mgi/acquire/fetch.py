@@ -607,7 +607,8 @@ def _from(source: _Source, part: _Part, outcome: _Outcome) -> None:
             exhausted = failures >= (1 if meter.hopeless else source.tries) and not (down and source.patient)
             if exhausted or mismatches >= source.mismatches:
                 final = FetchError if mismatches else _Exhausted
-                raise final(f"{web.reason(problem)} (after {outcome.attempts} attempts)") from None
+                lasting = "; if that lasts, leave it out by gdc.exclude and pin anew" if mismatches else ""
+                raise final(f"{web.reason(problem)} (after {outcome.attempts} attempts{lasting})") from None
             pause = web.pause_before(failures, problem if source.patient else web.TryAgain(""))
             log.info("%s: %s; attempt %d in %.0f s", part.file.name, web.reason(problem), outcome.attempts + 1, pause)
             meter.stop.pause(pause)

@@ -4,6 +4,7 @@ The requests and answers are those of the GDC API, https://docs.gdc.cancer.gov/A
 """
 
 import itertools
+import json
 import re
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from mgi.acquire.web import NotThereError, Server, json_of
 from mgi.config import GDC_API, GENCODE_V36_FILE_ID
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError, ManifestError
-from mgi.files import existing, read_table, write_table, write_tsv
+from mgi.files import existing, open_table, read_table, write_table, write_tsv
 
 __all__ = [
     "ANNOTATION", "EXPRESSION", "GDC_API", "KINDS", "SCHEMA", "SLIDES", "basename", "check", "dicom_name", "kind_of",
@@ -43,6 +44,7 @@ SCHEMA = pa.schema(
     ]
 )
 RELEASE_KEY = b"gdc_data_release"
+QUERY_KEY = b"query"
 
 # What narrows each kind to the files of one pipeline, in the GDC's own field names.
 STRATEGIES = {"diagnostic": "Diagnostic Slide", "frozen": "Tissue Slide"}
@@ -163,7 +165,10 @@ def query(
     _report(excluded, left_out)
     rows.sort(key=lambda row: (row["data_type"], row["case_id"] or "", row["file_name"], row["file_id"]))
     _refuse_duplicates([row["file_id"] for row in rows], "the answer of the GDC")
-    write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata({RELEASE_KEY: str(release).encode()})), out)
+    choice = {"slides": sorted(slides or ["diagnostic"]), "sample_types": sample_types or []}
+    choice |= {"aliquots": aliquots, "slides_per_case": slides_per_case}
+    metadata = {RELEASE_KEY: str(release).encode(), QUERY_KEY: json.dumps(choice).encode()}
+    write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata)), out)
     log.info("%d files of %s pinned in %s (%s)", len(rows), ", ".join(projects), out, release)
 
 
@@ -392,6 +397,26 @@ def _annotation_row(server: Server, file_id: str) -> dict:
         "data_type": ANNOTATION,
         **dict.fromkeys(("case_id", "sample_type", "aliquot", "project")),
     }
+
+
+def refuse_other_choice(manifest: Path | str, **choice: Any) -> None:
+    """Refuse a manifest that was pinned by another choice of slides, sample_types, aliquots or slides_per_case.
+
+    A manifest that does not tell its choice, as one made by other means, is taken as it is.
+
+    Raises
+    ------
+    MissingInputError, ManifestError
+        If it is not there, is none, or was pinned by another choice.
+    """
+    with open_table(manifest, "manifest", SCHEMA.names, ManifestError) as file:
+        told = json.loads((file.schema_arrow.metadata or {}).get(QUERY_KEY, b"{}"))
+    for name, value in choice.items():
+        if name in told and told[name] != value:
+            raise ManifestError(
+                f"{manifest} was pinned with gdc.{name} {told[name]}, but the configuration says {value}: move it away "
+                "and run `snakemake pin` to pin the cohort anew, or set the key back"
+            )
 
 
 def check(manifest: Path, api_url: str, out: Path | None = None) -> None:

@@ -1,31 +1,35 @@
-"""One trained model on a table of images that it has never seen: external validation."""
+"""One trained model on tables of images that it has never seen: external validation."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mgi.console import log
-from mgi.errors import CheckpointError, ImageTableError
+from mgi.errors import CheckpointError, CohortError, ImageTableError
 from mgi.evaluate.segmentation import summarise
+from mgi.files import read_table
 from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
-from mgi.train.data import NO_PROFILES, Profiles, read_image_table, read_profiles
+from mgi.train.data import NO_PROFILES, Images, Profiles, read_image_table, read_profiles
 from mgi.train.inference import write_predictions
 from mgi.train.loop import prepare_torch
 
 
-def evaluate_table(
+def evaluate_tables(
     folder: Path,
-    images: Path,
+    images: list[Path],
     expression: Path | None,
     output: Path,
     bootstrap_samples: int,
     device: str | None = None,
     sources: Path | None = None,
 ) -> None:
-    """Evaluate one model on any table of labelled images: predictions.parquet and summary.json in `output`.
+    """Evaluate one model on any tables of labelled images: predictions.parquet and summary.json in `output`.
 
-    `device` is `cpu`, `cuda`, or None for what this machine has; `sources` is as in `summarise`.
+    `images` are tables or folders of them, as results/{cohort}/images; one table is in memory at a time. `device` is
+    `cpu`, `cuda`, or None for what this machine has; `sources` is as in `summarise`.
 
     Raises
     ------
@@ -33,18 +37,61 @@ def evaluate_table(
         If the model is not a segmenter, or was trained on genes in another choice or unit, or on images of another size
         or mpp.
     ImageTableError
-        If the table holds no labelled image.
+        If there is no table, or none holds a labelled image.
+    CohortError
+        If the expression table has a profile of none of the cases.
     """
     model = load_segmenter(folder)
-    config = model.config
-    table = read_image_table(images, labelled=True)
-    profiles = profiles_for(model, expression, folder, set(table.frame.case_id))
-    if not len(table):
-        raise ImageTableError(f"{images} holds no image with a mask, so there is nothing to evaluate against")
-    checkpoint.check_images(config, table.image_px, table.mpp, folder, images)
+    tables = [table for path in images for table in _tables(path)]
+    cases = {case for path in tables for case in _cases(path)}
+    profiles = profiles_for(model, expression, folder, cases)
+    if model.gene_encoder is not None and expression is not None:
+        _check_paired(cases, profiles, expression)
     model, device = placed(model, device)
-    write_predictions(model, [table], profiles, 0, config["threshold"], device, output)
+    parts = _labelled(tables, model.config, folder)
+    write_predictions(model, parts, profiles, 0, model.config["threshold"], device, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, sources=sources)
+
+
+def _tables(path: Path) -> list[Path]:
+    """List the tables of images that a path names: itself, or those of a folder."""
+    if not path.is_dir():
+        return [path]
+    tables = [table for table in sorted(path.glob("*.parquet")) if not table.name.endswith(".status.parquet")]
+    if not tables:
+        raise ImageTableError(f"{path} holds no table of images, *.parquet; give results/{{cohort}}/images")
+    return tables
+
+
+def _cases(table: Path) -> list[str]:
+    return read_table(table, "table of images", ["case_id"], ImageTableError)["case_id"].unique().to_pylist()
+
+
+def _check_paired(cases: set[str], profiles: Profiles, expression: Path) -> None:
+    """Refuse a table that tells of none of the cases, and name those that it lacks."""
+    lacking = sorted(case for case in cases if case not in profiles.row)
+    if lacking and len(lacking) == len(cases):
+        raise CohortError(
+            f"{expression} has no profile of any of the {len(cases)} cases, such as {lacking[0]}: correct its case_id, "
+            "or leave --expression out to segment by the images alone"
+        )
+    if lacking:
+        log.warning("%d of %d cases have no profile in %s and are segmented by their images alone: %s",
+                    len(lacking), len(cases), expression, ", ".join(lacking[:5]))  # fmt: skip
+
+
+def _labelled(tables: list[Path], config: dict[str, Any], folder: Path) -> Iterator[Images]:
+    """Read one table after the other, of each the images with a mask."""
+    found = False
+    for path in tables:
+        part = read_image_table(path, labelled=True)
+        if len(part):
+            found = True
+            checkpoint.check_images(config, part.image_px, part.mpp, folder, path)
+            yield part
+    if not found:
+        names = ", ".join(map(str, tables[:3]))
+        raise ImageTableError(f"{names} holds no image with a mask, so there is nothing to evaluate against")
 
 
 def load_segmenter(folder: Path) -> Segmenter:

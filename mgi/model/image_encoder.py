@@ -50,6 +50,12 @@ class ImageEncoder(nn.Module):
             raise ConfigError(
                 f"image_encoder: timm cannot make '{name}' as a ViT for {image_px} px images with {settings}: {problem}"
             ) from None
+        except OSError as problem:
+            raise ConfigError(
+                f"image_encoder: the weights of '{name}' cannot be had: {str(problem).splitlines()[0]}; let `python -c "
+                f"\"import timm; timm.create_model('{name}', pretrained=True)\"` fetch them where there is a network "
+                "and the same home folder, or set 'weights: false'"
+            ) from None
         if image_px % patch:
             raise ConfigError(
                 f"image_encoder: images of {image_px} px do not divide into patches of {patch} px, and '{name}' would "

@@ -134,7 +134,9 @@ def check_annotations(folder: Path | str, source_ids: Iterable[str]) -> None:
 
 def _by_source(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise MissingInputError(f"annotations not found: {folder}; give a folder, or the slide's own file")
+        raise MissingInputError(
+            f"annotations not found: {folder}; put them there, or correct slides.annotations (--annotations)"
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in POLYGONS + MASKS:

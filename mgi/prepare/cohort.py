@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mgi.acquire.gdc import EXPRESSION, SLIDES, read_manifest
+from mgi.console import log
 from mgi.errors import CohortError, ManifestError
 from mgi.files import existing, read_table, write_table, written_aside
 from mgi.prepare.annotations import check_annotations
@@ -76,6 +77,10 @@ def collect_sources(
         if sorted(record["source_id"] for record in found) != sorted(rows["source_id"]):
             raise CohortError(f"{path} is not of the {len(rows)} slides of its batch; delete it and tile them again")
         records += found
+    lost = [record for record in records if record["status"] != "ok"]
+    for record in lost:
+        log.warning("%s is not used: %s: %s", record["source_id"], record["status"], record["reason"])
+    log.info("%d of %d slides are used", len(records) - len(lost), len(records))
     write_sources(records, output)
 
 

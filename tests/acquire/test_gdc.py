@@ -397,6 +397,18 @@ def test_portal_manifest_with_an_odd_size_is_refused(tmp_path, size):
         gdc.read_manifest(tmp_path / "m.txt")
 
 
+def test_manifest_pinned_by_another_choice_is_refused(listing, tmp_path):
+    listing([record(1, SLIDES[0][0])], "slides", slides=["frozen", "diagnostic"])
+    choice = {"slides": ["diagnostic", "frozen"], "sample_types": [], "aliquots": "first", "slides_per_case": "all"}
+    gdc.refuse_other_choice(tmp_path / "m.parquet", **choice)
+    for name, value in (("slides", ["frozen"]), ("sample_types", ["Metastatic"]), ("slides_per_case", "best")):
+        with pytest.raises(
+            ManifestError, match=rf"pinned with gdc\.{name} .* but the configuration says .*{value[-1]}"
+        ):
+            gdc.refuse_other_choice(tmp_path / "m.parquet", **choice | {name: value})
+    gdc.refuse_other_choice(pin_one(tmp_path / "one.parquet"), **choice)
+
+
 def test_every_slide_of_tcga_maps_to_its_case(data_dir):
     rows = gdc.read_manifest(data_dir / "gdc" / "manifest_all_tcga_svs.tsv.gz")
     assert len(rows) == 30075

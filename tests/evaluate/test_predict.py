@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,12 +17,21 @@ from PIL import Image
 import mgi
 from mgi import cli
 from mgi.acquire.simulate import write_svs
-from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, MissingPackageError, SlideError
+from mgi.errors import (
+    CheckpointError,
+    CohortError,
+    ConfigError,
+    ImageTableError,
+    MissingInputError,
+    MissingPackageError,
+    SlideError,
+)
 from mgi.evaluate import predict as stage
-from mgi.evaluate.external import evaluate_table
+from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
 from mgi.evaluate.segmentation import stitch
+from mgi.files import write_table
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.prepare.images import decode_mask
 from mgi.train import inference
@@ -66,7 +76,7 @@ def test_embedding_refuses_other_genes_and_fine_tuned_models(cohort, pretrained,
 
 def test_external_validation_measures_every_patient_of_a_table(cohort, finetuned, tmp_path):
     table = cohort.folder / "images" / "all.parquet"
-    evaluate_table(finetuned, table, cohort.expression, tmp_path, 100)
+    evaluate_tables(finetuned, [table], cohort.expression, tmp_path, 100)
     summary = json.loads((tmp_path / "summary.json").read_text())
     expected = patient_dice(pq.read_table(tmp_path / "predictions.parquet").to_pandas())
     assert summary["n_patients"] == len(CASES)
@@ -87,7 +97,7 @@ def trained_on_cuda(pretrained, finetuned, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
 def test_a_model_of_a_gpu_runs_on_a_cpu(cohort, trained_on_cuda, tmp_path):
     aligner, segmenter = trained_on_cuda
-    evaluate_table(segmenter, cohort.folder / "images" / "all.parquet", cohort.expression, tmp_path / "out", 100)
+    evaluate_tables(segmenter, [cohort.folder / "images" / "all.parquet"], cohort.expression, tmp_path / "out", 100)
     assert (tmp_path / "out" / "summary.json").exists()
     embed(aligner, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
     with pytest.raises(ConfigError, match="torch sees no CUDA device here"):
@@ -101,37 +111,67 @@ def test_the_device_is_no_part_of_a_model(finetuned, pretrained):
 
 def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned, tmp_path):
     table = cohort.folder / "images" / "all.parquet"
-    evaluate_table(finetuned, table, cohort.expression, tmp_path / "with", 100)
-    evaluate_table(finetuned, table, None, tmp_path / "without", 100)
+    evaluate_tables(finetuned, [table], cohort.expression, tmp_path / "with", 100)
+    evaluate_tables(finetuned, [table], None, tmp_path / "without", 100)
     first, second = (
         pq.read_table(tmp_path / name / "predictions.parquet")["prediction"] for name in ("with", "without")
     )
     assert first != second
 
 
+def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_path):
+    table = pq.read_table(cohort.folder / "images" / "all.parquet")
+    for number, rows in enumerate((table.slice(0, 7), table.slice(7))):
+        write_table(rows, tmp_path / "images" / f"{number}.parquet")
+    write_table(pa.table({"source_id": ["no table of images"]}), tmp_path / "images" / "0.status.parquet")
+    evaluate_tables(finetuned, [tmp_path / "images"], cohort.expression, tmp_path / "many", 100)
+    evaluate_tables(finetuned, [cohort.folder / "images"], cohort.expression, tmp_path / "one", 100)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("many", "one")]
+    assert summaries[0] == summaries[1]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageTableError, match="empty holds no table of images"):
+        evaluate_tables(finetuned, [tmp_path / "empty"], cohort.expression, tmp_path / "out", 100)
+
+
+def test_expression_of_other_cases_is_refused_and_of_some_is_told(cohort, finetuned, tmp_path, caplog):
+    profiles = pq.read_table(cohort.expression)
+    shutil.copy(cohort.expression.with_name("genes.parquet"), tmp_path)
+    names = profiles["case_id"].to_pylist()
+
+    def renamed(case_ids):
+        column = pa.array(case_ids, pa.string())
+        write_table(profiles.set_column(0, "case_id", column), tmp_path / "expression.parquet")
+        evaluate_tables(finetuned, [cohort.folder / "images"], tmp_path / "expression.parquet", tmp_path / "out", 100)
+
+    with pytest.raises(CohortError, match=r"has no profile of any of the \d+ cases, such as .*: correct its case_id"):
+        renamed([f"{name}-01A" for name in names])
+    renamed([f"{names[0]}-01A", *names[1:]])
+    assert "have no profile in" in caplog.text and names[0] in caplog.text
+
+
 def test_a_model_refuses_another_unit_of_expression_and_other_mpp(cohort, pretrained, finetuned, tmp_path):
     scores = write_cohort(tmp_path / "scores", unit="z-score")
     with pytest.raises(CheckpointError, match=r"trained on log2\(TPM\+1\) and the expression table holds z-score"):
-        evaluate_table(finetuned, cohort.folder / "images" / "all.parquet", scores.expression, tmp_path, 100)
+        evaluate_tables(finetuned, [cohort.folder / "images" / "all.parquet"], scores.expression, tmp_path, 100)
     with pytest.raises(CheckpointError, match="the expression table holds z-score"):
         embed(pretrained, scores.sources, scores.expression, scores.splits, 0, tmp_path / "e.parquet")
     coarse = write_cohort(tmp_path / "coarse", mpp=0.5)
     with pytest.raises(CheckpointError, match=r"images of 0\.5 mpp and the model in .* was trained on 0\.37"):
-        evaluate_table(finetuned, coarse.folder / "images" / "all.parquet", cohort.expression, tmp_path, 100)
+        evaluate_tables(finetuned, [coarse.folder / "images" / "all.parquet"], cohort.expression, tmp_path, 100)
     with pytest.raises(CheckpointError, match=r"images of 0\.5 mpp and the model in .* was trained on 0\.37"):
         embed(pretrained, coarse.sources, coarse.expression, coarse.splits, 0, tmp_path / "e.parquet")
 
 
 def test_a_table_that_states_no_unit_and_no_mpp_is_taken_at_its_word(finetuned, tmp_path):
     other = write_cohort(tmp_path / "other", unit=None, mpp=None)
-    evaluate_table(finetuned, other.folder / "images" / "all.parquet", other.expression, tmp_path / "out", 100)
+    evaluate_tables(finetuned, [other.folder / "images" / "all.parquet"], other.expression, tmp_path / "out", 100)
     assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_external_validation_refuses_other_genes(cohort, finetuned, tmp_path):
     other = write_cohort(tmp_path / "other", genes=44)
     with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
-        evaluate_table(finetuned, cohort.folder / "images" / "all.parquet", other.expression, tmp_path, 100)
+        evaluate_tables(finetuned, [cohort.folder / "images" / "all.parquet"], other.expression, tmp_path, 100)
 
 
 def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
@@ -165,14 +205,14 @@ def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
 
 def test_a_pretrained_model_is_not_evaluated_as_a_segmenter(cohort, pretrained, tmp_path):
     with pytest.raises(CheckpointError, match="holds a pre-trained model; give a fine-tuned one"):
-        evaluate_table(pretrained, cohort.folder / "images" / "all.parquet", None, tmp_path, 100)
+        evaluate_tables(pretrained, [cohort.folder / "images" / "all.parquet"], None, tmp_path, 100)
 
 
 def test_images_of_another_size_are_refused(cohort, finetuned, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.tables.PX", 48)
     other = write_cohort(tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"holds images of 48 px and the model in .* was trained on 32 px"):
-        evaluate_table(finetuned, other.folder / "images" / "all.parquet", None, tmp_path, 100)
+        evaluate_tables(finetuned, [other.folder / "images" / "all.parquet"], None, tmp_path, 100)
 
 
 @pytest.fixture
@@ -321,7 +361,7 @@ def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_opti
     finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path / "model")
     table = cohort.folder / "images" / "all.parquet"
     with caplog.at_level("WARNING", logger="mgi"):
-        evaluate_table(tmp_path / "model", table, cohort.expression, tmp_path / "out", 100)
+        evaluate_tables(tmp_path / "model", [table], cohort.expression, tmp_path / "out", 100)
     assert "was trained without genes: --expression is not used" in caplog.text
 
 

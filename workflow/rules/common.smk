@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
-from mgi.acquire.gdc import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest
+from mgi.acquire.gdc import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
 from mgi.acquire.mri import fingerprint
 from mgi.config import load_config
 from mgi.errors import MGIError
@@ -57,8 +57,8 @@ wildcard_constraints:
     source=r"[^/.]+",
     part=r"\d+",
     variant=one_of([*CFG.pretrain, *CFG.finetune]),
-    fold=r"\d+",
-    run=r"fold\d+|all",
+    fold=one_of(map(str, range(CFG.split.folds))),
+    run=one_of([*(f"fold{fold}" for fold in range(CFG.split.folds)), "all"]),
 
 
 # Rules call this checkout's code in whatever environment they run; without conda or containers that is the one of the
@@ -134,9 +134,16 @@ def refuse_excluded(path):
         )
 
 
-if CFG.gdc and CFG.gdc.exclude:
-    for name in PINNED:
+for name in PINNED:
+    if CFG.gdc.exclude:
         refuse_excluded(MANIFEST.format(project=name))
+    refused(refuse_other_choice)(
+        MANIFEST.format(project=name),
+        slides=sorted(CFG.gdc.slides),
+        sample_types=CFG.gdc.sample_types,
+        aliquots=CFG.gdc.aliquots,
+        slides_per_case=CFG.gdc.slides_per_case,
+    )
 
 
 def expression_receipts(wildcards):
