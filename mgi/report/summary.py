@@ -19,8 +19,8 @@ def print_summary(results: Path | str) -> None:
     Parameters
     ----------
     results
-        results/{cohort}: evaluate/comparison.csv is required; evaluate/retrieval.csv, expression.parquet and
-        report.html are told of where they are.
+        results/{cohort}: evaluate/comparison.csv is required; cohort_flow.csv, evaluate/retrieval.csv,
+        expression.parquet and report.html are told of where they are.
 
     Raises
     ------
@@ -36,6 +36,10 @@ def print_summary(results: Path | str) -> None:
     retrieval = results / "evaluate" / "retrieval.csv"
     if retrieval.exists():
         console.print(_retrieval(pd.read_csv(retrieval)))
+    flow = results / "cohort_flow.csv"
+    if flow.exists():
+        for line in _lost(pd.read_csv(flow)):
+            console.print(Text(line), soft_wrap=True)
     if _scaled_outside(results / "expression.parquet"):
         console.print(
             "Note: the expression values were scaled outside the folds (z-scores of the whole cohort, test patients"
@@ -73,6 +77,12 @@ def _retrieval(retrieval: pd.DataFrame) -> Table:
         numbers = [f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}"]
         table.add_row(Text(row.variant), row.direction, *numbers, str(row.n_queries), str(row.n_gallery))
     return table
+
+
+def _lost(flow: pd.DataFrame) -> list[str]:
+    """Say at which steps of the cohort flow cases fell out, and why."""
+    lossy = flow[flow["lost"] > 0]
+    return [f"{row.lost} cases are not {row.step}: {row.reason}" for row in lossy.itertuples()]
 
 
 def _scaled_outside(expression: Path) -> bool:

@@ -71,6 +71,16 @@ def test_scaling_outside_the_folds_is_said(
     assert ("scaled outside the folds" in capsys.readouterr().out) is noted
 
 
+def test_cases_that_fell_out_are_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flow = pd.DataFrame(
+        {"step": ["with a slide", "with masks"], "cases": [8, 6], "lost": [0, 2], "reason": ["", "cut"]}
+    )
+    flow.to_csv(results / "cohort_flow.csv", index=False)
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert "2 cases are not with masks: cut" in said and "with a slide" not in said
+
+
 def test_report_comes_last_on_one_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = results / ("a" * 150)
     (folder / "evaluate").mkdir(parents=True)
