@@ -82,7 +82,7 @@ def _retrieval(retrieval: pd.DataFrame) -> Table:
 def _lost(flow: pd.DataFrame) -> list[str]:
     """Say at which steps of the cohort flow cases fell out, and why."""
     lossy = flow[flow["lost"] > 0]
-    return [f"{row.lost} cases are not {row.step}: {row.reason}" for row in lossy.itertuples()]
+    return [f"Cases {row.step}: {row.cases}; {row.lost} left out: {row.reason}" for row in lossy.itertuples()]
 
 
 def _scaled_outside(expression: Path) -> bool:

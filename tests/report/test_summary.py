@@ -78,7 +78,7 @@ def test_cases_that_fell_out_are_told(results: Path, capsys: pytest.CaptureFixtu
     flow.to_csv(results / "cohort_flow.csv", index=False)
     print_summary(results)
     said = capsys.readouterr().out
-    assert "2 cases are not with masks: cut" in said and "with a slide" not in said
+    assert "Cases with masks: 6; 2 left out: cut" in said and "with a slide" not in said
 
 
 def test_report_comes_last_on_one_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
