@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
-from mgi.evaluate.external import evaluate_table
+from mgi.evaluate.external import evaluate_tables
 from mgi.files import write_table
 from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
 from mgi.train import checkpoint, loop
@@ -259,7 +259,7 @@ def test_a_variant_without_genes_reads_no_expression_and_one_with_genes_asks_for
     run("with", expression=cohort.expression)
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
     assert mgi.load(tmp_path / "without").config["genes"] == []
-    evaluate_table(tmp_path / "without", cohort.folder / "images" / "all.parquet", None, tmp_path / "out", 100)
+    evaluate_tables(tmp_path / "without", [cohort.folder / "images"], None, tmp_path / "out", 100)
     with pytest.raises(MissingInputError, match=r"'genes' is matched.*--expression"):
         run("asks")
 
