@@ -255,7 +255,7 @@ class _Meter:
                 self.last_received = time.monotonic()
 
     def failed(self) -> None:
-        """Count a file whose source could not be reached."""
+        """Count a file that the last source failed for as often as it may."""
         with self._lock:
             self.in_vain += 1
 
@@ -567,11 +567,11 @@ def _from_any(sources: list[_Source], part: _Part, outcome: _Outcome) -> None:
             if part.meter.stop.is_set():
                 raise
             log.debug("%s: %s: %s; the next source is tried", part.file.name, source, problem)
-            if isinstance(problem, _Exhausted):
-                source.failures += 1
-                if source.failures == MIRROR_FAILURES:
-                    log.warning("the mirror %s failed for %d files in a row and is left out: %s",
-                                source, MIRROR_FAILURES, problem)  # fmt: skip
+            # A mirror that lacks a file is not down.
+            source.failures = source.failures + 1 if isinstance(problem, _Exhausted) else 0
+            if source.failures == MIRROR_FAILURES:
+                log.warning("the mirror %s failed for %d files in a row and is left out: %s",
+                            source, MIRROR_FAILURES, problem)  # fmt: skip
     try:
         _from(sources[-1], part, outcome)
     except _Exhausted:

@@ -457,6 +457,14 @@ def test_mirror_that_is_down_is_left_out_after_three_files(tmp_path, no_waiting,
     assert "failed for 3 files in a row and is left out: the server answered 503" in said
 
 
+def test_mirror_that_lacks_a_file_between_is_asked_on(tmp_path, no_waiting):
+    files = contents(6, 1, 9)
+    answers = [code for code in (503, 503, 404) for _ in range(1 if code == 404 else stage.MIRROR_TRIES)]
+    with scripted([says(code) for code in 2 * answers]) as (mirror, asked), scripted([serving(files)]) as (url, _):
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1, mirrors=[mirror])
+    assert len(asked) == 2 * len(answers)
+
+
 def test_bytes_are_on_the_disk_before_the_file_has_its_name(one_file, tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(stage.os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
