@@ -28,10 +28,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
-from mgi.acquire.gdc import EXPRESSION, SCHEMA
-from mgi.files import write_table
+from mgi.acquire.manifest import EXPRESSION
 from mgi.prepare.expression import build
 from mgi.prepare.profiles import CaseReader, read_expression
+from mgi.tables import MANIFEST_SCHEMA, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD_LINES = 6
@@ -88,12 +88,12 @@ def make_cohort(folder: Path, tables: list[Path], cases: int) -> Path:
         (folder / file_id).mkdir(parents=True)
         os.link(tables[number % len(tables)], folder / file_id / "counts.tsv")
         rows.append(
-            dict.fromkeys(SCHEMA.names)
+            dict.fromkeys(MANIFEST_SCHEMA.names)
             | {"file_id": file_id, "file_name": "counts.tsv", "md5": "0" * 32, "data_type": EXPRESSION}
             | {"case_id": f"TCGA-{number // 10000:02d}-{number % 10000:04d}", "aliquot": None}
         )
     manifest = folder / "manifest.parquet"
-    write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
+    write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), manifest)
     return manifest
 
 

@@ -28,8 +28,8 @@ import pyarrow as pa
 import requests
 
 from mgi.acquire.fetch import fetch
-from mgi.acquire.gdc import EXPRESSION, SCHEMA
-from mgi.files import write_table
+from mgi.acquire.manifest import EXPRESSION
+from mgi.tables import MANIFEST_SCHEMA, write_table
 
 MB = 1_000_000
 CHUNK = 1 << 20
@@ -73,7 +73,7 @@ def make_files(folder: Path, count: int, size: int) -> list[dict]:
                 digest.update(block)
                 handle.write(block)
         rows.append(
-            dict.fromkeys(SCHEMA.names)
+            dict.fromkeys(MANIFEST_SCHEMA.names)
             | {"file_id": file_id, "file_name": "file", "md5": digest.hexdigest(), "size": size}
             | {"data_type": EXPRESSION}
         )
@@ -120,7 +120,7 @@ def compare(folder: Path, count: int, size: int, latency: float, workers: int, r
     """Return the best seconds of mgi and of its peer: curl for one file, the loop for several."""
     rows = make_files(folder / "served", count, size)
     manifest = folder / "manifest.parquet"
-    write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
+    write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), manifest)
     ports: Queue = Queue()
     server = Process(target=serve, args=(folder / "served", latency, ports), daemon=True)
     server.start()

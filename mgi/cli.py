@@ -87,7 +87,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Make a small cohort in the GDC's own formats, with planted coupling of genes and images."""
-    from mgi.acquire.simulate import simulate_cohort
+    from mgi.simulate.cohort import simulate_cohort
 
     simulate_cohort(out, cases=cases, seed=seed, genes=genes, slide_px=slide_px, workers=workers)
 
@@ -98,7 +98,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 0,
 ) -> None:
     """Serve such a folder through the GDC's API paths, on loopback, until interrupted."""
-    from mgi.acquire.serve import serve_until_interrupted
+    from mgi.simulate.serve import serve_until_interrupted
 
     serve_until_interrupted(folder, port)
 
@@ -228,7 +228,7 @@ def mri_import(
     image_px: Annotated[int, typer.Option(min=32, help="Edge of a slice after resampling, pixels.")] = 128,
 ) -> None:
     """Import MRI slices and tumour masks, each patient's intensities normalised."""
-    from mgi.prepare.images import import_mri
+    from mgi.prepare.mri import import_mri
 
     import_mri(folder, output, sources, image_px)
 

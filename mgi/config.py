@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from mgi.errors import ConfigError, MissingInputError
-from mgi.files import written_aside
+from mgi.files import atomic_write
 
 GDC_API = "https://api.gdc.cancer.gov"
 GENCODE_V36_FILE_ID = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
@@ -471,7 +471,7 @@ def write_reference(folder: Path | str) -> None:
         If it lacks a marker.
     """
     for path, text in reference_files(folder).items():
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(text)
 
 

@@ -156,7 +156,7 @@ def _inputs(config: Config) -> Iterator[Finding]:
 def _mri(config: Config) -> Iterator[Finding]:
     if config.mri is None:
         return
-    from mgi.acquire.mri import find_series
+    from mgi.prepare.mri import find_series
 
     try:
         yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
@@ -203,7 +203,8 @@ def _gdc(config: Config) -> Iterator[Finding]:
         return
     import requests
 
-    from mgi.acquire import serve, web
+    from mgi.acquire import web
+    from mgi.simulate import serve
 
     if config.gdc.token_file:
         try:

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mgi.config import FinetuneOptions, PretrainOptions
-from mgi.files import write_table
-from mgi.prepare.images import decode_mask, encode_mask, encode_png, image_table, write_sources
+from mgi.tables import decode_mask, encode_mask, encode_png, image_table, write_sources, write_table
 
 GENES, PX, IMAGES = 40, 32, 6
 CASES = [f"TCGA-AA-000{index}" for index in range(8)]

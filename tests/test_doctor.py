@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from mgi import doctor
-from mgi.acquire.simulate import RELEASE
 from mgi.cli import app
 from mgi.doctor import FAIL, PASS, WARN
+from mgi.simulate.cohort import RELEASE
 
 
 def states(config=None) -> dict[str, tuple[str, str]]:
@@ -116,7 +116,7 @@ def test_only_variants_with_genes_need_the_kernel_on_cuda(tmp_path, monkeypatch,
     ("module", "subject", "changes"),
     [
         ("torch", "device", {"device": "cuda"}),
-        ("mgi.acquire.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
+        ("mgi.prepare.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
         ("requests", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
     ],
 )

@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 
 from mgi.errors import CohortError, MissingInputError
-from mgi.files import read_table, write_table, written_aside
+from mgi.files import atomic_write
+from mgi.tables import read_table, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_aside(path) as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as aside:
         aside.write_text("half of the n")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
@@ -21,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_the_name_appears_only_when_the_content_is_complete(tmp_path):
     path = tmp_path / "deep" / "table.csv"
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("new")
         assert not path.exists() and aside.parent == path.parent
     assert path.read_text() == "new"
@@ -31,7 +32,7 @@ def test_the_name_appears_only_when_the_content_is_complete(tmp_path):
 def test_what_is_written_can_be_read_as_the_umask_says(tmp_path):
     before = os.umask(0o027)
     try:
-        with written_aside(tmp_path / "model") as aside:
+        with atomic_write(tmp_path / "model") as aside:
             aside.touch(mode=0o600)
         assert (tmp_path / "model").stat().st_mode & 0o777 == 0o640
         assert os.umask(0o027) == 0o027

@@ -24,11 +24,12 @@ import pandas as pd
 import requests
 
 from mgi.acquire import web
-from mgi.acquire.gdc import kind_of, read_manifest
-from mgi.acquire.serve import endpoint
+from mgi.acquire.gdc import kind_of
+from mgi.acquire.manifest import read_manifest
 from mgi.console import log, transfer
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
-from mgi.files import write_tsv
+from mgi.simulate.serve import endpoint
+from mgi.tables import write_tsv
 
 try:
     import fcntl

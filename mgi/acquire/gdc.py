@@ -5,7 +5,6 @@ The requests and answers are those of the GDC API, https://docs.gdc.cancer.gov/A
 
 import itertools
 import json
-import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,38 +12,25 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mgi.acquire.serve import endpoint
+from mgi.acquire.manifest import (
+    ANNOTATION,
+    EXPRESSION,
+    KINDS,
+    QUERY_KEY,
+    RELEASE_KEY,
+    SLIDES,
+    basename,
+    read_exclusions,
+    read_manifest,
+    refuse_duplicates,
+)
 from mgi.acquire.web import NotThereError, Server, json_of
-from mgi.config import GDC_API, GENCODE_V36_FILE_ID
+from mgi.barcodes import BARCODE, NOT_TUMOUR, SAMPLE_TYPES
+from mgi.config import GENCODE_V36_FILE_ID
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError, ManifestError
-from mgi.files import existing, open_table, read_table, write_table, write_tsv
-
-__all__ = [
-    "ANNOTATION", "EXPRESSION", "GDC_API", "KINDS", "SCHEMA", "SLIDES", "basename", "check", "dicom_name", "kind_of",
-    "query", "read_exclusions", "read_manifest",
-]  # fmt: skip
-
-EXPRESSION = "Gene Expression Quantification"
-SLIDES = "Slide Image"
-ANNOTATION = "Gene Annotation"
-KINDS = {"expression": EXPRESSION, "slides": SLIDES, "annotation": ANNOTATION}
-
-SCHEMA = pa.schema(
-    [
-        ("file_id", pa.string()),
-        ("file_name", pa.string()),
-        ("md5", pa.string()),
-        ("size", pa.int64()),
-        ("data_type", pa.string()),
-        ("case_id", pa.string()),
-        ("sample_type", pa.string()),
-        ("aliquot", pa.string()),
-        ("project", pa.string()),
-    ]
-)
-RELEASE_KEY = b"gdc_data_release"
-QUERY_KEY = b"query"
+from mgi.simulate.serve import endpoint
+from mgi.tables import MANIFEST_SCHEMA, write_table, write_tsv
 
 # What narrows each kind to the files of one pipeline, in the GDC's own field names.
 STRATEGIES = {"diagnostic": "Diagnostic Slide", "frozen": "Tissue Slide"}
@@ -54,20 +40,6 @@ BARCODE_FIELD = {
 }
 FILE_FIELDS = ("file_id", "file_name", "file_size", "md5sum", "data_type")
 CASE_FIELDS = ("cases.submitter_id", "cases.samples.sample_type")
-# The sample part of a TCGA barcode: its code, in the GDC's words for it.
-BARCODE = re.compile(r"TCGA-\w\w-\w{4}-(?P<sample>\d\d)[A-Z]-\d\d(?P<analyte>[A-Z])?-?(?P<section>DX|TS|BS|MS)?")
-SAMPLE_TYPES = {
-    "01": "Primary Tumor",
-    "02": "Recurrent Tumor",
-    "03": "Primary Blood Derived Cancer - Peripheral Blood",
-    "05": "Additional - New Primary",
-    "06": "Metastatic",
-    "07": "Additional Metastatic",
-    "10": "Blood Derived Normal",
-    "11": "Solid Tissue Normal",
-}
-# Codes from here on are normal tissue, controls and cell lines.
-NOT_TUMOUR = "10"
 RULES = ("all", "first", "best")
 GENCODE_V36 = {
     "file_id": GENCODE_V36_FILE_ID,
@@ -77,9 +49,6 @@ GENCODE_V36 = {
 }
 
 PAGE = 500
-MOST_BYTES = 1 << 53
-MD5 = re.compile(r"[0-9a-f]{32}")
-UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def query(
@@ -112,8 +81,8 @@ def query(
     projects
         GDC projects, such as TCGA-BRCA.
     out
-        Manifest to write (Parquet, `SCHEMA`; the GDC's data release in the schema metadata). Rows are sorted by
-        data_type, case_id, file_name and file_id.
+        Manifest to write (Parquet, `MANIFEST_SCHEMA`; the GDC's data release in the schema metadata). Rows are sorted
+        by data_type, case_id, file_name and file_id.
     api_url
         The GDC API, or `local:DIR`.
     data_types
@@ -164,11 +133,11 @@ def query(
             rows.append(_annotation_row(server, annotation_file_id))
     _report(excluded, left_out)
     rows.sort(key=lambda row: (row["data_type"], row["case_id"] or "", row["file_name"], row["file_id"]))
-    _refuse_duplicates([row["file_id"] for row in rows], "the answer of the GDC")
+    refuse_duplicates([row["file_id"] for row in rows], "the answer of the GDC")
     choice = {"slides": sorted(slides or ["diagnostic"]), "sample_types": sample_types or []}
     choice |= {"aliquots": aliquots, "slides_per_case": slides_per_case}
     metadata = {RELEASE_KEY: str(release).encode(), QUERY_KEY: json.dumps(choice).encode()}
-    write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata)), out)
+    write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA.with_metadata(metadata)), out)
     log.info("%d files of %s pinned in %s (%s)", len(rows), ", ".join(projects), out, release)
 
 
@@ -188,35 +157,6 @@ def _one_of(name: str, known: Container[str], what: str) -> str:
     if name not in known:
         raise ConfigError(f"{what} '{name}' is unknown; give one of {', '.join(known)}")
     return name
-
-
-def read_exclusions(path: Path | str) -> dict[str, str]:
-    """Read the table of files to leave out: the reason by file id.
-
-    Raises
-    ------
-    MissingInputError
-        If it is not there.
-    ManifestError
-        If it lacks the columns file_id and reason, or a row lacks one of them.
-    """
-    path = existing(path, "exclusion table")
-    try:
-        table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", dtype=str, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as problem:
-        raise ManifestError(f"the exclusion table {path} cannot be read: {problem}") from None
-    missing = {"file_id", "reason"} - set(table.columns)
-    if missing:
-        raise ManifestError(
-            f"the exclusion table {path} lacks the column {', '.join(sorted(missing))}; "
-            f"it has {', '.join(table.columns)}"
-        )
-    for number, row in enumerate(table.itertuples(), 2):
-        if not UUID.fullmatch(str(row.file_id)) or pd.isna(row.reason):
-            raise ManifestError(
-                f"line {number} of the exclusion table {path} needs a GDC file id (a UUID) and a reason"
-            )
-    return dict(zip(table.file_id.str.lower(), table.reason, strict=True))
 
 
 def _report(excluded: dict[str, str], left_out: set[str]) -> None:
@@ -399,26 +339,6 @@ def _annotation_row(server: Server, file_id: str) -> dict:
     }
 
 
-def refuse_other_choice(manifest: Path | str, **choice: Any) -> None:
-    """Refuse a manifest that was pinned by another choice of slides, sample_types, aliquots or slides_per_case.
-
-    A manifest that does not tell its choice, as one made by other means, is taken as it is.
-
-    Raises
-    ------
-    MissingInputError, ManifestError
-        If it is not there, is none, or was pinned by another choice.
-    """
-    with open_table(manifest, "manifest", SCHEMA.names, ManifestError) as file:
-        told = json.loads((file.schema_arrow.metadata or {}).get(QUERY_KEY, b"{}"))
-    for name, value in choice.items():
-        if name in told and told[name] != value:
-            raise ManifestError(
-                f"{manifest} was pinned with gdc.{name} {told[name]}, but the configuration says {value}: move it away "
-                "and run `snakemake pin` to pin the cohort anew, or set the key back"
-            )
-
-
 def check(manifest: Path, api_url: str, out: Path | None = None) -> None:
     """Ask the GDC whether it still has every file that a manifest pins, as pinned.
 
@@ -488,84 +408,3 @@ def _history(server: Server, file_id: str) -> list[dict]:
     if not isinstance(versions, list):
         raise FetchError(f"{server.address}/history/{file_id} answers no list of versions: {str(versions)[:200]}")
     return versions
-
-
-def read_manifest(path: Path | str) -> pd.DataFrame:
-    """Read a manifest: one made by `query`, or a TSV that the GDC portal gives (id, filename, md5, size).
-
-    File names are reduced to their last part, so that none leads out of a folder. Of a file in a portal's TSV the data
-    type is told from the name, and project, case, sample and slide from the TCGA barcode in it, as slides have one;
-    where there is none they are null.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of `SCHEMA`; size is Int64 (null where unknown), the rest strings (null where not applicable).
-
-    Raises
-    ------
-    MissingInputError
-        If it is not there.
-    ManifestError
-        If it is neither, lacks a column, repeats a file_id, or a row lacks a usable file_id, file_name or md5.
-    """
-    if Path(path).name.endswith((".tsv", ".txt", ".tsv.gz", ".txt.gz")):
-        frame = _portal_manifest(existing(path, "manifest"))
-    else:
-        table = read_table(path, "manifest", SCHEMA.names, ManifestError)
-        frame = table.select(SCHEMA.names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    _refuse_duplicates(frame.file_id.tolist(), f"manifest {path}")
-    for row in frame.itertuples():
-        if not UUID.fullmatch(str(row.file_id)):
-            raise ManifestError(f"manifest {path}: '{row.file_id}' is not a GDC file id (a UUID)")
-        if not MD5.fullmatch(str(row.md5)) or pd.isna(row.file_name) or basename(row.file_name) in ("", ".", ".."):
-            raise ManifestError(f"manifest {path}: file {row.file_id} has no usable file_name and md5")
-    return frame.assign(file_id=frame.file_id.str.lower(), file_name=frame.file_name.map(basename))
-
-
-def _portal_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest of the GDC portal."""
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str)
-    except (ValueError, UnicodeDecodeError, OSError) as problem:
-        raise ManifestError(f"manifest {path} cannot be read: {problem}") from None
-    missing = [name for name in ("id", "filename", "md5", "size") if name not in table]
-    if missing:
-        raise ManifestError(f"manifest {path} lacks the column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    names = table.filename.fillna("")
-    barcodes = names.str.extract(BARCODE.pattern)
-    known = barcodes["sample"].notna()
-    size = pd.to_numeric(table["size"], errors="coerce")
-    odd = table["size"][(size.isna() & table["size"].notna()) | (size % 1 != 0) & size.notna() | (size > MOST_BYTES)]
-    if len(odd):
-        raise ManifestError(f"manifest {path}: the size '{odd.iloc[0]}' is no number of bytes")
-    frame = pd.DataFrame({"file_id": table.id, "file_name": table.filename, "md5": table.md5, "size": size})
-    kinds = {r"\.svs$": SLIDES, r"\.gtf(?:\.gz)?$": ANNOTATION, r"augmented_star_gene_counts\.tsv$": EXPRESSION}
-    frame["data_type"] = table.get("data_type")
-    for pattern, kind in kinds.items():
-        frame.loc[names.str.contains(pattern), "data_type"] = kind
-    frame["case_id"] = names.str[:12].where(known)
-    frame["sample_type"] = barcodes["sample"].map(SAMPLE_TYPES)
-    frame["aliquot"] = names.str.split(".").str[0].where(known)
-    frame["project"] = table.get("project_id")
-    order = ["data_type", "case_id", "file_name", "file_id"]
-    frame = frame.astype({"size": "Int64"}).sort_values(order, ignore_index=True)
-    return frame.astype(object).where(frame.notna(), None).astype({"size": "Int64"})[SCHEMA.names]
-
-
-def dicom_name(file_name: str) -> str:
-    """Name the file by which a slide from the Imaging Data Commons is opened, given its name at the GDC."""
-    return f"{Path(file_name).stem}.dcm"
-
-
-def basename(name: str) -> str:
-    """Return the last part of a file name, whichever system's separators it has."""
-    return re.split(r"[/\\]", name)[-1]
-
-
-def _refuse_duplicates(file_ids: list[str], where: str) -> None:
-    seen: set[str] = set()
-    for file_id in file_ids:
-        if file_id in seen:
-            raise ManifestError(f"{where} lists the file {file_id} more than once; keep one row of it")
-        seen.add(file_id)

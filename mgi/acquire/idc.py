@@ -16,10 +16,10 @@ import openslide
 import pandas as pd
 
 from mgi.acquire.fetch import refuse_without_room, wanted
-from mgi.acquire.gdc import dicom_name, read_manifest
+from mgi.acquire.manifest import dicom_name, read_manifest
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError
-from mgi.files import write_tsv
+from mgi.tables import write_tsv
 
 # What IDC's descriptions of series call the sample codes of barcodes; they have no word for others.
 TISSUES = {"01": "TP", "11": "NT"}

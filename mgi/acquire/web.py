@@ -21,7 +21,7 @@ from requests.exceptions import ChunkedEncodingError
 
 from mgi.console import log
 from mgi.errors import ConfigError, FetchError, MissingInputError
-from mgi.files import existing
+from mgi.files import require_file
 
 TRIES = 10
 BACKOFF_SECONDS = 1.0
@@ -63,7 +63,7 @@ def read_token(path: Path | str) -> str:
     ConfigError
         If others may read it, or it holds nothing that can be sent as a header.
     """
-    path = existing(path, "GDC token")
+    path = require_file(path, "GDC token")
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         token = path.read_text().strip()

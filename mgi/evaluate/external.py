@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mgi.console import log
-from mgi.errors import CheckpointError, CohortError, ImageTableError
+from mgi.errors import CohortError, ImageTableError
 from mgi.evaluate.segmentation import summarise
-from mgi.files import read_table
-from mgi.model.segmenter import Segmenter
+from mgi.inference import load_segmenter, placed, profiles_for
+from mgi.tables import read_table
 from mgi.train import checkpoint
-from mgi.train.data import NO_PROFILES, Images, Profiles, read_image_table, read_profiles
-from mgi.train.inference import write_predictions
-from mgi.train.loop import prepare_torch
+from mgi.train.data import Images, Profiles, read_image_table
+from mgi.train.validation import write_predictions
 
 
 def evaluate_tables(
@@ -92,33 +89,3 @@ def _labelled(tables: list[Path], config: dict[str, Any], folder: Path) -> Itera
     if not found:
         names = ", ".join(map(str, tables[:3]))
         raise ImageTableError(f"{names} holds no image with a mask, so there is nothing to evaluate against")
-
-
-def load_segmenter(folder: Path) -> Segmenter:
-    """Load a fine-tuned model, or raise `CheckpointError`."""
-    model = checkpoint.load(folder)
-    if not isinstance(model, Segmenter):
-        raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")
-    return model
-
-
-def placed(model: Segmenter, device: str | None) -> tuple[Segmenter, torch.device]:
-    """Put a model on `device`, or on what this machine has, and give both; raises as `prepare_torch` does."""
-    options = model.config["options"]
-    place = prepare_torch(options["threads"], device, options["seed"], model.gene_encoder is not None)
-    return model.to(place, memory_format=torch.channels_last), place
-
-
-def profiles_for(model: Segmenter, expression: Path | None, folder: Path, cases: set[str]) -> Profiles:
-    """Read the cases' profiles for a model with genes; without a table every case counts as having none."""
-    if model.gene_encoder is None:
-        if expression is not None:
-            log.warning("the model in %s was trained without genes: --expression is not used", folder)
-        return NO_PROFILES
-    genes = model.config["genes"]
-    if expression is None:
-        log.warning("no --expression: the model in %s sees the images alone", folder)
-        return Profiles(torch.zeros(1, len(genes)), {}, genes)
-    profiles = read_profiles(expression, cases)
-    checkpoint.check_expression(model.config, profiles, folder)
-    return profiles

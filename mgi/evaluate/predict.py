@@ -13,16 +13,16 @@ import shapely
 from PIL import Image
 from scipy import ndimage
 
-from mgi.acquire.mri import SLICE_NAME, Series, mask_name
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
-from mgi.evaluate.external import load_segmenter, placed, profiles_for
-from mgi.files import existing, written_aside
+from mgi.files import atomic_write, require_file
 from mgi.geojson import coordinates, polygons, tumour_feature
-from mgi.prepare.images import import_series, source_of
+from mgi.inference import load_segmenter, placed, profiles_for
+from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
 from mgi.prepare.slides import opened, scaled, tile_slides
+from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table
-from mgi.train.inference import predict_probabilities
+from mgi.train.validation import predict_probabilities
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -79,7 +79,7 @@ def predict(
         If the image cannot be used.
     """
     model = load_segmenter(folder)
-    existing(image, "image")
+    require_file(image, "image")
     if (expression is None) != (case_id is None):
         raise CohortError("a profile needs both --expression and --case-id: give the other, too, or neither")
     mpp = model.config.get("mpp")
@@ -152,11 +152,11 @@ def _write_slide(path: Path, images: Images, batches: Batches, image_px: int, th
             thumbnail = Image.fromarray(scaled(slide, max(1.0, max(slide.dimensions) / OVERLAY_PX)))
     except openslide.OpenSlideError as problem:
         raise SlideError(f"{path.name}: unreadable: {problem}") from None
-    with written_aside(files["outlines"]) as aside:
+    with atomic_write(files["outlines"]) as aside:
         aside.write_text(json.dumps(_geojson(tumour, corner, pixel, source)) + "\n")
-    with written_aside(files["mask"]) as aside:
+    with atomic_write(files["mask"]) as aside:
         Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF", compression="tiff_deflate")
-    with written_aside(files["picture"]) as aside:
+    with atomic_write(files["picture"]) as aside:
         _overlaid(thumbnail, mask).save(aside, "PNG")
     area = tumour.sum() * (pixel / edge * image_px * float(frame.mpp.iloc[0]) / 1000) ** 2
     log.info("%s: %.2f mm2 of tumour in %d tiles: %s", source, area, len(images), output)
@@ -215,14 +215,14 @@ def _write_series(path: Path, images: Images, batches: Batches, image_px: int, t
     for row, place in enumerate(images.frame.itertuples()):
         size = (int(place.size), int(place.size))
         mask = np.asarray(Image.fromarray(probability[row]).resize(size, Image.Resampling.BILINEAR)) >= threshold
-        with written_aside(files[int(place.z)]) as aside:
+        with atomic_write(files[int(place.z)]) as aside:
             Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF")
         pictures.append(_overlaid(Image.fromarray(images.load(np.array([row]))[0]).resize(size), mask))
     columns = int(np.ceil(np.sqrt(len(pictures))))
     sheet = Image.new("RGB", (columns * size[0], -(-len(pictures) // columns) * size[0]))
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (number % columns * size[0], number // columns * size[0]))
-    with written_aside(files["picture"]) as aside:
+    with atomic_write(files["picture"]) as aside:
         sheet.save(aside, "PNG")
     tumour = int((probability >= threshold).any(axis=(1, 2)).sum())
     log.info("%s: tumour in %d of %d slices: %s", path.name, tumour, len(pictures), output)

@@ -9,12 +9,13 @@ import pyarrow as pa
 import torch
 
 from mgi.errors import CheckpointError, CohortError
-from mgi.files import read_table, write_table, written_aside
+from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
+from mgi.tables import read_table, write_table
 from mgi.train import checkpoint
 from mgi.train.data import iterate_images, read_profiles, read_roles
-from mgi.train.inference import embed_genes, embed_images
 from mgi.train.loop import prepare_torch
+from mgi.train.validation import embed_genes, embed_images
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
 RANKS = (1, 5)
@@ -137,7 +138,7 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     table = pd.DataFrame(rows)
     groups = table.groupby(["variant", "direction", "k"], sort=False)
     pooled = pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _pool(group) for key, group in groups])
-    with written_aside(output) as aside:
+    with atomic_write(output) as aside:
         pd.concat([table, pooled]).to_csv(aside, index=False, float_format="%.6g")
 
 

@@ -18,8 +18,8 @@ from scipy.stats import permutation_test
 
 from mgi.console import progress
 from mgi.errors import CohortError, ImageTableError
-from mgi.files import read_table, write_table, written_aside
-from mgi.prepare.images import SOURCES_SCHEMA, decode_mask
+from mgi.files import atomic_write
+from mgi.tables import SOURCES_SCHEMA, decode_mask, read_table, write_table
 
 PREDICTION_COLUMNS = ["case_id", "source_id", "x", "y", "z", "size", "mpp", "fold", "prediction", "reference"]
 PLANE = ["case_id", "source_id", "z"]
@@ -151,7 +151,7 @@ def summarise(
     output = Path(output)
     write_table(per_image, output.parent / "per_image.parquet")
     write_table(per_patient, output.parent / "per_patient.parquet")
-    with written_aside(output) as aside:
+    with atomic_write(output) as aside:
         aside.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
@@ -200,7 +200,7 @@ def compare(
     output = Path(output)
     for name, table in tables.items():
         write_table(table, output / f"{name}.parquet")
-    with written_aside(output / "comparison.csv") as aside:
+    with atomic_write(output / "comparison.csv") as aside:
         pd.DataFrame(rows).to_csv(aside, index=False, float_format=f"%.{DECIMALS}f")
 
 

@@ -6,23 +6,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mgi.acquire.gdc import EXPRESSION, SLIDES, read_manifest
+from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
 from mgi.console import log
 from mgi.errors import CohortError, ManifestError
-from mgi.files import existing, read_table, write_table, written_aside
+from mgi.files import atomic_write, require_file
 from mgi.prepare.annotations import check_annotations
-from mgi.prepare.images import SOURCES_SCHEMA, source_of, write_sources
+from mgi.tables import SOURCES_SCHEMA, SPLITS_SCHEMA, read_table, source_of, write_sources, write_table
 
-SPLITS_SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("fold", pa.int32()),
-        ("role", pa.string()),
-        ("site", pa.string()),
-        ("paired", pa.bool_()),
-        ("labelled", pa.bool_()),
-    ]
-)
 SITE = slice(5, 7)
 
 
@@ -126,7 +116,7 @@ def split(
     write_table(pa.Table.from_pandas(pd.concat(tables), SPLITS_SCHEMA, preserve_index=False), output)
     if flow is not None:
         steps = _flow(records, cases, expressed, [read_manifest(path) for path in manifests or []])
-        with written_aside(flow) as aside:
+        with atomic_write(flow) as aside:
             steps.to_csv(aside, index=False)
 
 
@@ -172,7 +162,7 @@ def _strata(case_ids: pd.Index, table: Path | None, column: str | None) -> np.nd
     """Look up the class of each case in the stratifying column, as text; without a table, one class for all."""
     if table is None or column is None:
         return np.full(len(case_ids), "all", dtype=object)
-    table = existing(table, "table to stratify by")
+    table = require_file(table, "table to stratify by")
     try:
         frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
     except ValueError as problem:

@@ -11,12 +11,13 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from mgi.acquire.gdc import EXPRESSION, read_manifest
+from mgi.acquire.manifest import EXPRESSION, read_manifest
 from mgi.console import log, progress
 from mgi.errors import ExpressionError
 from mgi.prepare.genes import AUTOSOMES, in_genomic_order, is_gtf, listed_genes, read_places, without_version
-from mgi.prepare.profiles import GENES_SCHEMA, check_unique, profile_writer, require_anndata, write_h5ad
+from mgi.prepare.profiles import check_unique, profile_writer, require_anndata, write_h5ad
 from mgi.prepare.star import StarTable, read_star
+from mgi.tables import GENES_SCHEMA
 
 # What an option asks for, and what the table then says of itself.
 UNITS = {"log2-tpm": "log2(TPM+1)", "counts": "counts", "log2-fpkm-uq": "log2(FPKM-UQ+1)"}

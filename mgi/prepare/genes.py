@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from mgi.errors import ExpressionError
-from mgi.files import existing
+from mgi.files import require_file
 
 GTF_COLUMNS = ["chromosome", "source", "feature", "start", "end", "score", "strand", "frame", "attributes"]
 GTF_SUFFIXES = (".gtf", ".gtf.gz")
@@ -60,7 +60,7 @@ def read_places(path: Path | str, key: str) -> pd.DataFrame:
     ExpressionError
         If it is neither, lacks a column, or a cell makes no sense.
     """
-    path = existing(path, "gene positions")
+    path = require_file(path, "gene positions")
     frame = read_gtf(path).reset_index() if is_gtf(path) else _places_of_table(path, read_frame(path), key)
     frame = frame.dropna(subset=[key])
     frame = in_genomic_order(frame.assign(gene_id=frame[key]))
@@ -82,7 +82,7 @@ def read_gtf(path: Path | str) -> pd.DataFrame:
     ExpressionError
         If it is no GTF, or a gene has no exon.
     """
-    genes, exons = _gtf_lines(existing(path, "gene annotation"))
+    genes, exons = _gtf_lines(require_file(path, "gene annotation"))
     if genes.empty:
         raise ExpressionError(f"{path} holds no gene: it is no GTF")
     if genes["gene_id"].isna().any() or exons["gene_id"].isna().any():
@@ -146,7 +146,7 @@ def listed_genes(path: Path | str, genes: pd.DataFrame) -> np.ndarray:
         If it is empty or no text, or names a gene that there is not.
     """
     try:
-        lines = existing(path, "list of genes").read_text(encoding="utf-8-sig").splitlines()
+        lines = require_file(path, "list of genes").read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise ExpressionError(f"{path} is no list of genes, a text file of one a line: {problem}") from None
     names = pd.Series([line.partition("#")[0].strip() for line in lines], dtype=str)

@@ -8,9 +8,10 @@ import pandas as pd
 
 from mgi.console import log
 from mgi.errors import ExpressionError
-from mgi.files import existing
+from mgi.files import require_file
 from mgi.prepare.genes import UNPLACED, in_genomic_order, read_frame, read_places, without_version
-from mgi.prepare.profiles import GENES_SCHEMA, check_unique, profile_writer, require_anndata, write_h5ad
+from mgi.prepare.profiles import check_unique, profile_writer, require_anndata, write_h5ad
+from mgi.tables import GENES_SCHEMA
 
 BARCODE = re.compile(r"^TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(-(?P<sample>\d{2})|-|$)")
 CASE = slice(0, 12)
@@ -63,7 +64,7 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     """
     if h5ad is not None:
         require_anndata()
-    frame = _cases_by_genes(read_frame(existing(table, "expression table")), table)
+    frame = _cases_by_genes(read_frame(require_file(table, "expression table")), table)
     if any(not name.strip() for name in [*frame.index, *frame.columns]):
         raise ExpressionError(f"{table}: a case or a gene has no name; name it or leave it out")
     frame = _one_sample_per_case(frame, table)

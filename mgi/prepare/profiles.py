@@ -15,17 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgi.errors import ExpressionError, MissingPackageError
-from mgi.files import open_table, read_table, write_table, written_aside
-
-GENES_SCHEMA = pa.schema(
-    [
-        ("gene_id", pa.string()),
-        ("gene_name", pa.string()),
-        ("gene_type", pa.string()),
-        ("chromosome", pa.string()),
-        ("start", pa.int64()),
-    ]
-)
+from mgi.files import atomic_write
+from mgi.tables import GENES_SCHEMA, open_table, read_table, write_table
 
 
 class CaseReader(Mapping[str, np.ndarray]):
@@ -156,7 +147,7 @@ def profile_writer(
         metadata={"unit": unit, "scale_fitted": scale_fitted},
     )
     with (
-        written_aside(output) as aside,
+        atomic_write(output) as aside,
         pq.ParquetWriter(aside, schema, compression="none", use_dictionary=False, write_statistics=False) as writer,
     ):
 
@@ -203,7 +194,7 @@ def write_h5ad(expression: Path | str, output: Path | str) -> None:
     var = var.astype(dict.fromkeys(("gene_name", "gene_type", "chromosome"), object))
     obs.index, var.index = obs.index.astype(object), var.index.astype(object)
     uns = {"unit": metadata[b"unit"].decode(), "scale_fitted": metadata[b"scale_fitted"].decode()}
-    with written_aside(output) as aside:
+    with atomic_write(output) as aside:
         anndata.AnnData(values.to_numpy(), obs, var, uns).write_h5ad(aside, convert_strings_to_categoricals=False)
 
 

@@ -19,9 +19,9 @@ from skimage.morphology import disk
 
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, MGIError, SlideError
-from mgi.files import existing, written_aside
+from mgi.files import atomic_write, require_file
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
-from mgi.prepare.images import encode_jpeg, encode_mask, image_table, source_of, write_sources
+from mgi.tables import encode_jpeg, encode_mask, image_table, source_of, write_sources
 
 TISSUE_MPP = 8.0
 LEAST_TISSUE_UM2 = 10_000.0
@@ -156,7 +156,7 @@ def preview(
     for row, column in np.argwhere(_kept(grid, min_tissue)):
         x, y = grid.x[column], grid.y[row]
         draw.rectangle([x / scale, y / scale, (x + grid.edge) / scale, (y + grid.edge) / scale], outline=(0, 130, 60))
-    with written_aside(output) as aside:
+    with atomic_write(output) as aside:
         picture.save(aside, "PNG")
     log.info("%d tiles kept of %d: %s", _kept(grid, min_tissue).sum(), grid.tissue.size, output)
 
@@ -209,7 +209,7 @@ def _jobs(slides: list[Path], case_ids: list[str]) -> list[tuple[str, str, Path]
     jobs = sorted((case_id, source_of(path), Path(path)) for case_id, path in zip(case_ids, slides, strict=True))
     seen: dict[str, Path] = {}
     for _, source_id, path in jobs:
-        existing(path, "slide")
+        require_file(path, "slide")
         if source_id in seen:
             raise SlideError(f"two slides are both {source_id}: {seen[source_id]} and {path}; give one")
         seen[source_id] = path

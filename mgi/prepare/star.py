@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from mgi.errors import ExpressionError
-from mgi.files import existing
+from mgi.files import require_file
 from mgi.prepare.profiles import check_unique
 
 COLUMNS = {"gene_id": pa.string(), "gene_name": pa.string(), "gene_type": pa.string(), "unstranded": pa.int64()}
@@ -60,7 +60,7 @@ def read_star(path: Path | str, like: StarTable | None = None) -> StarTable:
     ExpressionError
         If it is truncated, another kind of file, or unlike `like`.
     """
-    path = existing(path, "STAR table")
+    path = require_file(path, "STAR table")
     content = _content(path)
     opening, header = [*content[:LONGEST_HEAD].split(b"\n", 2), b""][:2]
     if not opening.startswith(MODEL):

@@ -25,8 +25,8 @@ from PIL import Image
 
 from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.segmentation import stitch
-from mgi.files import existing, read_table, written_aside
-from mgi.prepare.images import decode_image, decode_mask
+from mgi.files import atomic_write, require_file
+from mgi.tables import decode_image, decode_mask, read_table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -73,7 +73,7 @@ def _figure(out: Path | str, *size: float) -> Iterator[Figure]:
         figure = plt.figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06))
         try:
             yield figure
-            with written_aside(out) as aside:
+            with atomic_write(out) as aside:
                 figure.savefig(aside, format=kind, metadata=NO_DATES[kind], facecolor="white")
         finally:
             plt.close(figure)
@@ -81,7 +81,7 @@ def _figure(out: Path | str, *size: float) -> Iterator[Figure]:
 
 def _read_csv(path: Path | str, what: str, columns: list[str]) -> pd.DataFrame:
     try:
-        table = pd.read_csv(existing(path, what))
+        table = pd.read_csv(require_file(path, what))
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
         raise MissingInputError(f"{what} {path} is not a CSV file: {problem}") from None
     missing = [column for column in columns if column not in table]
@@ -341,7 +341,7 @@ def _halo() -> list[effects.AbstractPathEffect]:
 
 def _plane_to_show(predictions: Path, case_id: str) -> pd.DataFrame:
     """Rows of the patient's plane whose reference covers the most pixels, else predicts the most."""
-    existing(predictions, "predictions")
+    require_file(predictions, "predictions")
     rows = pq.read_table(predictions, filters=[("case_id", "==", case_id)]).to_pandas()
     if rows.empty:
         raise ImageTableError(f"{predictions} has no row of {case_id}, which per_patient.parquet says was tested there")
@@ -359,7 +359,7 @@ def _mosaic(rows: pd.DataFrame, sources: Path) -> tuple[np.ndarray, dict[str, np
     table = read_table(sources, "sources", ["source_id", "table"]).to_pandas().set_index("source_id")["table"]
     if source_id not in table.index:
         raise ImageTableError(f"{sources} has no row of {source_id}, which a prediction names")
-    path = existing(sources.parent / "images" / f"{table[source_id]}.parquet", f"the image table of {source_id}")
+    path = require_file(sources.parent / "images" / f"{table[source_id]}.parquet", f"the image table of {source_id}")
     wanted = [("source_id", "==", source_id), ("z", "==", z)]
     images = pq.read_table(path, columns=["x", "y", "image"], filters=wanted).to_pandas()
     joined = rows.merge(images, on=["x", "y"], validate="one_to_one")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mgi.files import existing
+from mgi.files import require_file
 
 LOG_WIDTH = 120
 
@@ -31,7 +31,7 @@ def print_summary(results: Path | str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    comparison = pd.read_csv(existing(results / "evaluate" / "comparison.csv", "the comparison of variants"))
+    comparison = pd.read_csv(require_file(results / "evaluate" / "comparison.csv", "the comparison of variants"))
     console.print(_metrics(comparison))
     retrieval = results / "evaluate" / "retrieval.csv"
     if retrieval.exists():

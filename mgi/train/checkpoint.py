@@ -11,7 +11,7 @@ from torch import nn
 
 from mgi import __version__
 from mgi.errors import CheckpointError
-from mgi.files import existing, written_aside
+from mgi.files import atomic_write, require_file
 from mgi.model.alignment import Aligner
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
@@ -56,9 +56,9 @@ BUILDERS = {"aligner": build_aligner, "segmenter": build_segmenter}
 def save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """Write config.json, then model.safetensors, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with written_aside(folder / DESCRIPTION) as aside:
+    with atomic_write(folder / DESCRIPTION) as aside:
         aside.write_text(json.dumps({"mgi": __version__} | config, indent=1) + "\n")
-    with written_aside(folder / WEIGHTS) as aside:
+    with atomic_write(folder / WEIGHTS) as aside:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside)
 
 
@@ -78,8 +78,8 @@ def load(folder: Path | str) -> nn.Module:
         If the two do not belong together.
     """
     folder = Path(folder)
-    description = existing(folder / DESCRIPTION, "description of a model")
-    weights = existing(folder / WEIGHTS, "weights of a model")
+    description = require_file(folder / DESCRIPTION, "description of a model")
+    weights = require_file(folder / WEIGHTS, "weights of a model")
     try:
         config = json.loads(description.read_text())
         model = BUILDERS[config["kind"]](config)

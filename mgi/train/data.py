@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from mgi.errors import CohortError, ImageTableError
-from mgi.files import read_table
-from mgi.prepare.images import decode_image, decode_mask
 from mgi.prepare.profiles import read_matrix
+from mgi.tables import decode_image, decode_mask, read_table
 
 T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]

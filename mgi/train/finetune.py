@@ -27,8 +27,8 @@ from mgi.train.data import (
     read_roles,
     to_tensor,
 )
-from mgi.train.inference import score, write_predictions
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
+from mgi.train.validation import score, write_predictions
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 

@@ -14,7 +14,7 @@ from mgi import __version__
 from mgi.config import Optimisation
 from mgi.console import log, progress
 from mgi.errors import ConfigError, TrainingError
-from mgi.files import written_aside
+from mgi.files import atomic_write
 from mgi.model.scan import missing_kernel
 
 LAST = "last.ckpt"
@@ -161,7 +161,7 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Write metrics.csv and remove last.ckpt: the run is complete."""
-        with written_aside(self.folder / "metrics.csv") as aside, open(aside, "w", newline="") as handle:
+        with atomic_write(self.folder / "metrics.csv") as aside, open(aside, "w", newline="") as handle:
             writer = csv.DictWriter(handle, self.history[-1].keys())
             writer.writeheader()
             writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in self.history)
@@ -195,7 +195,7 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        with written_aside(self.folder / LAST) as aside:
+        with atomic_write(self.folder / LAST) as aside:
             torch.save(state, aside)
 
     def _resume(self) -> None:

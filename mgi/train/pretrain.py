@@ -13,8 +13,8 @@ from mgi.errors import CohortError
 from mgi.model.alignment import Aligner, symmetric_info_nce
 from mgi.train import checkpoint
 from mgi.train.data import Ahead, Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
-from mgi.train.inference import embed_genes, embed_images
 from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
+from mgi.train.validation import embed_genes, embed_images
 
 VAL_IMAGES_PER_PATIENT = 16
 

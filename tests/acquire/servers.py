@@ -9,8 +9,10 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from mgi.acquire import gdc
-from mgi.files import write_table
+import pyarrow as pa
+
+from mgi.acquire.manifest import EXPRESSION
+from mgi.tables import MANIFEST_SCHEMA, write_table
 
 
 def md5_of(path):
@@ -62,11 +64,11 @@ FILE_ID = "11111111-2222-4333-8444-555555555555"
 
 
 def pin_one(path, **changes):
-    row = dict.fromkeys(gdc.SCHEMA.names) | {
+    row = dict.fromkeys(MANIFEST_SCHEMA.names) | {
         "file_id": FILE_ID, "file_name": "counts.tsv", "md5": hashlib.md5(CONTENT).hexdigest(),
-        "size": len(CONTENT), "data_type": gdc.EXPRESSION,
+        "size": len(CONTENT), "data_type": EXPRESSION,
     } | changes  # fmt: skip
-    write_table(gdc.pa.Table.from_pylist([row], gdc.SCHEMA), path)
+    write_table(pa.Table.from_pylist([row], MANIFEST_SCHEMA), path)
     return path
 
 
@@ -241,10 +243,10 @@ def contents(count, smallest, largest, seed=0):
 def pin(path, files, name="counts.tsv"):
     """Write a manifest of these files."""
     rows = [
-        dict.fromkeys(gdc.SCHEMA.names)
-        | {"file_id": file_id, "file_name": name, "size": len(content), "data_type": gdc.EXPRESSION}
+        dict.fromkeys(MANIFEST_SCHEMA.names)
+        | {"file_id": file_id, "file_name": name, "size": len(content), "data_type": EXPRESSION}
         | {"md5": hashlib.md5(content).hexdigest()}
         for file_id, content in files.items()
     ]
-    write_table(gdc.pa.Table.from_pylist(rows, gdc.SCHEMA), path)
+    write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), path)
     return path

@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 
 from mgi import console
 from mgi.acquire import fetch as stage
-from mgi.acquire import gdc, web
+from mgi.acquire import web
 from mgi.acquire.fetch import fetch
-from mgi.acquire.simulate import ANNOTATION_FILE_ID
+from mgi.acquire.manifest import EXPRESSION, read_manifest
 from mgi.cli import app
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
+from mgi.simulate.cohort import ANNOTATION_FILE_ID
 
 from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, says, scripted
 
@@ -42,7 +43,7 @@ def one_file(tmp_path):
 
 def test_round_trip_brings_every_file_whole_and_a_receipt(manifest, cohort, tmp_path):
     fetch(manifest, tmp_path / "got", f"local:{cohort}", 3, receipt=tmp_path / "receipt.tsv")
-    rows = gdc.read_manifest(manifest)
+    rows = read_manifest(manifest)
     assert len(list(tmp_path.glob("got/*/*"))) == len(rows)
     for row in rows.itertuples():
         assert md5_of(tmp_path / "got" / row.file_id / row.file_name) == row.md5
@@ -53,7 +54,7 @@ def test_round_trip_brings_every_file_whole_and_a_receipt(manifest, cohort, tmp_
 
 
 def test_only_the_asked_for_files_are_fetched(manifest, cohort, tmp_path):
-    rows = gdc.read_manifest(manifest)
+    rows = read_manifest(manifest)
     fetch(manifest, tmp_path / "annotation", f"local:{cohort}", 1, data_type="annotation")
     assert [path.name for path in tmp_path.glob("annotation/*")] == [ANNOTATION_FILE_ID]
     two = rows.file_id[1:3].tolist()
@@ -77,7 +78,7 @@ def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path):
 
 
 def test_resume_works_against_the_local_gdc(manifest, cohort, tmp_path):
-    row = gdc.read_manifest(manifest).iloc[-1]
+    row = read_manifest(manifest).iloc[-1]
     part = tmp_path / "got" / row.file_id / f"{row.file_name}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((cohort / "data" / row.file_id / row.file_name).read_bytes()[:777])
@@ -153,8 +154,8 @@ def test_lasting_trouble_ends(one_file, tmp_path, no_waiting):
 
 
 def test_wrong_bytes_at_the_server_fail_that_file_and_keep_the_others(manifest, own_cohort, tmp_path, no_waiting):
-    rows = gdc.read_manifest(manifest)
-    bad = rows[rows.data_type == gdc.EXPRESSION].iloc[0]
+    rows = read_manifest(manifest)
+    bad = rows[rows.data_type == EXPRESSION].iloc[0]
     path = own_cohort / "data" / bad.file_id / bad.file_name
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(FetchError, match=rf"1 of {len(rows)} files.*{bad.file_name}.*{bad.md5}"):
@@ -166,7 +167,7 @@ def test_wrong_bytes_at_the_server_fail_that_file_and_keep_the_others(manifest, 
 
 def test_complete_files_are_kept_and_damaged_ones_fetched_again(manifest, cohort, tmp_path):
     fetch(manifest, tmp_path / "got", f"local:{cohort}", 2)
-    rows = gdc.read_manifest(manifest)
+    rows = read_manifest(manifest)
     paths = {row.file_id: tmp_path / "got" / row.file_id / row.file_name for row in rows.itertuples()}
     before = {file_id: path.stat().st_mtime_ns for file_id, path in paths.items()}
     damaged = rows.file_id[3]

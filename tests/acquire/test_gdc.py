@@ -7,10 +7,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mgi.acquire import gdc, serve
-from mgi.acquire.simulate import ANNOTATION_FILE_ID, PROJECT
+from mgi.acquire import gdc
+from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES, read_manifest, refuse_other_choice
+from mgi.barcodes import BARCODE
 from mgi.errors import ConfigError, FetchError, ManifestError, MissingInputError
-from mgi.files import write_table
+from mgi.simulate import serve
+from mgi.simulate.cohort import ANNOTATION_FILE_ID, PROJECT
+from mgi.tables import write_table
 
 from .servers import FILE_ID, pin_one, says, scripted
 
@@ -23,7 +26,7 @@ def edit_records(folder, change):
 
 
 def star_records(records):
-    return [record for record in records if record["data_type"] == gdc.EXPRESSION]
+    return [record for record in records if record["data_type"] == EXPRESSION]
 
 
 def test_manifest_has_the_contracted_columns_order_and_release(manifest, cohort):
@@ -32,19 +35,19 @@ def test_manifest_has_the_contracted_columns_order_and_release(manifest, cohort)
         "file_id", "file_name", "md5", "size", "data_type", "case_id", "sample_type", "aliquot", "project",
     ]  # fmt: skip
     assert schema.metadata[b"gdc_data_release"] == b"Simulated 1.0"
-    rows = gdc.read_manifest(manifest)
+    rows = read_manifest(manifest)
     assert rows.data_type.value_counts().to_dict() == {
-        gdc.EXPRESSION: 4, gdc.SLIDES: len(list(cohort.glob("data/*/*.svs"))), gdc.ANNOTATION: 1,
+        EXPRESSION: 4, SLIDES: len(list(cohort.glob("data/*/*.svs"))), ANNOTATION: 1,
     }  # fmt: skip
     assert rows.data_type.tolist() == sorted(rows.data_type)
     for _, kind in rows.groupby("data_type"):
         keys = kind[["case_id", "file_name", "file_id"]].fillna("").apply(tuple, axis=1).tolist()
         assert keys == sorted(keys)
-    expression = rows[rows.data_type == gdc.EXPRESSION]
+    expression = rows[rows.data_type == EXPRESSION]
     assert (expression.aliquot == expression.case_id + "-01A-11R-A000-07").all()
-    slides = rows[rows.data_type == gdc.SLIDES]
+    slides = rows[rows.data_type == SLIDES]
     assert (slides.aliquot == slides.file_name.str.split(".").str[0]).all()
-    assert rows[rows.data_type == gdc.ANNOTATION][["case_id", "aliquot", "project"]].isna().all(axis=None)
+    assert rows[rows.data_type == ANNOTATION][["case_id", "aliquot", "project"]].isna().all(axis=None)
 
 
 def test_paging_gives_the_same_manifest(manifest, cohort, tmp_path, monkeypatch):
@@ -63,7 +66,7 @@ def test_unknown_annotation_is_refused_but_gencode_v36_is_known(cohort, tmp_path
     with pytest.raises(ManifestError, match=FILE_ID):
         gdc.query([PROJECT], tmp_path / "m.parquet", f"local:{cohort}", BOTH, FILE_ID)
     gdc.query([PROJECT], tmp_path / "m.parquet", f"local:{cohort}", BOTH, gdc.GENCODE_V36_FILE_ID)
-    row = gdc.read_manifest(tmp_path / "m.parquet").set_index("data_type").loc[gdc.ANNOTATION]
+    row = read_manifest(tmp_path / "m.parquet").set_index("data_type").loc[ANNOTATION]
     assert row.file_name == "gencode.v36.annotation.gtf.gz"
     assert row.md5 == "c03931958d4572148650d62eb6dec41a"
     assert pd.isna(row["size"])
@@ -91,7 +94,7 @@ def test_one_expression_file_per_case_primary_tumour_then_lowest_aliquot(own_coh
     records = star_records(json.loads((own_cohort / "files.json").read_text()))
     edit_records(own_cohort, change)
     gdc.query([PROJECT], tmp_path / "m.parquet", f"local:{own_cohort}", ["expression"], None)
-    chosen = gdc.read_manifest(tmp_path / "m.parquet").set_index("case_id").file_id
+    chosen = read_manifest(tmp_path / "m.parquet").set_index("case_id").file_id
     case = [record["cases"][0]["submitter_id"] for record in records]
     assert chosen[case[0]] == records[0]["file_id"]
     assert chosen[case[1]] == FILE_ID[:-1] + "2"
@@ -101,13 +104,13 @@ def test_one_expression_file_per_case_primary_tumour_then_lowest_aliquot(own_coh
 
 def test_frozen_slides_are_left_out(own_cohort, tmp_path):
     def change(records):
-        slide = next(record for record in records if record["data_type"] == gdc.SLIDES)
+        slide = next(record for record in records if record["data_type"] == SLIDES)
         frozen = json.loads(json.dumps(slide).replace("-01Z-00-DX", "-01A-01-TS")) | {"file_id": FILE_ID}
         return [*records, frozen]
 
     edit_records(own_cohort, change)
     gdc.query([PROJECT], tmp_path / "m.parquet", f"local:{own_cohort}", ["slides"], None)
-    assert gdc.read_manifest(tmp_path / "m.parquet").aliquot.str.contains("-DX").all()
+    assert read_manifest(tmp_path / "m.parquet").aliquot.str.contains("-DX").all()
 
 
 def test_record_without_md5_is_named(own_cohort, tmp_path):
@@ -126,18 +129,18 @@ def test_manifest_that_repeats_a_file_is_refused(manifest, tmp_path):
     doubled = gdc.pa.concat_tables([table, table.slice(2, 1)])
     write_table(doubled, tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match=table["file_id"][2].as_py()):
-        gdc.read_manifest(tmp_path / "m.parquet")
+        read_manifest(tmp_path / "m.parquet")
 
 
 def test_unusable_manifests_are_refused(manifest, tmp_path):
     with pytest.raises(MissingInputError, match="absent"):
-        gdc.read_manifest(tmp_path / "absent.parquet")
+        read_manifest(tmp_path / "absent.parquet")
     write_table(pq.read_table(manifest).drop_columns("md5"), tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="md5"):
-        gdc.read_manifest(tmp_path / "m.parquet")
+        read_manifest(tmp_path / "m.parquet")
     for changes in ({"file_id": "../../etc"}, {"md5": None}, {"md5": "A1"}, {"file_name": "a/.."}):
         with pytest.raises(ManifestError):
-            gdc.read_manifest(pin_one(tmp_path / "m.parquet", **changes))
+            read_manifest(pin_one(tmp_path / "m.parquet", **changes))
 
 
 def test_unreachable_server_is_told_in_one_sentence(tmp_path, no_waiting):
@@ -159,7 +162,7 @@ def record(number, barcode, *, project=PROJECT, sample_type=None, size=100):
     strategy = "Diagnostic Slide" if "-DX" in barcode else "Tissue Slide"
     return {
         "file_id": file_id, "file_name": f"{barcode}.{file_id}.{'svs' if is_slide else 'tsv'}", "file_size": size,
-        "md5sum": f"{number:032x}", "access": "open", "data_type": gdc.SLIDES if is_slide else gdc.EXPRESSION,
+        "md5sum": f"{number:032x}", "access": "open", "data_type": SLIDES if is_slide else EXPRESSION,
         "experimental_strategy": strategy if is_slide else "RNA-Seq", "analysis": {"workflow_type": "STAR - Counts"},
         "cases": [{
             "submitter_id": barcode[:12], "project": {"project_id": project},
@@ -179,7 +182,7 @@ def listing(cohort, tmp_path):
         (folder / "status.json").write_text((cohort / "status.json").read_text())
         (folder / "files.json").write_text(json.dumps(records))
         gdc.query(list(projects), tmp_path / "m.parquet", f"local:{folder}", [kind], None, **options)
-        return gdc.read_manifest(tmp_path / "m.parquet").aliquot.tolist()
+        return read_manifest(tmp_path / "m.parquet").aliquot.tolist()
 
     return listed
 
@@ -211,7 +214,7 @@ def test_best_aliquot_of_one_analyte_is_the_highest_portion_and_plate(listing):
     assert listing(records, "expression", aliquots="best") == ["TCGA-AA-0001-01A-21R-A000-07"]
 
 
-SLIDES = [
+SECTIONS = [
     ("TCGA-AA-0001-01Z-00-DX2", 300), ("TCGA-AA-0001-01Z-00-DX1", 200), ("TCGA-AA-0001-01A-01-TS1", 900),
     ("TCGA-AA-0001-11A-01-BS1", 900), ("TCGA-AA-0001-11Z-00-DX1", 900), ("TCGA-AA-0001-06A-01-MSA", 800),
 ]  # fmt: skip
@@ -231,8 +234,8 @@ SLIDES = [
     ],
 )
 def test_slides_of_a_case_by_kind_and_a_stated_rule(listing, options, kept):
-    records = [record(number, barcode, size=size) for number, (barcode, size) in enumerate(SLIDES)]
-    assert listing(records, "slides", **options) == [SLIDES[k][0] for k in kept]
+    records = [record(number, barcode, size=size) for number, (barcode, size) in enumerate(SECTIONS)]
+    assert listing(records, "slides", **options) == [SECTIONS[k][0] for k in kept]
 
 
 def test_sample_type_is_the_gdcs_where_the_barcode_has_none(listing):
@@ -249,7 +252,7 @@ def test_several_projects_make_one_manifest(listing, tmp_path):
         record(2, "TCGA-AG-0001-01Z-00-DX1", project="TCGA-READ"),
     ]
     assert len(listing(records, "slides", projects=["TCGA-COAD", "TCGA-READ"])) == 2
-    assert gdc.read_manifest(tmp_path / "m.parquet").project.tolist() == ["TCGA-COAD", "TCGA-READ"]
+    assert read_manifest(tmp_path / "m.parquet").project.tolist() == ["TCGA-COAD", "TCGA-READ"]
 
 
 @pytest.mark.parametrize(
@@ -262,23 +265,23 @@ def test_unknown_rule_lists_the_known_ones(listing, options, said):
 
 
 def test_excluded_files_are_left_out_and_reported(listing, tmp_path, caplog):
-    records = [record(number, barcode) for number, (barcode, _) in enumerate(SLIDES[:2])]
+    records = [record(number, barcode) for number, (barcode, _) in enumerate(SECTIONS[:2])]
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{records[1]['file_id']}\tpen marks\n{FILE_ID}\tblurred\n")
     with caplog.at_level("INFO", "mgi"):
-        assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
+        assert listing(records, "slides", exclude=table) == [SECTIONS[0][0]]
     assert f"excluded {records[1]['file_id']}: pen marks" in caplog.text
     assert f"excluded {FILE_ID} is not among the files of the query" in caplog.text
 
 
 def test_file_that_cannot_be_read_can_be_excluded_whatever_the_case_of_its_id(listing, tmp_path):
-    records = [record(number, barcode) for number, (barcode, _) in enumerate(SLIDES[:2])]
+    records = [record(number, barcode) for number, (barcode, _) in enumerate(SECTIONS[:2])]
     records[1] = records[1] | {"file_id": f"abcdef01{FILE_ID[8:]}", "cases": records[1]["cases"] * 2}
     with pytest.raises(ManifestError, match=r"belongs to 2 cases; .*: exclude it \(gdc\.exclude\)"):
         listing(records, "slides")
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{records[1]['file_id'].upper()}\ttwo cases\n")
-    assert listing(records, "slides", exclude=table) == [SLIDES[0][0]]
+    assert listing(records, "slides", exclude=table) == [SECTIONS[0][0]]
 
 
 def test_only_open_files_of_star_counts_are_listed(listing):
@@ -301,7 +304,7 @@ def test_controls_and_cell_lines_are_no_tumour(listing):
 @pytest.mark.parametrize(("field", "lacks"), [("md5sum", "md5"), ("file_size", "size")])
 def test_record_that_lacks_a_value_is_named(listing, field, lacks):
     with pytest.raises(ManifestError, match=rf"the GDC's record of file 00000001-.* lacks '{lacks}'; exclude it"):
-        listing([record(1, SLIDES[0][0]) | {field: None}], "slides")
+        listing([record(1, SECTIONS[0][0]) | {field: None}], "slides")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_listing_that_ends_early_is_an_error(tmp_path, monkeypatch):
 
 def test_check_finds_what_the_gdc_no_longer_has(manifest, own_cohort, tmp_path):
     gdc.check(manifest, f"local:{own_cohort}")
-    rows = gdc.read_manifest(manifest)
+    rows = read_manifest(manifest)
 
     def change(records):
         records = [record for record in records if record["file_id"] != rows.file_id[2]]
@@ -394,29 +397,29 @@ def test_check_calls_a_file_withdrawn_only_where_the_gdc_says_that_it_has_none(t
 def test_portal_manifest_with_an_odd_size_is_refused(tmp_path, size):
     (tmp_path / "m.txt").write_text(f"id\tfilename\tmd5\tsize\n{FILE_ID}\ta.svs\t{'0' * 32}\t{size}\n")
     with pytest.raises(ManifestError, match=rf"the size '{size}' is no number of bytes"):
-        gdc.read_manifest(tmp_path / "m.txt")
+        read_manifest(tmp_path / "m.txt")
 
 
 def test_manifest_pinned_by_another_choice_is_refused(listing, tmp_path):
-    listing([record(1, SLIDES[0][0])], "slides", slides=["frozen", "diagnostic"])
+    listing([record(1, SECTIONS[0][0])], "slides", slides=["frozen", "diagnostic"])
     choice = {"slides": ["diagnostic", "frozen"], "sample_types": [], "aliquots": "first", "slides_per_case": "all"}
-    gdc.refuse_other_choice(tmp_path / "m.parquet", **choice)
+    refuse_other_choice(tmp_path / "m.parquet", **choice)
     for name, value in (("slides", ["frozen"]), ("sample_types", ["Metastatic"]), ("slides_per_case", "best")):
         with pytest.raises(
             ManifestError, match=rf"pinned with gdc\.{name} .* but the configuration says .*{value[-1]}"
         ):
-            gdc.refuse_other_choice(tmp_path / "m.parquet", **choice | {name: value})
-    gdc.refuse_other_choice(pin_one(tmp_path / "one.parquet"), **choice)
+            refuse_other_choice(tmp_path / "m.parquet", **choice | {name: value})
+    refuse_other_choice(pin_one(tmp_path / "one.parquet"), **choice)
 
 
 def test_every_slide_of_tcga_maps_to_its_case(data_dir):
-    rows = gdc.read_manifest(data_dir / "gdc" / "manifest_all_tcga_svs.tsv.gz")
+    rows = read_manifest(data_dir / "gdc" / "manifest_all_tcga_svs.tsv.gz")
     assert len(rows) == 30075
-    assert (rows.data_type == gdc.SLIDES).all()
+    assert (rows.data_type == SLIDES).all()
     assert rows.case_id.str.fullmatch(r"TCGA-\w\w-\w{4}").all()
     assert (rows.file_name.str[:12] == rows.case_id).all()
     assert rows.sample_type.notna().all()
-    section = rows.aliquot.map(lambda barcode: gdc.BARCODE.match(barcode)["section"])
+    section = rows.aliquot.map(lambda barcode: BARCODE.match(barcode)["section"])
     # Counted on the barcodes by other means: the sixth field of each, without its number.
     assert section.value_counts().to_dict() == rows.aliquot.str.split("-").str[5].str[:2].value_counts().to_dict()
     assert section.value_counts().to_dict() == {"DX": 11766, "TS": 12801, "BS": 5390, "MS": 118}
@@ -426,11 +429,11 @@ def test_every_slide_of_tcga_maps_to_its_case(data_dir):
 
 
 def test_other_real_tables_of_the_gdc(data_dir):
-    legacy = gdc.read_manifest(data_dir / "gdc" / "files_tcga_lgg_htseq_era.tsv.gz")
+    legacy = read_manifest(data_dir / "gdc" / "files_tcga_lgg_htseq_era.tsv.gz")
     assert len(legacy) == 5307
     assert set(legacy.project) == {"TCGA-LGG"}
     with pytest.raises(ManifestError, match="lacks the column id, filename, md5, size; it has File ID"):
-        gdc.read_manifest(data_dir / "gdc" / "gdc_sample_sheet_tcga_lusc.tsv.gz")
+        read_manifest(data_dir / "gdc" / "gdc_sample_sheet_tcga_lusc.tsv.gz")
 
 
 def test_real_answer_is_paged_through_and_what_it_lacks_is_named(data_dir, monkeypatch):
@@ -444,4 +447,4 @@ def test_real_answer_is_paged_through_and_what_it_lacks_is_named(data_dir, monke
     assert [entry["file_name"] for entry in listed] == [entry["file_name"] for entry in real]
     assert sum(entry["file_size"] for entry in listed) == sum(entry["file_size"] for entry in real)
     with pytest.raises(ManifestError, match="file 00000000 lacks"):
-        gdc._row(listed[0], gdc.EXPRESSION, "TCGA-BRCA")
+        gdc._row(listed[0], EXPRESSION, "TCGA-BRCA")

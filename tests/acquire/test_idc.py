@@ -7,20 +7,22 @@ import types
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from mgi.acquire import fetch as stage
-from mgi.acquire import gdc, idc
+from mgi.acquire import idc
+from mgi.acquire.manifest import SLIDES
 from mgi.cli import app
 from mgi.errors import ConfigError, FetchError
-from mgi.files import write_table
 from mgi.prepare.slides import tile_slides
+from mgi.tables import MANIFEST_SCHEMA, write_table
 
 from .dicom import write_slide
 
 TUMOUR, NORMAL = "TCGA-A1-A0SB-01Z-00-DX1", "TCGA-A1-A0SB-11A-01-TS2"
-SLIDES = {
+RECORDS = {
     TUMOUR: ("00000001-2222-4333-8444-555555555555", "1.2.826.1", "FFPE HE TP DX1"),
     NORMAL: ("00000002-2222-4333-8444-555555555555", "1.2.826.2", "Frozen HE NT TS2"),
 }
@@ -32,7 +34,7 @@ class Client:
     def __init__(self, archive):
         self.archive, self.requests = archive, []
         rows = []
-        for barcode, (_, series, description) in SLIDES.items():
+        for barcode, (_, series, description) in RECORDS.items():
             sizes = [path.stat().st_size for path in (archive / series).iterdir()]
             rows.append(
                 {"PatientID": barcode[:12], "Modality": "SM", "SeriesDescription": description}
@@ -53,7 +55,7 @@ class Client:
 @pytest.fixture
 def client(tmp_path, monkeypatch):
     tissue = np.full((256, 320, 3), (200, 120, 180), np.uint8)
-    for barcode, (_, series, _) in SLIDES.items():
+    for barcode, (_, series, _) in RECORDS.items():
         folder = tmp_path / "archive" / series
         folder.mkdir(parents=True)
         write_slide(folder / "b.dcm", tissue, barcode, series)
@@ -68,12 +70,12 @@ def client(tmp_path, monkeypatch):
 @pytest.fixture
 def manifest(tmp_path):
     rows = [
-        dict.fromkeys(gdc.SCHEMA.names)
-        | {"file_id": file_id, "file_name": f"{barcode}.A-B.svs", "md5": "0" * 32, "size": 1, "data_type": gdc.SLIDES}
+        dict.fromkeys(MANIFEST_SCHEMA.names)
+        | {"file_id": file_id, "file_name": f"{barcode}.A-B.svs", "md5": "0" * 32, "size": 1, "data_type": SLIDES}
         | {"case_id": barcode[:12], "aliquot": barcode}
-        for barcode, (file_id, *_) in SLIDES.items()
+        for barcode, (file_id, *_) in RECORDS.items()
     ]
-    write_table(gdc.pa.Table.from_pylist(rows, gdc.SCHEMA), tmp_path / "manifest.parquet")
+    write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), tmp_path / "manifest.parquet")
     return tmp_path / "manifest.parquet"
 
 
@@ -84,7 +86,7 @@ def test_slides_are_asked_for_by_series_and_tiled_from_where_they_are_put(client
     assert client.requests == [(["1.2.826.1", "1.2.826.2"], str(partial), options)]
     assert list(partial.iterdir()) == []
     receipt = pd.read_csv(tmp_path / "receipt.tsv", sep="\t", dtype=str).set_index("file_id")
-    for barcode, (file_id, series, _) in SLIDES.items():
+    for barcode, (file_id, series, _) in RECORDS.items():
         assert receipt.series_instance_uid[file_id] == series
         name = receipt.file_name[file_id]
         assert {path.name for path in (out / file_id).iterdir()} == {f"{barcode}.A-B.dcm", "a.dcm"}
@@ -95,7 +97,7 @@ def test_slides_are_asked_for_by_series_and_tiled_from_where_they_are_put(client
 
 
 def test_complete_slides_are_kept_and_only_the_rest_is_asked_for(client, manifest, tmp_path):
-    idc.fetch_slides(manifest, tmp_path / "out", file_ids=[SLIDES[TUMOUR][0]])
+    idc.fetch_slides(manifest, tmp_path / "out", file_ids=[RECORDS[TUMOUR][0]])
     idc.fetch_slides(manifest, tmp_path / "out")
     idc.fetch_slides(manifest, tmp_path / "out")
     assert [series for series, *_ in client.requests] == [["1.2.826.1"], ["1.2.826.2"]]
@@ -104,11 +106,11 @@ def test_complete_slides_are_kept_and_only_the_rest_is_asked_for(client, manifes
 @pytest.mark.parametrize("spoilt", ["a.dcm", "b.dcm"])
 def test_damaged_slide_is_fetched_again(client, manifest, tmp_path, spoilt):
     idc.fetch_slides(manifest, tmp_path / "out")
-    folder = tmp_path / "out" / SLIDES[NORMAL][0]
+    folder = tmp_path / "out" / RECORDS[NORMAL][0]
     path = folder / spoilt if spoilt == "a.dcm" else folder / f"{NORMAL}.A-B.dcm"
     path.write_bytes(b"short")
     idc.fetch_slides(manifest, tmp_path / "out")
-    assert path.read_bytes() == (client.archive / SLIDES[NORMAL][1] / spoilt).read_bytes()
+    assert path.read_bytes() == (client.archive / RECORDS[NORMAL][1] / spoilt).read_bytes()
     assert len(list(folder.iterdir())) == 2
 
 
@@ -134,12 +136,12 @@ def mistake(folder):
     ],
 )
 def test_series_that_is_not_the_slide_is_refused_and_the_others_kept(client, manifest, tmp_path, harm, said):
-    harm(client.archive / SLIDES[NORMAL][1])
+    harm(client.archive / RECORDS[NORMAL][1])
     with pytest.raises(FetchError, match=rf"1 of 2 slides.*{NORMAL} \(s3://idc-open-data/1.2.826.2/.*{said}"):
         idc.fetch_slides(manifest, tmp_path / "out", receipt=tmp_path / "receipt.tsv")
     assert not (tmp_path / "receipt.tsv").exists()
-    assert not (tmp_path / "out" / SLIDES[NORMAL][0]).exists()
-    assert (tmp_path / "out" / SLIDES[TUMOUR][0]).is_dir()
+    assert not (tmp_path / "out" / RECORDS[NORMAL][0]).exists()
+    assert (tmp_path / "out" / RECORDS[TUMOUR][0]).is_dir()
 
 
 def test_slide_that_the_index_does_not_tell_is_refused(client, manifest, tmp_path):
@@ -165,7 +167,11 @@ def test_absent_library_is_named_with_how_to_get_it(manifest, tmp_path, monkeypa
 
 
 def test_command_line_gives_every_option_to_the_fetch(client, manifest, tmp_path):
-    options = {"--file-id": SLIDES[NORMAL][0], "--partial": tmp_path / "partial", "--receipt": tmp_path / "r.tsv"}
+    options = {
+        "--file-id": RECORDS[NORMAL][0],
+        "--partial": tmp_path / "partial",
+        "--receipt": tmp_path / "r.tsv",
+    }
     given = [f"{name}={value}" for name, value in options.items()]
     done = CliRunner().invoke(app, ["idc", "fetch", str(manifest), "-o", str(tmp_path / "out"), *given])
     assert done.exit_code == 0, done.output

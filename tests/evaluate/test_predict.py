@@ -16,7 +16,6 @@ from PIL import Image
 
 import mgi
 from mgi import cli
-from mgi.acquire.simulate import write_svs
 from mgi.errors import (
     CheckpointError,
     CohortError,
@@ -31,9 +30,9 @@ from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
 from mgi.evaluate.segmentation import stitch
-from mgi.files import write_table
 from mgi.prepare.annotations import find_annotation, read_annotation
-from mgi.prepare.images import decode_mask
+from mgi.simulate.cohort import write_svs
+from mgi.tables import decode_mask, write_table
 from mgi.train import inference
 from mgi.train.data import Images, read_images, read_profiles, to_tensor
 from mgi.train.finetune import finetune

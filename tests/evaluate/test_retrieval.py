@@ -8,7 +8,7 @@ import pytest
 
 from mgi.errors import CohortError, MissingInputError
 from mgi.evaluate.retrieval import _chance, ranks, retrieval_table
-from mgi.files import write_table
+from mgi.tables import write_table
 
 
 def shared_space(

@@ -12,8 +12,7 @@ from scipy.ndimage import distance_transform_edt
 from mgi.errors import CohortError, ImageTableError, MissingInputError
 from mgi.evaluate import segmentation
 from mgi.evaluate.segmentation import compare, confusion, dice, hd95, iou, stitch, summarise
-from mgi.files import write_table
-from mgi.prepare.images import encode_mask, write_sources
+from mgi.tables import encode_mask, write_sources, write_table
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, int] = (24, 20), share: float = 0.3) -> np.ndarray:

@@ -7,8 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyvips
 
-from mgi.acquire.gdc import SCHEMA as MANIFEST_SCHEMA
-from mgi.files import write_table
+from mgi.tables import MANIFEST_SCHEMA, write_table
 
 
 def write_slide(path: Path, pixels: np.ndarray, mpp: float | None) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mgi.acquire.gdc import EXPRESSION
+from mgi.acquire.manifest import EXPRESSION
 from mgi.prepare.expression import build
 from mgi.prepare.profiles import read_expression
 from tests.prepare.conftest import write_manifest

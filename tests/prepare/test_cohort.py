@@ -4,11 +4,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mgi.acquire.gdc import EXPRESSION, SLIDES, read_manifest
+from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
 from mgi.errors import AnnotationError, CohortError, ManifestError, MissingInputError
-from mgi.files import write_table
 from mgi.prepare.cohort import collect_sources, slide_batches, split
-from mgi.prepare.images import write_sources
+from mgi.tables import write_sources, write_table
 from tests.prepare.conftest import write_manifest
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mgi.acquire.simulate import simulate_cohort
 from mgi.errors import ExpressionError, MissingInputError
 from mgi.prepare import expression
 from mgi.prepare.expression import fpkm_uq, tpm
 from mgi.prepare.genes import read_gtf
 from mgi.prepare.profiles import read_expression
+from mgi.simulate.cohort import simulate_cohort
 from tests.prepare.counts import GENES, Cohort, gtf_text, places, star_text
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgi.errors import ExpressionError, MissingInputError, MissingPackageError
-from mgi.files import write_table
 from mgi.prepare.profiles import CaseReader, profile_writer, read_expression, read_matrix, write_h5ad
+from mgi.tables import write_table
 
 CASES = [f"TCGA-S1-{number:04d}" for number in range(9)]
 VALUES = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.segmentation import stitch
 from mgi.prepare import slides
-from mgi.prepare.images import SCHEMA, SOURCES_SCHEMA, decode_image, decode_mask
 from mgi.prepare.slides import preview, tile_slides, tissue_mask
+from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA, decode_image, decode_mask
 from tests.prepare.conftest import tissue_picture, write_slide
 
 CASE = "TCGA-S1-0001"
@@ -30,7 +30,7 @@ def slide(tmp_path):
 
 def test_tiles_cover_the_tissue_and_nothing_else(slide, tmp_path):
     tiles = tiled([slide], tmp_path / "t.parquet")
-    assert pq.read_schema(tmp_path / "t.parquet").equals(SCHEMA)
+    assert pq.read_schema(tmp_path / "t.parquet").equals(IMAGES_SCHEMA)
     assert len(tiles) == 12 * 12 and tiles.tissue_fraction.min() > 0.9
     assert (tiles.x.min(), tiles.x.max(), tiles.y.min(), tiles.y.max()) == (128, 832, 128, 832)
     assert set(tiles["size"]) == {64} and set(tiles.mpp) == {0.5} and tiles["mask"].isna().all()
@@ -161,7 +161,7 @@ def test_bad_slides_are_recorded_with_their_reasons_and_the_run_goes_on(slide, t
 def test_only_bad_slides_leave_an_empty_table(tmp_path):
     (tmp_path / f"{CASE}.svs").write_text("no slide at all")
     assert tiled([tmp_path / f"{CASE}.svs"], tmp_path / "t.parquet", status=tmp_path / "s.parquet").empty
-    assert pq.read_schema(tmp_path / "t.parquet").equals(SCHEMA)
+    assert pq.read_schema(tmp_path / "t.parquet").equals(IMAGES_SCHEMA)
 
 
 def test_bad_slide_by_hand_is_an_error_and_leaves_nothing(tmp_path):

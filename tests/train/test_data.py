@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgi.errors import CohortError, ImageTableError
-from mgi.files import write_table
-from mgi.prepare.images import encode_png
+from mgi.tables import encode_png, write_table
 from mgi.train.data import Ahead, augment, read_images, read_profiles, read_roles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 

@@ -18,14 +18,13 @@ from safetensors.torch import load_file
 import mgi
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
-from mgi.files import write_table
-from mgi.prepare.images import decode_image, decode_mask, encode_mask, encode_png
+from mgi.tables import decode_image, decode_mask, encode_mask, encode_png, write_table
 from mgi.train import checkpoint, loop
 from mgi.train.data import read_images, read_profiles, to_tensor
 from mgi.train.finetune import ImageBatches, finetune
-from mgi.train.inference import predict_probabilities, score
 from mgi.train.loop import LAST, TrainingRun, learning_rate, parameter_groups, prepare_torch
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
+from mgi.train.validation import predict_probabilities, score
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
 
 
@@ -215,7 +214,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_g
 def test_validation_of_pretraining_is_the_loss_of_the_held_out_patients_batch_by_batch(
     cohort, pretrained, pretrain_options, monkeypatch
 ):
-    monkeypatch.setattr("mgi.train.inference.BATCH", 5)
+    monkeypatch.setattr("mgi.train.validation.BATCH", 5)
     model, device = mgi.load(pretrained), torch.device("cpu")
     images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
     batches = PatientBatches(images, profiles, CASES[4:6], pretrain_options, device)

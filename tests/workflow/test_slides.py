@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from mgi.acquire.gdc import SLIDES, read_manifest
+from mgi.acquire.manifest import SLIDES, read_manifest
 
 from .conftest import TINY, Workflow
 

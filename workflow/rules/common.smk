@@ -11,8 +11,9 @@ from snakemake.exceptions import WorkflowError
 CHECKOUT = Path(workflow.basedir).parent
 sys.path.insert(0, str(CHECKOUT))
 
-from mgi.acquire.gdc import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.acquire.mri import fingerprint
+from mgi.acquire.manifest import ANNOTATION, EXPRESSION
+from mgi.acquire.manifest import dicom_name, read_exclusions, read_manifest, refuse_other_choice
+from mgi.prepare.mri import fingerprint
 from mgi.config import load_config
 from mgi.errors import MGIError
 from mgi.prepare.annotations import check_annotations, find_annotation

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 import shapely
 
-from mgi.acquire import simulate, tissue
 from mgi.errors import ConfigError
+from mgi.simulate import cohort as simulate
+from mgi.simulate import tissue
 
 TINY = {"cases": 4, "seed": 7, "genes": 1000, "slide_px": 512}
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from mgi.errors import MriError
-from mgi.prepare import images
-from mgi.prepare.images import decode_image, decode_mask, encode_jpeg, encode_mask, encode_png, import_mri
+from mgi.prepare.mri import import_mri
+from mgi.tables import IMAGES_SCHEMA, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
 
 NAMES = ["TCGA_CS_4941_19960909", "TCGA_DU_0001_19990101"]
 
@@ -49,7 +49,7 @@ def test_codecs_return_what_they_were_given():
 def test_every_slice_is_a_row_in_order(folder):
     output, sources = imported(folder)
     table = pq.read_table(output)
-    assert table.schema.equals(images.SCHEMA)
+    assert table.schema.equals(IMAGES_SCHEMA)
     assert table["case_id"].to_pylist() == ["TCGA-CS-4941"] * 70 + ["TCGA-DU-0001"] * 70
     assert table["z"].to_pylist() == [*range(1, 71)] * 2
     assert table["mpp"].null_count == 140 and set(table["size"].to_pylist()) == {64}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgi.acquire.mri import find_series, fingerprint, read_series
 from mgi.errors import CohortError, MissingInputError, MriError
+from mgi.prepare.mri import find_series, fingerprint, read_series
 
 NAME = "TCGA_CS_4941_19960909"
 OTHER = "TCGA_DU_5849_19950405"

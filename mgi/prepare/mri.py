@@ -9,13 +9,17 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mgi.console import log, progress
 from mgi.errors import CohortError, MissingInputError, MriError
+from mgi.tables import encode_mask, encode_png, image_table, write_sources
 
 WHERE_TO_GET_IT = (
     "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle, "
@@ -23,6 +27,8 @@ WHERE_TO_GET_IT = (
     "the folder kaggle_3m in it"
 )
 SERIES_NAME = re.compile(r"^TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}_\d{8}$")
+PERCENTILES = (1.0, 99.0)
+FOREGROUND_SHARE = 0.1
 SLICE_NAME = re.compile(r"_(\d+)\.tif$")
 
 Place = Path | zipfile.Path
@@ -167,3 +173,106 @@ def _pixels(path: Place) -> np.ndarray:
 
 def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]}"
+
+
+def import_mri(folder: Path | str, output: Path | str, sources: Path | str | None, image_px: int) -> None:
+    """Import every slice of a kaggle_3m folder or zip, resampled to `image_px` and normalised per patient.
+
+    Slices are resampled with an antialiasing window, masks by area average and a threshold of one half. With
+    `sources`, a series that cannot be used is recorded there as skipped and the others go on.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there or holds no patient.
+    CohortError
+        If two folders belong to one case.
+    MriError
+        If a series cannot be used and `sources` is None.
+    """
+    output = Path(output)
+    rows = []
+    with image_table(output) as add:
+        for series in progress(find_series(folder), "MRI series"):
+            record = {"source_id": series.source_id, "case_id": series.case_id, "table": output.stem}
+            try:
+                images = list(_series_rows(series, image_px))
+            except MriError as problem:
+                if sources is None:
+                    raise MriError(
+                        f"{series.source_id}: {problem}; repair it, or give --sources to record it and go on"
+                    ) from None
+                log.warning("skipped %s: %s", series.source_id, problem)
+                rows.append(record | {"status": "skipped", "reason": str(problem), "n_images": 0, "labelled": False})
+                continue
+            for image in images:
+                add(image)
+            used = {"status": "ok", "n_images": len(images), "labelled": True, "untiled_tumour_px": 0}
+            rows.append(record | used)
+    if sources is not None:
+        write_sources(rows, sources)
+    log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
+
+
+def import_series(series: Series, output: Path | str, image_px: int) -> None:
+    """Import the slices of one series without masks, as `import_mri` does: to be segmented.
+
+    Raises
+    ------
+    MriError
+        If the series cannot be used.
+    """
+    with image_table(output) as add:
+        for image in _series_rows(series, image_px, labelled=False):
+            add(image)
+
+
+def _series_rows(series: Series, image_px: int, labelled: bool = True) -> Iterator[dict[str, Any]]:
+    volume = read_series(series, labelled)
+    height, width = volume.image.shape[1:3]
+    if height != width:
+        raise MriError(f"not square: slices are {width} x {height}")
+    image, foreground = _normalised(volume)
+    for k, number in enumerate(volume.numbers):
+        yield {
+            "case_id": series.case_id,
+            "source_id": series.source_id,
+            "x": 0,
+            "y": 0,
+            "z": int(number),
+            "size": width,
+            "mpp": None,
+            "tissue_fraction": float(foreground[k].mean()),
+            "image": encode_png(_resized(image[k], image_px, Image.Resampling.HAMMING)),
+            "mask": None if volume.mask is None else _resized_mask(volume.mask[k], image_px),
+        }
+
+
+def _normalised(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Map the 1st to 99th percentile of each channel's foreground, over the whole volume, to 0..255.
+
+    The air around the head is not zero in every scanner's images, so the foreground is where the brightest channel
+    exceeds a tenth of its own 99th percentile.
+
+    Returns
+    -------
+    image : uint8 array [slices, height, width, 3]
+    foreground : bool array [slices, height, width]
+    """
+    brightest = volume.image.max(axis=-1)
+    foreground = brightest > FOREGROUND_SHARE * np.percentile(brightest, PERCENTILES[1])
+    if not foreground.any():
+        raise MriError("empty: no voxel is brighter than the background")
+    low, high = np.percentile(volume.image[foreground], PERCENTILES, axis=0)
+    # A channel has 256 values only: a table per channel does the arithmetic once for the whole volume.
+    levels = (np.arange(256)[:, None] - low) / np.maximum(high - low, 1)
+    table = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+    return np.stack([table[volume.image[..., channel], channel] for channel in range(3)], axis=-1), foreground
+
+
+def _resized_mask(mask: np.ndarray, size_px: int) -> bytes:
+    return encode_mask(_resized(mask * np.uint8(255), size_px, Image.Resampling.BOX) >= 128)
+
+
+def _resized(pixels: np.ndarray, size_px: int, resampling: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), resampling))

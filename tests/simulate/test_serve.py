@@ -10,8 +10,8 @@ import sys
 import pytest
 import requests
 
-from mgi.acquire import serve
 from mgi.errors import ConfigError, MissingInputError
+from mgi.simulate import serve
 
 
 @pytest.fixture(scope="module")

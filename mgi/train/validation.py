@@ -10,28 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mgi.files import written_aside
+from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
-from mgi.prepare.images import encode_mask
+from mgi.tables import PREDICTIONS_SCHEMA, encode_mask
 from mgi.train.data import Images, Profiles, to_tensor
 from mgi.train.loop import autocast
 
 BATCH = 32
-PREDICTIONS = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("source_id", pa.string()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("z", pa.int32()),
-        ("size", pa.float64()),
-        ("mpp", pa.float32()),
-        ("fold", pa.int32()),
-        ("prediction", pa.binary()),
-        ("reference", pa.binary()),
-    ]
-)
 
 
 @torch.inference_mode()
@@ -122,11 +108,11 @@ def write_predictions(
     folder: Path,
 ) -> None:
     """Segment labelled images, part by part, and write predictions.parquet: place, fold, prediction and reference."""
-    with written_aside(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS) as writer:
+    with atomic_write(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS_SCHEMA) as writer:
         for images in parts:
             masks: list[bytes] = [b""] * len(images)
             for rows, probability in predict_probabilities(model, images, profiles, device):
                 for row, mask in zip(rows, probability >= threshold, strict=True):
                     masks[row] = encode_mask(mask)
             frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
-            writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS, preserve_index=False))
+            writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS_SCHEMA, preserve_index=False))

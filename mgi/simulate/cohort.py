@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from mgi.acquire import tissue
 from mgi.console import log, progress
 from mgi.errors import ConfigError
-from mgi.files import write_table, written_aside
+from mgi.files import atomic_write
 from mgi.geojson import outline, tumour_feature
+from mgi.simulate import tissue
+from mgi.tables import write_table
 
 PROJECT = "TCGA-SIM"
 ANNOTATION_FILE_ID = "00000000-0000-4000-8000-000000000036"
@@ -87,7 +88,7 @@ def simulate_cohort(out: Path, *, cases: int, seed: int, genes: int, slide_px: i
         If `out` holds something else than a simulated cohort.
     """
     _clear(out)
-    with written_aside(out / "status.json") as aside:
+    with atomic_write(out / "status.json") as aside:
         status = {"data_release": RELEASE, "status": "OK", "tag": "1.0", "version": 1}
         aside.write_text(json.dumps(status, indent=1) + "\n")
     gene_table, exons = _genes(seed, genes)
@@ -96,10 +97,10 @@ def simulate_cohort(out: Path, *, cases: int, seed: int, genes: int, slide_px: i
     for made in progress(_made_patients(patients, out, seed, gene_table, slide_px, workers), "patients", cases):
         records += made
     records.sort(key=lambda record: (record["data_type"], record["file_name"]))
-    with written_aside(out / "files.json") as aside:
+    with atomic_write(out / "files.json") as aside:
         aside.write_text(json.dumps(records, indent=1) + "\n")
     _write_truth(out, patients, gene_table)
-    with written_aside(out / "manifest.tsv") as aside:
+    with atomic_write(out / "manifest.tsv") as aside:
         _manifest(records).to_csv(aside, sep="\t", index=False, lineterminator="\n")
     log.info("simulated cohort of %d patients and %d genes written to %s", cases, genes, out)
 
