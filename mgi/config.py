@@ -19,11 +19,12 @@ from pydantic_core import PydanticCustomError
 
 from mgi.errors import ConfigError, MissingInputError
 from mgi.files import atomic_write
+from mgi.names import NAME_PATTERN
 
 GDC_API = "https://api.gdc.cancer.gov"
 GENCODE_V36_FILE_ID = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
 ATTENTION_HEADS = 4
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 REFERENCE_BEGIN = "<!-- reference: begin -->"
 REFERENCE_END = "<!-- reference: end -->"
 TYPE_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping", NoneType: "null"}

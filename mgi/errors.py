@@ -13,6 +13,10 @@ class ConfigError(MGIError):
     """The configuration names an unknown key or an impossible value."""
 
 
+class InvalidNameError(MGIError):
+    """A name holds characters that cannot be used, or is missing."""
+
+
 class MissingInputError(MGIError):
     """A file or folder that a step reads is not there or is not readable."""
 

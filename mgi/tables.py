@@ -47,10 +47,18 @@ SOURCES_SCHEMA = pa.schema(
     [
         ("source_id", pa.string()),
         ("case_id", pa.string()),
+        ("project", pa.string()),
+        ("site", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("n_images", pa.int32()),
         ("labelled", pa.bool_()),
+        ("has_tumour", pa.bool_()),
+        # Pixels of level 0, as are those of untiled_tumour_px.
+        ("tumour_px", pa.int64()),
+        # JSON objects: {class: objects} of the annotation, {reason: tiles or slices} of what was left out.
+        ("classes", pa.string()),
+        ("dropped", pa.string()),
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),

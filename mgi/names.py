@@ -1,0 +1,100 @@
+"""Names that enter from outside: what may become a path or a wildcard, and what only labels a patient or a class.
+
+Every name that MGI reads from a file, a server or the configuration goes through one of these functions where it
+enters, so that nothing after that has to ask whether a name is safe.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from mgi.errors import InvalidNameError, MGIError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MAX_NAME_LENGTH = 200
+MAX_TEXT_LENGTH = 500
+SHOWN = 3
+
+_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
+
+
+def check_name(value: object, what: str, error: type[MGIError] = InvalidNameError) -> str:
+    """Return `value` if it can safely become part of a path, a wildcard or a command.
+
+    Parameters
+    ----------
+    value : object
+        The name: ASCII letters, digits, `.`, `_` and `-`, the first a letter or digit, at most 200 characters.
+    what : str
+        What it names, for the message: "file name", "variant".
+    error : type of MGIError
+        What to raise.
+
+    Raises
+    ------
+    MGIError
+        `error`, if it is no such name.
+    """
+    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and _NAME.match(value):
+        return value
+    raise error(
+        f"invalid {what} {quote(value)}: use ASCII letters, digits, '.', '_' and '-', starting with a letter or digit"
+    )
+
+
+def check_text(value: object, what: str, error: type[MGIError] = InvalidNameError) -> str:
+    """Return a label, such as a case id or a class, trimmed and in Unicode form NFC.
+
+    Raises
+    ------
+    MGIError
+        `error`, if it is no text, is empty or longer than 500 characters, or holds a control or invisible character or
+        a dash other than `-`, which would make two labels of one that look alike.
+    """
+    if not isinstance(value, str):
+        raise error(f"invalid {what} {quote(value)}: text is needed")
+    text = unicodedata.normalize("NFC", value).strip()
+    if not text or len(text) > MAX_TEXT_LENGTH:
+        raise error(f"invalid {what} {quote(value)}: give 1 to {MAX_TEXT_LENGTH} characters")
+    for character in text:
+        category = unicodedata.category(character)
+        if category[0] == "C" or category in ("Zl", "Zp") or (category in ("Pd", "Zs") and character not in "- "):
+            name = unicodedata.name(character, f"U+{ord(character):04X}")
+            raise error(f"invalid {what} {quote(value)}: it holds {name} (U+{ord(character):04X}); use '-' or a space")
+    return text
+
+
+def check_case_ids(values: Iterable[object], where: str, error: type[MGIError] = InvalidNameError) -> list[str]:
+    """Return case ids, trimmed, of which no two may be one patient written in two ways.
+
+    A case id may occur several times; each occurrence is returned.
+
+    Raises
+    ------
+    MGIError
+        `error`, if one is missing or no label, or two differ in upper and lower case only.
+    """
+    checked = [check_text(value, f"case id in {where}", error) for value in values]
+    seen: dict[str, str] = {}
+    for case_id in checked:
+        other = seen.setdefault(case_id.casefold(), case_id)
+        if other != case_id:
+            raise error(
+                f"{where} writes one case id in two ways, '{other}' and '{case_id}': write each patient's id the same "
+                "way everywhere"
+            )
+    return checked
+
+
+def quote(value: object, length: int = 80) -> str:
+    """Return `value` in quotes for a message, cut to `length`, with control and invisible characters escaped."""
+    text = value if isinstance(value, str) else repr(value)
+    shown = text if len(text) <= length else f"{text[: length - 3]}..."
+    return "'" + "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown) + "'"
+
+
+def first_few(values: Iterable[object]) -> str:
+    """Return the first three values, quoted, and how many there are beyond: `'a', 'b', 'c' and 5 more`."""
+    listed = list(values)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(map(quote, listed[:SHOWN])) + more
