@@ -5,9 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mgi.codecs import decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
 from mgi.errors import MriError
 from mgi.prepare.mri import import_mri
-from mgi.tables import IMAGES_SCHEMA, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
+from mgi.tables import IMAGES_SCHEMA
 
 NAMES = ["TCGA_CS_4941_19960909", "TCGA_DU_0001_19990101"]
 

@@ -16,10 +16,11 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 from scipy.stats import permutation_test
 
+from mgi.codecs import decode_mask
 from mgi.console import progress
 from mgi.errors import CohortError, ImageTableError
 from mgi.files import atomic_write
-from mgi.tables import SOURCES_SCHEMA, decode_mask, read_table, write_table
+from mgi.tables import SOURCES_SCHEMA, read_table, write_table
 
 PREDICTION_COLUMNS = ["case_id", "source_id", "x", "y", "z", "size", "mpp", "fold", "prediction", "reference"]
 PLANE = ["case_id", "source_id", "z"]

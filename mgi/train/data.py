@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mgi.codecs import decode_image, decode_mask
 from mgi.errors import CohortError, ImageTableError
 from mgi.prepare.profiles import read_matrix
-from mgi.tables import decode_image, decode_mask, read_table
+from mgi.tables import read_table
 
 T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]

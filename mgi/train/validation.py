@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mgi.codecs import encode_mask
 from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
-from mgi.tables import PREDICTIONS_SCHEMA, encode_mask
+from mgi.tables import PREDICTIONS_SCHEMA
 from mgi.train.data import Images, Profiles, to_tensor
 from mgi.train.loop import autocast
 

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 from scipy.ndimage import distance_transform_edt
 
+from mgi.codecs import encode_mask
 from mgi.errors import CohortError, ImageTableError, MissingInputError
 from mgi.evaluate import segmentation
 from mgi.evaluate.segmentation import compare, confusion, dice, hd95, iou, stitch, summarise
-from mgi.tables import encode_mask, write_sources, write_table
+from mgi.tables import write_sources, write_table
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, int] = (24, 20), share: float = 0.3) -> np.ndarray:
