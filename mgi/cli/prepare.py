@@ -1,11 +1,15 @@
 """Commands that prepare expression, images and folds."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mgi.cli.common import ExpressionTable, Output, Sources, add_group, app
+
+if TYPE_CHECKING:
+    from mgi.config import Slides
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -79,6 +83,17 @@ def expression_import(
     matrix.import_table(table, positions, output, h5ad)
 
 
+SlideOptions = Annotated[
+    str, typer.Option("--options", help="The options of `slides`: JSON text, or a YAML file; those below come after.")
+]
+Mpp = Annotated[float | None, typer.Option(min=0.01, help="Microns per pixel of a tile; default 0.5.")]
+TilePx = Annotated[int | None, typer.Option(min=32, help="Edge of a tile, pixels; default 256.")]
+DefaultMpp = Annotated[
+    float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none, or an impossible one.")
+]
+MinTissue = Annotated[float | None, typer.Option(min=0, max=1, help="Least tissue fraction of a tile; default 0.5.")]
+
+
 @slide_app.command(
     "tile",
     epilog="Example: mgi slide tile slide.svs --case-id TCGA-A4-8098 --mpp 0.5 --tile-px 256 -o tiles.parquet",
@@ -87,35 +102,47 @@ def slide_tile(
     slides: Annotated[list[Path], typer.Argument(help="Slides.")],
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
     output: Output,
-    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
-    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
-    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    options: SlideOptions = "{}",
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
-    from mgi.prepare import slides as stage
+    from mgi.prepare.slides import tile_slides
 
-    stage.tile_slides(
-        slides, case_id, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
-        annotations=annotations, status=status,
-    )  # fmt: skip
+    given = {"mpp": mpp, "tile_px": tile_px, "default_mpp": default_mpp, "min_tissue": min_tissue}
+    if annotations is not None:
+        given["annotations"] = str(annotations)
+    tile_slides(slides, case_id, output, _slide_options(options, given), status)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
-    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
-    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
-    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    options: SlideOptions = "{}",
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
-    from mgi.prepare import slides as stage
+    from mgi.prepare.slides import preview
 
-    stage.preview(slide, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue)
+    given = {"mpp": mpp, "tile_px": tile_px, "default_mpp": default_mpp, "min_tissue": min_tissue}
+    preview(slide, output, _slide_options(options, given))
+
+
+def _slide_options(text: str, given: dict[str, Any]) -> "Slides":
+    """Return the options of `slides` with those given on the command line."""
+    from mgi.config import Slides, load_options
+
+    options = load_options(Slides, text).model_dump(exclude_none=True)
+    options |= {name: value for name, value in given.items() if value is not None}
+    return load_options(Slides, json.dumps(options))
 
 
 @app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")

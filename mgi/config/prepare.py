@@ -1,8 +1,9 @@
 """What the files become: expression, tiles or slices, folds."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from mgi.config.acquire import GENCODE_V36_FILE_ID
 from mgi.config.section import Section
@@ -33,15 +34,43 @@ class Expression(Section):
     )
 
 
+class MaskValues(Section):
+    """What the values of a mask mean; all others are background."""
+
+    tumour: list[int] = Field(min_length=1, description="values that are tumour")
+    ignore: list[int] = Field([], description="values that are left out of loss and metrics")
+
+    @model_validator(mode="after")
+    def _refuse_double_meaning(self) -> Self:
+        if both := sorted(set(self.tumour) & set(self.ignore)):
+            raise PydanticCustomError("values", "the value {value} is both tumour and ignored", {"value": both[0]})
+        return self
+
+
 class Slides(Section):
     """Whole-slide images cut into tiles of one physical size."""
 
     mpp: float = Field(0.5, gt=0, le=16, description="microns per pixel of a tile")
     tile_px: int = Field(256, ge=32, description="edge of a tile, pixels")
-    default_mpp: float | None = Field(None, gt=0, description="level-0 mpp of slides that state none; null skips them")
+    default_mpp: float | None = Field(
+        None, gt=0, description="level-0 mpp of slides that state none, or an impossible one; null skips them"
+    )
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
     annotations: str | None = Field(
-        None, description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`"
+        None,
+        description="folder of tumour annotations, `{slide}.geojson` or a mask `{slide}_mask.tiff`, `.png` or `.jpg`",
+    )
+    tumour_classes: list[str] = Field(
+        ["Tumor", "Tumour"],
+        min_length=1,
+        description="classes of outlines that are tumour, case ignored; `Ignore*` is left out of loss and metrics, "
+        "others are background; where no outline of a file has a class, all are tumour",
+    )
+    mask_values: MaskValues | None = Field(
+        None, description="what the values of masks mean; null: two values, of which the larger is tumour"
+    )
+    mpp_table: str | None = Field(
+        None, description="table (CSV, TSV or Parquet) of slide and mpp: level-0 mpp that beats what the files state"
     )
     fetch_from: Literal["gdc", "idc"] = Field(
         "gdc",
