@@ -268,7 +268,7 @@ def test_reference_in_config_is_current() -> None:
     for path, expected in reference_files(ROOT / "config").items():
         found = path.read_text() if path.exists() else ""
         diff = difflib.unified_diff(
-            found.splitlines(), expected.splitlines(), str(path.relative_to(ROOT)), "mgi/config.py", lineterm="", n=0
+            found.splitlines(), expected.splitlines(), str(path.relative_to(ROOT)), "mgi/config", lineterm="", n=0
         )
         assert found == expected, "\n".join([f"{path.name} has drifted; repair: {REPAIR}", *diff])
 

@@ -20,7 +20,6 @@ from .conftest import ROOT
 ENVIRONMENTS = sorted((ROOT / "workflow/envs").glob("*.yaml"))
 RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
 RULE = re.compile(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
-# Called by every command, each of which imports what it needs itself.
 ENTRY = ("mgi.__main__", "mgi.cli")
 PACKAGES = {
     "PIL": ["pillow"],
@@ -44,6 +43,11 @@ ALSO = {
     "numpy": "what pandas holds",
     "pip": "installs idc-index",
 }
+
+
+def is_entry(name: str) -> bool:
+    """Whether a module of ours is called by every command, each of which imports what it needs itself."""
+    return name.startswith(ENTRY)
 
 
 def dependencies(file: Path) -> Iterator[str]:
@@ -86,7 +90,7 @@ def needed_by(module: str, calling: bool) -> frozenset[str]:
             file = module_file(name)
             if file and name not in seen:
                 seen.add(name)
-                waiting += imported(ast.parse(file.read_text()), inside_functions=calling and name not in ENTRY)
+                waiting += imported(ast.parse(file.read_text()), inside_functions=calling and not is_entry(name))
         elif root not in sys.stdlib_module_names:
             found.add(root)
     return frozenset(found)
@@ -126,7 +130,7 @@ def modules_run_in(file: Path) -> Iterator[str]:
 
 def packages(modules: Iterable[str], calling: bool) -> Iterator[list[str]]:
     """Yield the packages of which one is to be there, for each third-party module that is needed."""
-    for module in sorted({third for name in modules for third in needed_by(name, calling and name not in ENTRY)}):
+    for module in sorted({third for name in modules for third in needed_by(name, calling and not is_entry(name))}):
         yield PACKAGES.get(module, [module])
 
 
@@ -153,7 +157,7 @@ def test_environment_is_pinned(file):
 def test_environments_and_lock_pin_the_same_versions():
     aliases = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    lock = {name.lower(): pin for name, _, pin in (line.partition("==") for line in lines)}
+    lock = dict(re.match(r"([\w.-]+)==(\S+)", line).groups() for line in lines if "==" in line)
     for file in ENVIRONMENTS:
         for dependency in dependencies(file):
             if dependency != "pip":

@@ -1,0 +1,60 @@
+"""Commands that draw and print the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgi.cli.common import Output, Sources, add_group
+
+report_app = add_group("report", "Draw the figures of the report.")
+
+
+@report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")
+def report_flow(flow: Annotated[Path, typer.Argument(help="cohort_flow.csv.")], output: Output) -> None:
+    """Draw how many cases each step kept."""
+    from mgi.report.figures import draw_flow
+
+    draw_flow(flow, output)
+
+
+@report_app.command("losses", epilog="Example: mgi report losses finetune/*/fold*/metrics.csv -o losses.png")
+def report_losses(
+    metrics: Annotated[list[Path], typer.Argument(help="metrics.csv of training runs.")], output: Output
+) -> None:
+    """Draw loss and validation curves."""
+    from mgi.report.figures import draw_losses
+
+    draw_losses(metrics, output)
+
+
+@report_app.command("comparison", epilog="Example: mgi report comparison evaluate -o comparison.png")
+def report_comparison(
+    evaluated: Annotated[Path, typer.Argument(help="Folder written by `mgi compare`.")], output: Output
+) -> None:
+    """Draw every variant's Dice by patient with its interval."""
+    from mgi.report.figures import draw_comparison
+
+    draw_comparison(evaluated, output)
+
+
+@report_app.command(
+    "overlays", epilog="Example: mgi report overlays finetune/mgi --sources sources.parquet -o overlays.png"
+)
+def report_overlays(
+    variant: Annotated[Path, typer.Argument(help="A variant's folder, with summary and fold*/predictions.parquet.")],
+    sources: Sources,
+    output: Output,
+) -> None:
+    """Draw reference and prediction for the best, median and worst patient."""
+    from mgi.report.figures import draw_overlays
+
+    draw_overlays(variant, sources, output)
+
+
+@report_app.command("table", epilog="Example: mgi report table results/simulated")
+def report_table(results: Annotated[Path, typer.Argument(help="results/{cohort}.")]) -> None:
+    """Print the metrics, the paired differences and the retrieval of a finished run."""
+    from mgi.report.summary import print_summary
+
+    print_summary(results)
