@@ -200,10 +200,10 @@ def importable(monkeypatch):
         }  # fmt: skip
         for key, there in modules.items():
             monkeypatch.setitem(sys.modules, names[key], ModuleType(key) if there else None)
-        scan._select_path.cache_clear()
+        scan._remember_path.cache_clear()
 
     yield pretend
-    scan._select_path.cache_clear()
+    scan._remember_path.cache_clear()
 
 
 def test_cpu_without_numba_takes_the_loop(importable, monkeypatch):

@@ -1,8 +1,8 @@
 """The fused selective scan in Triton, for CUDA machines without mamba-ssm's kernel.
 
-One program scans one channel of one sequence, a chunk of the time axis after the other; within a chunk the recurrence is
-an associative scan over (decay, drive). The forward pass keeps the state at the start of each chunk, the backward pass
-recomputes a chunk's states from it, so that memory grows as batch x channels x length.
+One program scans one channel of one sequence, a chunk of the time axis after the other; within a chunk the recurrence
+is an associative scan over (decay, drive). The forward pass keeps the state at the start of each chunk, the backward
+pass recomputes a chunk's states from it, so that memory grows as batch x channels x length.
 
 Tested in Triton's interpreter (TRITON_INTERPRET=1) against a float64 loop. It has not been run on a GPU yet.
 Gradients of B and C are summed over channels by atomic additions, whose order changes from run to run.
@@ -28,8 +28,9 @@ def _combine(decay_a, value_a, decay_b, value_b):
 def _softplus(x):
     small = tl.exp(-tl.abs(x))
     # log(1 + small) without losing small ones (Kahan): log of the rounded sum, corrected by what rounding changed.
-    one_more = 1.0 + small
-    logarithm = tl.where(one_more == 1.0, small, tl.log(one_more) * (small / tl.where(one_more == 1.0, 1.0, one_more - 1.0)))
+    rounded = 1.0 + small
+    changed = tl.where(rounded == 1.0, 1.0, rounded - 1.0)
+    logarithm = tl.where(rounded == 1.0, small, tl.log(rounded) * (small / changed))
     return tl.maximum(x, 0.0) + logarithm
 
 
@@ -92,7 +93,9 @@ def _backward(
         t = chunk * T + tl.arange(0, T)
         inside = t < length
         both = inside[:, None] & in_state[None, :]
-        h = tl.load(checkpoints_at + ((batch * channels + channel) * chunks + chunk) * state + n, mask=in_state, other=0.0)
+        h = tl.load(
+            checkpoints_at + ((batch * channels + channel) * chunks + chunk) * state + n, mask=in_state, other=0.0
+        )
         u = tl.load(u_at + batch * u_batch + channel * u_channel + t * u_step, mask=inside, other=0.0).to(tl.float32)
         delta_line = delta_at + batch * delta_batch + channel * delta_channel
         delta = tl.load(delta_line + t * delta_step, mask=inside, other=0.0).to(tl.float32) + bias
@@ -101,7 +104,9 @@ def _backward(
         later = tl.load(delta_line + (t + 1) * delta_step, mask=following, other=0.0).to(tl.float32)
         later = tl.where(following, _softplus(later + bias), 0.0)
         z = tl.load(z_at + batch * z_batch + channel * z_channel + t * z_step, mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_at + batch * dy_batch + channel * dy_channel + t * dy_step, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_at + batch * dy_batch + channel * dy_channel + t * dy_step, mask=inside, other=0.0).to(
+            tl.float32
+        )
         places = B_at + batch * B_batch + n[None, :] * B_state + t[:, None] * B_step
         B = tl.load(places, mask=both, other=0.0).to(tl.float32)  # [T, N]
         places = C_at + batch * C_batch + n[None, :] * C_state + t[:, None] * C_step
