@@ -9,7 +9,7 @@ import typer
 from mgi.cli.common import ExpressionTable, Output, Sources, add_group, app
 
 if TYPE_CHECKING:
-    from mgi.config import Slides
+    from mgi.config import Tiling
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -83,7 +83,7 @@ def expression_import(
     matrix.import_table(table, positions, output, h5ad)
 
 
-SlideOptions = Annotated[
+TilingOptions = Annotated[
     str, typer.Option("--options", help="The options of `slides`: JSON text, or a YAML file; those below come after.")
 ]
 Mpp = Annotated[float | None, typer.Option(min=0.01, help="Microns per pixel of a tile; default 0.5.")]
@@ -102,7 +102,7 @@ def slide_tile(
     slides: Annotated[list[Path], typer.Argument(help="Slides.")],
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
     output: Output,
-    options: SlideOptions = "{}",
+    options: TilingOptions = "{}",
     mpp: Mpp = None,
     tile_px: TilePx = None,
     default_mpp: DefaultMpp = None,
@@ -116,14 +116,14 @@ def slide_tile(
     given = {"mpp": mpp, "tile_px": tile_px, "default_mpp": default_mpp, "min_tissue": min_tissue}
     if annotations is not None:
         given["annotations"] = str(annotations)
-    tile_slides(slides, case_id, output, _slide_options(options, given), status)
+    tile_slides(slides, case_id, output, _tiling_options(options, given), status)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
-    options: SlideOptions = "{}",
+    options: TilingOptions = "{}",
     mpp: Mpp = None,
     tile_px: TilePx = None,
     default_mpp: DefaultMpp = None,
@@ -133,16 +133,16 @@ def slide_preview(
     from mgi.prepare.slides import preview
 
     given = {"mpp": mpp, "tile_px": tile_px, "default_mpp": default_mpp, "min_tissue": min_tissue}
-    preview(slide, output, _slide_options(options, given))
+    preview(slide, output, _tiling_options(options, given))
 
 
-def _slide_options(text: str, given: dict[str, Any]) -> "Slides":
+def _tiling_options(text: str, given: dict[str, Any]) -> "Tiling":
     """Return the options of `slides` with those given on the command line."""
-    from mgi.config import Slides, load_options
+    from mgi.config import Tiling, load_options
 
-    options = load_options(Slides, text).model_dump(exclude_none=True)
+    options = load_options(Tiling, text).model_dump(exclude_none=True)
     options |= {name: value for name, value in given.items() if value is not None}
-    return load_options(Slides, json.dumps(options))
+    return load_options(Tiling, json.dumps(options))
 
 
 @app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")

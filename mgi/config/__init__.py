@@ -8,7 +8,7 @@ per pixel, `_px` pixels, `_min` minutes, `_mb` megabytes.
 from mgi.config.acquire import GDC_API, GENCODE_V36_FILE_ID, Gdc, Simulate
 from mgi.config.cohort import Config, Resources, load_config, load_options
 from mgi.config.evaluate import Evaluate
-from mgi.config.prepare import Expression, MaskValues, Mri, Slides, Split
+from mgi.config.prepare import Expression, MaskValues, Mri, Slides, Split, Tiling
 from mgi.config.reference import REFERENCE_BEGIN, REFERENCE_END, reference_files, write_reference
 from mgi.config.section import Section
 from mgi.config.train import (
@@ -27,5 +27,5 @@ __all__ = [
     "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "REFERENCE_BEGIN", "REFERENCE_END", "Config", "Evaluate",
     "Expression", "Finetune", "FinetuneOptions", "Gdc", "GeneEncoder", "ImageEncoder", "MaskValues", "Mri",
     "Optimisation", "Pretrain", "PretrainOptions", "Resources", "RunOptions", "Section", "Simulate", "Slides", "Split",
-    "load_config", "load_options", "reference_files", "write_reference",
+    "Tiling", "load_config", "load_options", "reference_files", "write_reference",
 ]  # fmt: skip

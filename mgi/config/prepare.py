@@ -47,8 +47,8 @@ class MaskValues(Section):
         return self
 
 
-class Slides(Section):
-    """Whole-slide images cut into tiles of one physical size."""
+class Tiling(Section):
+    """What decides the tiles of a slide."""
 
     mpp: float = Field(0.5, gt=0, le=16, description="microns per pixel of a tile")
     tile_px: int = Field(256, ge=32, description="edge of a tile, pixels")
@@ -72,6 +72,11 @@ class Slides(Section):
     mpp_table: str | None = Field(
         None, description="table (CSV, TSV or Parquet) of slide and mpp: level-0 mpp that beats what the files state"
     )
+
+
+class Slides(Tiling):
+    """Whole-slide images cut into tiles of one physical size."""
+
     fetch_from: Literal["gdc", "idc"] = Field(
         "gdc",
         description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",

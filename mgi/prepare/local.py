@@ -25,6 +25,8 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
     table = read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError)
     stated: dict[str, float] = {}
     for slide, text in zip(table["slide"], table["mpp"], strict=True):
+        if slide is None:
+            raise SlideError(f"{path} states an mpp without a slide; name it")
         value = _parse_mpp(text, slide, path)
         for source_id in {source_of(slide), slide}:
             if stated.setdefault(source_id, value) != value:
@@ -32,9 +34,9 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
     return stated
 
 
-def _parse_mpp(text: str, slide: str, path: Path | str) -> float:
+def _parse_mpp(text: str | None, slide: str, path: Path | str) -> float:
     try:
-        value = float(text)
+        value = float(text or "nan")
     except ValueError:
         value = float("nan")
     if not 0 < value < float("inf"):

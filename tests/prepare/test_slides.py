@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mgi.codecs import decode_image, decode_mask
-from mgi.config import Slides
+from mgi.config import Tiling
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.segmentation import stitch
 from mgi.prepare import reader
@@ -21,7 +21,7 @@ CASE = "TCGA-S1-0001"
 
 
 def options(mpp=0.5, tile_px=64, **given):
-    return Slides().model_copy(update={"mpp": mpp, "tile_px": tile_px, **given})
+    return Tiling().model_copy(update={"mpp": mpp, "tile_px": tile_px, **given})
 
 
 def tiled(paths, output, status=None, **given):
