@@ -226,12 +226,13 @@ def _geometries(node: dict[str, Any], depth: int) -> list[dict[str, Any]]:
 
 def _polygon(rings: list[Any]) -> shapely.Polygon:
     """Build a polygon of its rings; raise ValueError where a coordinate is no number of a slide."""
-    arrays = [np.array([point[:2] for point in ring], dtype=np.float64) for ring in rings]
+    arrays = [np.array([point[:2] for point in ring]) for ring in rings]
     for points in arrays:
-        # Comparing with <= refuses NaN, too.
-        if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) <= MAX_COORDINATE).all():
-            odd = next((value for value in points.ravel() if not abs(value) <= MAX_COORDINATE), "a lone number")
-            raise ValueError(f"a coordinate is {odd}, which is no place on a slide")
+        if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "if":
+            raise ValueError("a ring is not a list of points, pairs of numbers")
+        # Comparing with <= finds NaN, too.
+        if (odd := points[~(np.abs(points) <= MAX_COORDINATE)]).size:
+            raise ValueError(f"a coordinate is {odd[0]}, which is no place on a slide")
     shell, *holes = arrays
     return shapely.Polygon(shell, holes)
 
@@ -271,8 +272,8 @@ def _repair(polygon: shapely.Polygon) -> shapely.Geometry:
     twice encloses twice.
     """
     repaired = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
-    course = shapely.union_all(shapely.LineString(polygon.exterior.coords))
-    filled = shapely.union_all(shapely.get_parts(shapely.polygonize([course])))
+    course = shapely.node(shapely.LineString(polygon.exterior.coords))
+    filled = shapely.union_all(shapely.get_parts(shapely.polygonize(shapely.get_parts(course))))
     return filled if repaired.area < MIN_ENCLOSED_SHARE * filled.area and not polygon.interiors else repaired
 
 
