@@ -25,7 +25,7 @@ from PIL import Image
 
 from mgi.codecs import decode_image, decode_mask
 from mgi.errors import ImageTableError, MissingInputError
-from mgi.evaluate.segmentation import stitch
+from mgi.evaluate.masks import stitch
 from mgi.files import atomic_write, require_file
 from mgi.tables import read_table
 

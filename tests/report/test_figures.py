@@ -10,7 +10,8 @@ from PIL import Image
 
 from mgi.codecs import encode_jpeg, encode_mask
 from mgi.errors import ImageTableError, MissingInputError
-from mgi.evaluate.segmentation import compare, summarise
+from mgi.evaluate.comparison import compare
+from mgi.evaluate.segmentation import summarise
 from mgi.report import figures
 from mgi.report.figures import draw_comparison, draw_flow, draw_losses, draw_overlays
 from mgi.tables import image_table, write_sources, write_table
