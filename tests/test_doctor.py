@@ -105,6 +105,7 @@ def test_only_variants_with_genes_need_the_kernel_on_cuda(tmp_path, monkeypatch,
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", ModuleType("interface"))
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
     evaluate = {"variants": ["one"], "reference": "one"}
     finetune = {"one": {"genes": genes, "pretrained": False}}
     path = configured(tmp_path, device="cuda", finetune=finetune, evaluate=evaluate)
