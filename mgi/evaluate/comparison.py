@@ -15,8 +15,7 @@ from mgi.evaluate.statistics import (
     p_value_of_sign_flips,
     resample_patients,
 )
-from mgi.files import atomic_write
-from mgi.tables import read_table, write_table
+from mgi.tables import read_table, write_csv, write_table
 
 COLUMNS = (
     "variant", "n_patients", "dice", "low", "high", "difference", "difference_low", "difference_high", "p_value",
@@ -66,8 +65,7 @@ def compare(
     output = Path(output)
     for name, table in tables.items():
         write_table(table, output / f"{name}.parquet")
-    with atomic_write(output / "comparison.csv") as aside:
-        rows.to_csv(aside, columns=list(COLUMNS), index=False, float_format=f"%.{DECIMALS}f")
+    write_csv(rows[list(COLUMNS)], output / "comparison.csv", f"%.{DECIMALS}f")
 
 
 def _read_tables(folder: Path, variants: list[str], name: str) -> pa.Table:
