@@ -1,16 +1,14 @@
-"""Every table between the stages: its schema, its codec and its reader."""
+"""Every table between the stages: its schema, its reader and its writer."""
 
-import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from mgi.errors import MGIError, MissingInputError
 from mgi.files import atomic_write, require_file
@@ -54,11 +52,12 @@ SOURCES_SCHEMA = pa.schema(
         ("n_images", pa.int32()),
         ("labelled", pa.bool_()),
         ("has_tumour", pa.bool_()),
-        # Pixels of level 0, as are those of untiled_tumour_px.
+        # Pixels of level 0.
         ("tumour_px", pa.int64()),
         # JSON objects: {class: objects} of the annotation, {reason: tiles or slices} of what was left out.
         ("classes", pa.string()),
         ("dropped", pa.string()),
+        # Pixels of the tiles: those of level 0 times the square of tile_px / edge.
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
@@ -99,7 +98,9 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 ROWS_PER_GROUP = 64
-JPEG_QUALITY = 90
+TCGA_NAME = re.compile(r"TCGA-\w{2}-\w{4}")
+SUFFIXES = re.compile(r"(\.ome)?\.[^.]*$", re.IGNORECASE)
+UUID_TAIL = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 
 
 def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size: int | None = None) -> None:
@@ -153,41 +154,15 @@ def read_table(
 
 
 def source_of(path: Path | str) -> str:
-    """Return the source_id of a slide: its file name up to the first dot."""
-    return Path(path).name.split(".")[0]
+    """Return the source_id of a slide: its file name without the suffix and without the UUID that the GDC adds.
 
-
-def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """Encode a uint8 image [H, W, 3] as JPEG of quality 90."""
-    return _encoded(pixels, "JPEG", quality=JPEG_QUALITY)
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode a uint8 image [H, W, 3] or plane [H, W] as PNG, exactly."""
-    return _encoded(pixels, "PNG")
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """Encode a mask [H, W] of 0 and 1 as a PNG of 0 and 255, which any viewer shows."""
-    return _encoded(np.where(mask, np.uint8(255), np.uint8(0)), "PNG")
-
-
-def decode_image(encoded: bytes) -> np.ndarray:
-    """Decode JPEG or PNG bytes to a uint8 image [H, W, 3]."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def decode_mask(encoded: bytes) -> np.ndarray:
-    """Decode a mask's PNG bytes to uint8 [H, W] of 0 and 1."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return (np.asarray(image.convert("L")) >= 128).astype(np.uint8)
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
+    A TCGA barcode holds no dot, so of a name that starts with one it is the part before the first dot.
+    """
+    name = Path(path).name
+    if TCGA_NAME.match(name):
+        return name.split(".")[0]
+    stem = SUFFIXES.sub("", name)
+    return UUID_TAIL.sub("", stem) or stem
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mgi.codecs import decode_ignore, decode_image, decode_mask
 from mgi.errors import CohortError, ImageTableError
 from mgi.prepare.profiles import read_matrix
-from mgi.tables import decode_image, decode_mask, read_table
+from mgi.tables import read_table
 
 T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
@@ -81,6 +82,10 @@ class Images:
     def load_masks(self, rows: np.ndarray) -> np.ndarray:
         """Decode masks to uint8 [rows, height, width], 0 or 1."""
         return np.stack([decode_mask(self.masks[row]) for row in rows])
+
+    def load_ignore(self, rows: np.ndarray) -> np.ndarray:
+        """Decode the pixels that are left out of loss and metrics to bool [rows, height, width]."""
+        return np.stack([decode_ignore(self.masks[row]) for row in rows])
 
     def digest(self) -> str:
         """Tell these images, their masks and whose they are from any others."""

@@ -31,6 +31,8 @@ from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torc
 from mgi.train.validation import score, write_predictions
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+# In a batch's masks, beside 0 and 1: neither tumour nor background.
+IGNORED = 2
 
 
 def finetune(
@@ -118,7 +120,8 @@ class ImageBatches:
         cases, patient = np.unique(self.images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
         values, present = self.profiles.of(cases.tolist())
         inputs = to_tensor(pictures, self.device).contiguous(memory_format=torch.channels_last)
-        target = torch.from_numpy(masks).to(self.device).float()
+        target = torch.from_numpy(masks == 1).to(self.device).float()
+        counted = torch.from_numpy(masks != IGNORED).to(self.device)
         with autocast(self.device):
             logits = model(
                 inputs,
@@ -127,7 +130,10 @@ class ImageBatches:
                 present.to(self.device),
                 self.options.gene_dropout,
             )
-        return dice_cross_entropy(logits.float(), target)
+        if counted.all():
+            return dice_cross_entropy(logits.float(), target)
+        # The loss of no pixel at all is 0, not the mean of nothing.
+        return dice_cross_entropy(logits.float()[counted], target[counted]) if counted.any() else 0 * logits.sum()
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw rows, and decode and augment their images and masks."""
@@ -138,6 +144,7 @@ class ImageBatches:
         rows = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
         rows = np.concatenate(rows)
         images, masks = self.images.load(rows), self.images.load_masks(rows)
+        masks[self.images.load_ignore(rows)] = IGNORED
         return rows, *augment(images, masks, options.augment, options.intensity_jitter, random)
 
     @staticmethod

@@ -19,6 +19,9 @@ from mgi.model.scan import missing_kernel
 
 LAST = "last.ckpt"
 LARGEST_GRADIENT_NORM = 1.0
+# A step's seed is the run's times SEED_STRIDE plus the step, and torch takes 64 bits.
+SEED_STRIDE = 1_000_003
+MAX_SEED = 2**32 - 1
 
 
 def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> torch.device:
@@ -36,7 +39,7 @@ def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> t
     ConfigError
         If CUDA is asked for and there is none, or the kernel that it needs is not installed.
     """
-    lacking = _lacks_for_cuda(genes)
+    lacking = lacks_for_cuda(genes)
     if device == "cuda" and lacking:
         raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
     device = device or ("cpu" if lacking else "cuda")
@@ -46,7 +49,8 @@ def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> t
     return torch.device(device)
 
 
-def _lacks_for_cuda(genes: bool) -> str | None:
+def lacks_for_cuda(genes: bool) -> str | None:
+    """Return what this machine lacks to train on CUDA, with or without genes; None where it can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here; set 'device: cpu'"
     missing = missing_kernel() if genes else None
@@ -171,7 +175,7 @@ class TrainingRun:
         self.model.train()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, self.options) * group["lr_scale"]
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(seed * SEED_STRIDE + step)
         self.optimiser.zero_grad(set_to_none=True)
         loss = loss_at(step)
         loss.backward()

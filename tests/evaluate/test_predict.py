@@ -16,6 +16,7 @@ from PIL import Image
 
 import mgi
 from mgi import cli
+from mgi.codecs import decode_mask
 from mgi.errors import (
     CheckpointError,
     CohortError,
@@ -32,7 +33,7 @@ from mgi.evaluate.retrieval import embed
 from mgi.evaluate.segmentation import stitch
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
-from mgi.tables import decode_mask, write_table
+from mgi.tables import write_table
 from mgi.train import inference
 from mgi.train.data import Images, read_images, read_profiles, to_tensor
 from mgi.train.finetune import finetune

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mgi.codecs import encode_png
 from mgi.errors import CohortError, ImageTableError
-from mgi.tables import encode_png, write_table
+from mgi.tables import write_table
 from mgi.train.data import Ahead, augment, read_images, read_profiles, read_roles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import mgi
+from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
 from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
-from mgi.tables import decode_image, decode_mask, encode_mask, encode_png, write_table
+from mgi.tables import write_table
 from mgi.train import checkpoint, loop
 from mgi.train.data import read_images, read_profiles, to_tensor
 from mgi.train.finetune import ImageBatches, finetune

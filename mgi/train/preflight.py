@@ -1,0 +1,131 @@
+"""Check before a run that every variant of a configuration can be built here: seconds, and nothing is written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mgi.config import Config, GeneEncoder, ImageEncoder
+from mgi.errors import ConfigError, MGIError
+from mgi.model.alignment import Aligner
+from mgi.model.image_encoder import ImageEncoder as Vit
+from mgi.model.segmenter import Segmenter
+from mgi.train import checkpoint
+from mgi.train.loop import MAX_SEED, lacks_for_cuda
+from mgi.train.vit import check_vit
+
+# The number of genes is not known before they are fetched, and no shape that can be wrong depends on it.
+GENES = 64
+# timm fits these to another patch or image size when it loads published weights.
+RESIZED = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+
+
+def check_models(config: Config) -> None:
+    """Build every pre-training and fine-tuning variant on torch's meta device at the configured image size.
+
+    Raises
+    ------
+    ConfigError
+        If a variant cannot be built, the device is missing on this machine, or the seed is out of range; in one
+        sentence that names the key.
+    """
+    image_px, key = (
+        (config.slides.tile_px, "slides.tile_px")
+        if config.slides is not None
+        else (config.mri.image_px, "mri.image_px")
+    )
+    if config.seed > MAX_SEED:
+        raise ConfigError(f"configuration: 'seed' is {config.seed}: use at most {MAX_SEED}")
+    if config.device == "cuda" and (lacking := lacks_for_cuda(_encodes_genes(config))):
+        raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
+    vits = {}
+    for name, variant in config.pretrain.items():
+        where = f"pretrain.{name}"
+        vits[name] = _check_image_encoder(variant.image_encoder, image_px, key, f"{where}.image_encoder")
+        with _naming(f"{where}.gene_encoder"):
+            genes = _build_gene_encoder(variant.gene_encoder)
+        with _naming(where), torch.device("meta"):
+            Aligner(genes, vits[name], variant.embed_dim)
+    for name, variant in config.finetune.items():
+        where = f"finetune.{name}"
+        halvings = len(variant.channels) - 1
+        if image_px % 2**halvings:
+            raise ConfigError(
+                f"configuration: '{where}.channels' has {len(variant.channels)} widths and so halves the images "
+                f"{halvings} times, but '{key}' is {image_px}: make it a multiple of {2**halvings}, or use fewer widths"
+            )
+        encoders = config.pretrain[variant.encoders]
+        with _naming(where):
+            genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
+            _run_segmenter(variant.channels, vits[variant.encoders] if variant.vit else None, genes, image_px)
+
+
+def _encodes_genes(config: Config) -> bool:
+    """Whether a variant that the default target trains encodes genes; pre-training always does."""
+    return any(
+        config.finetune[name].genes != "none" or config.needs_pretraining(name) for name in config.evaluate.variants
+    )
+
+
+def _check_image_encoder(encoder: ImageEncoder, image_px: int, key: str, where: str) -> Vit:
+    check_vit(encoder, where)
+    patch = encoder.options.get("patch_size")
+    if patch and image_px % patch:
+        raise ConfigError(
+            f"configuration: '{where}.options.patch_size' is {patch}, which does not divide '{key}', {image_px}: make "
+            "one a multiple of the other"
+        )
+    with _naming(where), torch.device("meta"):
+        vit = Vit(encoder.name, image_px, encoder.options)
+        vit(torch.empty(1, 3, image_px, image_px))
+        vit.feature_map(torch.empty(1, 3, image_px, image_px))
+    if encoder.weights:
+        _check_published_weights(encoder, vit, where)
+    return vit
+
+
+def _check_published_weights(encoder: ImageEncoder, vit: Vit, where: str) -> None:
+    """Check that timm has weights for this ViT, and that the options leave the shapes they have."""
+    import timm
+
+    published = timm.get_pretrained_cfg(encoder.name, allow_unregistered=False)
+    if published is None or not published.has_weights:
+        raise ConfigError(f"configuration: '{where}.weights' is true, but timm has none for '{encoder.name}'")
+    with torch.device("meta"):
+        shapes = _shapes(timm.create_model(encoder.name, num_classes=0))
+    changed = sorted(set(shapes.items()) ^ set(_shapes(vit.vit).items()))
+    if changed:
+        raise ConfigError(
+            f"configuration: '{where}.weights' is true, but the options change the shape of '{changed[0][0]}': leave "
+            f"{', '.join(encoder.options)} as published, or set 'weights: false'"
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in RESIZED}
+
+
+def _build_gene_encoder(options: GeneEncoder) -> nn.Module:
+    with torch.device("meta"):
+        return checkpoint.build_gene_encoder(options.model_dump(), GENES)
+
+
+def _run_segmenter(channels: list[int], vit: Vit | None, genes: nn.Module | None, image_px: int) -> None:
+    with torch.device("meta"):
+        model = Segmenter(channels, vit, genes)
+        images = torch.empty(1, 3, image_px, image_px)
+        tokens = None if genes is None else torch.empty(1, 1, genes.dim)
+        model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Name the part of the configuration that torch, timm or a network refused."""
+    try:
+        yield
+    except MGIError as error:
+        raise ConfigError(f"configuration: '{where}': {error}") from error
+    except (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"configuration: '{where}' describes no network that can be built: {reason}") from error
