@@ -1,7 +1,7 @@
 """Where the files come from: the simulated cohort, or the GDC."""
 
 import re
-from typing import Any, Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -48,7 +48,7 @@ class Server(Section):
         return address
 
     @model_validator(mode="after")
-    def _refuse_http(self) -> Any:
+    def _refuse_http(self) -> Self:
         for address in self.addresses():
             if not self.allow_http and address.startswith("http:") and urlsplit(address).hostname not in LOOPBACK:
                 raise sentence(f"'{address}' is not encrypted: use https://, or set '{{at}}allow_http: true'")
@@ -108,11 +108,6 @@ class Selection(Section):
         description="only these sample types in the GDC's words, such as Primary Tumor, in order of preference; empty: "
         "all but normal tissue, primary tumours before others",
     )
-    aliquots: Literal["first", "best"] = Field(
-        "first",
-        description="the STAR table of a case with several: `first` the lowest barcode, `best` analyte H, R, T and "
-        "then the highest barcode; sample type counts before either",
-    )
     slides_per_case: Literal["all", "first", "best"] = Field(
         "all",
         description="the slides of a case: `first` the lowest barcode, `best` the largest file; sample type and "
@@ -134,6 +129,11 @@ class Selection(Section):
 class Gdc(Selection, Downloads):
     """The cohort's files: from the GDC, or from a folder in its formats."""
 
+    aliquots: Literal["first", "best"] = Field(
+        "first",
+        description="the STAR table of a case with several: `first` the lowest barcode, `best` analyte H, R, T and "
+        "then the highest barcode; sample type counts before either",
+    )
     files_per_job: int = Field(500, ge=1, description="STAR tables fetched by one job")
 
 

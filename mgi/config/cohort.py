@@ -1,7 +1,7 @@
 """The whole configuration of a cohort: its sections, and what each stage is told of them."""
 
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -62,7 +62,7 @@ class Config(RunOptions, Cohort):
         return resolve_variants(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
-    def _check_variants(self) -> Any:
+    def _check_variants(self) -> Self:
         for name, variant in self.finetune.items():
             if variant.encoders not in self.pretrain:
                 raise sentence(
@@ -74,7 +74,7 @@ class Config(RunOptions, Cohort):
         return self
 
     @model_validator(mode="after")
-    def _check_inputs(self) -> Any:
+    def _check_inputs(self) -> Self:
         if (self.slides is None) == (self.mri is None):
             raise sentence("give either 'slides' or 'mri': one cohort has one kind of image")
         if self.simulate is not None and (self.gdc is None or not self.gdc.api_url.startswith(LOCAL)):

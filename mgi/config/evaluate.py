@@ -1,6 +1,6 @@
 """Comparison and report."""
 
-from typing import Any
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,7 +34,7 @@ class Evaluate(Bootstrap):
         return variants
 
     @model_validator(mode="after")
-    def _check_reference(self) -> Any:
+    def _check_reference(self) -> Self:
         if self.reference not in self.variants:
             raise sentence(f"'{{at}}reference' is '{self.reference}', which '{{at}}variants' lacks")
         return self

@@ -1,6 +1,6 @@
 """What the files become: expression, tiles or slices, folds."""
 
-from typing import Any, Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,7 +49,7 @@ class Expression(StarCounts):
     )
 
     @model_validator(mode="after")
-    def _check_table(self) -> Any:
+    def _check_table(self) -> Self:
         if self.table is not None and self.positions is None:
             raise sentence("'{at}table' needs '{at}positions' to put its genes in order")
         if self.table is not None and self.genes is not None:
@@ -117,7 +117,7 @@ class Folds(Section):
     )
 
     @model_validator(mode="after")
-    def _check_stratification(self) -> Any:
+    def _check_stratification(self) -> Self:
         if (self.stratify_table is None) != (self.stratify_column is None):
             raise sentence("'{at}stratify_table' and '{at}stratify_column' go together: give both or neither")
         return self
@@ -139,7 +139,7 @@ class Split(Folds):
         return run
 
     @model_validator(mode="after")
-    def _check_run_within_folds(self) -> Any:
+    def _check_run_within_folds(self) -> Self:
         for fold in self.run or []:
             if not 0 <= fold < self.folds:
                 raise sentence(f"'{{at}}run' names fold {fold}, but folds go from 0 to {self.folds - 1}")

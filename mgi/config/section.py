@@ -13,7 +13,11 @@ from mgi.names import quote
 
 SENTENCE = "sentence"
 MAX_MESSAGES = 5
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
+_PLAIN = {
+    int: re.compile(r"[-+]?(0|[1-9][0-9]{0,17})"),
+    float: re.compile(r"[-+]?[0-9]{1,17}(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?"),
+    bool: re.compile(r"true|false|True|False"),
+}
 _CREDENTIALS = re.compile(r"[^\s/'\"]*:[^\s'\"]*@")
 _NUMBERS = ("int_type", "float_type")
 
@@ -22,17 +26,32 @@ class Section(BaseModel):
     """A part of the configuration; an unknown key is an error, and no type is converted to another."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    reads_exponents: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
 
     @field_validator("*", mode="before")
     @classmethod
-    def _read_exponent(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read `1e-3` as a number, which YAML 1.1 takes for text."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        is_number = cls.reads_exponents and float in (annotation, *get_args(annotation))
-        if is_number and isinstance(value, str) and _EXPONENT.fullmatch(value):
-            return float(value)
+    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read numbers and booleans given as text: all of Snakemake's nested `--config` values, and YAML's `1e-3`."""
+        if not cls.reads_text:
+            return value
+        kinds = _scalar_kinds(cls.model_fields[str(info.field_name)].annotation)
+        return [_convert(one, kinds) for one in value] if isinstance(value, list) else _convert(value, kinds)
+
+
+def _scalar_kinds(annotation: Any) -> set[Any]:
+    """Return the types that a field's type is made of."""
+    inner = get_args(annotation)
+    return {annotation}.union(*map(_scalar_kinds, inner)) if inner else {annotation}
+
+
+def _convert(value: Any, kinds: set[Any]) -> Any:
+    """Return a number or boolean that is written plainly in decimal digits; what is not stays text."""
+    if not isinstance(value, str) or str in kinds:
         return value
+    for kind, pattern in _PLAIN.items():
+        if kind in kinds and pattern.fullmatch(value):
+            return value.lower() == "true" if kind is bool else kind(value)
+    return value
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -101,9 +120,11 @@ def describe_error(section: type[Section], error: ErrorDetails, within: str = ""
     if error["type"] == "missing":
         return f"{where} is missing; see config/README.md"
     if error["type"] == "model_type":
-        message = "a section with keys is needed"
+        message = "a mapping of keys is needed"
     if error["type"] in _NUMBERS and isinstance(error["input"], str):
-        message = "a number is needed, without quotes and in decimal digits, such as 12 or 1.0e-5"
+        message = "a number is needed, in decimal digits and without quotes"
+        if "e" in error["input"].lower():
+            message += "; YAML reads a number such as 1e-5 as text: write 1.0e-5"
     if error["type"] == "string_type":
         message = "text is needed; write it in quotes"
     return f"{where} cannot be {_show(error['input'])}: {message[0].lower()}{message[1:]}"

@@ -1,6 +1,6 @@
 """Pre-training and fine-tuning: encoders, optimisation, and the complete options of a training job."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,8 +10,8 @@ from mgi.config.vit import VIT_NAME_PATTERN, check_options
 
 ATTENTION_HEADS = 4
 MAX_STEPS = 10_000_000
-# The loop seeds torch with seed * 1,000,003 + step, and torch takes 64 bits.
-MAX_SEED = (2**63 - 1 - MAX_STEPS) // 1_000_003
+# What torch takes as a seed, and numpy everywhere.
+MAX_SEED = 2**32 - 1
 
 
 class Seed(Section):
@@ -104,7 +104,7 @@ class Finetune(Optimisation):
         return channels
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Any:
+    def _check_heads(self) -> Self:
         if self.channels[-1] % ATTENTION_HEADS and self.genes != "none":
             raise sentence(
                 f"'{{at}}channels' cannot be {self.channels}: the last is divided among {ATTENTION_HEADS} attention "

@@ -22,7 +22,7 @@ class VitOptions(Section):
     reads and returns (`in_chans`, `num_classes`) are not among them. An option left out keeps timm's value.
     """
 
-    reads_exponents: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
 
     img_size: int | None = Field(None, ge=1, le=MAX_IMAGE_PX)
     patch_size: int | None = Field(None, ge=1, le=MAX_IMAGE_PX)

@@ -104,7 +104,7 @@ def test_every_rule_only_calls_mgi():
     [
         ("sede=1", "unknown key 'sede': did you mean 'seed'?"),
         ("device=gpu", "'device' cannot be 'gpu'"),
-        ("evaluate={reference: mgl}", "evaluate names the variant 'mgl', but finetune has mgi"),
+        ("evaluate={reference: mgl}", "'evaluate.reference' is 'mgl', which 'evaluate.variants' lacks"),
     ],
 )
 def test_wrong_configuration_is_refused_in_one_sentence(setting, said, tmp_path):
