@@ -72,7 +72,7 @@ class ImageEncoder(nn.Module):
         except OSError as error:
             fetch = f"import timm; timm.create_model('{name}', pretrained=True)"
             raise ConfigError(
-                f"could not download the published weights of '{name}': {str(error).splitlines()[0]}; start from random "
+                f"could not download the weights of '{name}': {str(error).splitlines()[0]}; start from random "
                 f'weights, or run `python -c "{fetch}"` where there is a network, with the same home folder'
             ) from error
         if image_px % patch:
