@@ -65,7 +65,7 @@ def compare(
     seed: Annotated[int | None, flag(EvaluateOptions, "seed")] = None,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
-    from mgi.evaluate.segmentation import compare as run
+    from mgi.evaluate.comparison import compare as run
 
     chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
     compared = load_options(Evaluate, {}, variants=variant, reference=reference)

@@ -95,7 +95,7 @@ def test_every_rule_only_calls_mgi():
     texts = [file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk")]
     commands = [command for text in texts for command in re.findall(r'shell:\n +"(.*)', text)]
     assert commands
-    assert all(command.startswith("python -m mgi ") for command in commands)
+    assert all(command.startswith("{params.mgi:q} ") for command in commands)
     assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
 
 
@@ -130,7 +130,8 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
 
 def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
     text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("--dry-run")
-    assert "configuration: 'expression.table' is resources/tcga-lgg/expression_zscore.parquet, which is not" in text
+    missing = "resources/tcga-lgg/expression_zscore.parquet"
+    assert f"configuration: 'expression.table' is {missing}, which does not exist" in text
 
 
 def test_missing_mri_is_refused_with_where_to_get_it(tmp_path):
@@ -212,7 +213,7 @@ def test_slides_may_come_from_the_imaging_data_commons(small_brca):
     assert counted(planned)["fetch_slides_idc"] == counted(planned)["tile_slides"] == 3
     assert counted(planned)["fetch_slides"] == 0
     text = small_brca.run("--dry-run", "--printshellcmds", "--config", "slides={fetch_from: idc}")
-    assert text.count("python -m mgi idc fetch resources/gdc/TCGA-BRCA/manifest.parquet") == 3
+    assert text.count(" -m mgi idc fetch resources/gdc/TCGA-BRCA/manifest.parquet") == 3
     assert f"slides/TCGA-A1-A0SD-01Z-00-DX2/{identifier(902)}/TCGA-A1-A0SD-01Z-00-DX2.c.dcm" in text
 
 
@@ -246,19 +247,19 @@ def test_expression_options_reach_the_command(small_brca, tmp_path):
     target, plan = "results/tcga-brca/expression.parquet", ("--dry-run", "--printshellcmds")
     usual = small_brca.run(*plan, target)
     assert f"--annotation resources/gdc/TCGA-BRCA/annotation/{GENE_ANNOTATION}/gencode.v36.annotation.gtf.gz " in usual
-    assert "--gene-type=protein_coding --unit log2-tpm --workers 2 " in usual
+    assert "--gene-type=protein_coding --unit=log2-tpm --workers 2 " in usual
     assert "--gene-type=all " in small_brca.run(*plan, target, "--config", "expression={gene_types: []}")
     for name in ("my genes.txt", "places.tsv"):
         (tmp_path / name).touch()
     settings = f"genes: {tmp_path}/my genes.txt, positions: {tmp_path}/places.tsv, unit: log2-fpkm-uq"
     own = small_brca.run(*plan, target, "--config", f"expression={{{settings}}}")
-    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit log2-fpkm-uq" in own
+    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit=log2-fpkm-uq" in own
     assert "--gene-type" not in own and "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
 
 
 def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
     text = small_brca.refusal("--dry-run", "--config", "expression={genes: absent.txt}")
-    assert "configuration: 'expression.genes' is absent.txt, which is not there" in text
+    assert "configuration: 'expression.genes' is absent.txt, which does not exist" in text
 
 
 def test_own_positions_need_no_annotation_pinned(tmp_path):
@@ -272,7 +273,7 @@ def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{identifier(901)}\tpen marks\n")
     text = small_brca.refusal("--dry-run", "--config", f"gdc={{exclude: {table}}}")
-    assert f"pins 1 files that gdc.exclude leaves out, {identifier(901)} the first" in text
+    assert f"pins 1 files that gdc.exclude leaves out, '{identifier(901)}'" in text
     table.write_text(f"file_id\treason\n{identifier(77)}\tpen marks\n")
     assert small_brca.planned("--config", f"gdc={{exclude: {table}}}")
 
