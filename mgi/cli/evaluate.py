@@ -61,7 +61,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
-    from mgi.evaluate.segmentation import compare as run
+    from mgi.evaluate.comparison import compare as run
 
     run(folder, variant, output, reference, bootstrap_samples, seed)
 

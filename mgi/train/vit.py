@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mgi.config import ImageEncoder
 from mgi.errors import ConfigError
+from mgi.model.image_encoder import import_timm
 from mgi.names import quote
 
 MAX_WIDTH = 16_384
@@ -71,8 +72,7 @@ def check_vit(encoder: ImageEncoder, where: str = "image_encoder") -> None:
     ConfigError
         Naming the key, its value and what would be right.
     """
-    import timm  # after mgi.model.image_encoder, which makes it importable beside another build of torch
-
+    timm = import_timm()
     # create_model would read `hf-hub:`, `local-dir:` and the like from the network or the disk.
     if not timm.is_model(encoder.name) or ":" in encoder.name:
         near = difflib.get_close_matches(encoder.name, timm.list_models("*vit*"), n=3)
