@@ -11,13 +11,32 @@ ATTENTION_HEADS = 4
 
 
 class GeneEncoder(Section):
-    """A stack of Mamba blocks over the genes in genomic order."""
+    """The encoder of the genes: tokens in genomic order through Mamba, or what it is compared with."""
 
+    kind: Literal["mamba", "transformer", "mlp", "linear"] = Field(
+        "mamba",
+        description="`mamba` and `transformer` read a token per gene; `mlp` and `linear` the whole profile at once",
+    )
     dim: int = Field(128, ge=8, description="width of a gene token")
-    depth: int = Field(4, ge=1, description="Mamba blocks")
+    depth: int = Field(4, ge=1, description="blocks of a Mamba or Transformer, hidden layers of an MLP")
     stride: int = Field(1, ge=1, description="neighbouring genes folded into one token")
-    state_dim: int = Field(16, ge=1, description="state of the selective scan per channel")
-    bidirectional: bool = Field(False, description="scan the genome in both directions")
+    order: Literal["genome", "random", "shuffled-fixed"] = Field(
+        "genome",
+        description="sequence of the genes; an ablation: `random` draws one in each training step, `shuffled-fixed` "
+        "one for good",
+    )
+    state_dim: int = Field(16, ge=1, description="state of Mamba's selective scan per channel")
+    bidirectional: bool = Field(False, description="Mamba scans the genome in both directions")
+    pooling: Literal["mean", "attention"] = Field(
+        "mean", description="how tokens become one vector; `attention` weights them by a learnt score"
+    )
+    dropped_genes: Literal["mean", "mask"] = Field(
+        "mean",
+        description="what `gene_dropout` makes of a gene: the training mean, the others scaled up, or a learnt mask",
+    )
+    linear_branch: bool = Field(
+        False, description="add a linear map of the profile, started at the training profiles' principal components"
+    )
 
 
 class ImageEncoder(Section):

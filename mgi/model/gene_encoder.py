@@ -55,8 +55,8 @@ class GeneEncoder(nn.Module):
     bidirectional : bool
         Add a second mixer to each Mamba block that reads the genome backwards.
     kind : {"mamba", "transformer", "mlp", "linear"}
-        What encodes: the first two a sequence of tokens; an MLP (GELU, `4 dim` wide) and a linear map the whole profile,
-        to a single token.
+        What encodes: the first two a sequence of tokens; an MLP (GELU, `4 dim` wide) and a linear map the whole
+        profile, to a single token.
     order : {"genome", "random", "shuffled-fixed"}
         Sequence of the genes before they are folded into tokens: as given; drawn anew in each training step and as
         given in evaluation; one permutation for good, part of the model. An ablation of whether genomic order matters.
@@ -70,6 +70,10 @@ class GeneEncoder(nn.Module):
         Add a linear map of the profile to the pooled vector, and append it to the tokens. It starts at the principal
         components of the training profiles.
     """
+
+    mean: Tensor
+    scale: Tensor
+    permutation: Tensor
 
     def __init__(
         self,
@@ -146,7 +150,7 @@ class GeneEncoder(nn.Module):
         if self.reads_tokens:
             tokens = self._mix(self._make_tokens(values, dropped))
         else:
-            filled = values if dropped is None else values + dropped * self.mask
+            filled = values if dropped is None or self.mask is None else values + dropped * self.mask
             tokens = self.norm(self.network(filled)).unsqueeze(1)
         pooled = tokens.mean(dim=1) if self.score is None else _weighted_mean(tokens, self.score(tokens))
         if self.branch is None:
@@ -166,7 +170,8 @@ class GeneEncoder(nn.Module):
 
     def _make_tokens(self, values: Tensor, dropped: Tensor | None) -> Tensor:
         """Sum each run of `stride` genes into one token: [batch, genes] to [batch, tokens, dim]."""
-        embedding, direction = self.embedding, self.direction
+        embedding: Tensor = self.embedding
+        direction: Tensor = self.direction
         order = self._draw_order()
         if order is not None:
             order = order.to(values.device)
@@ -176,7 +181,7 @@ class GeneEncoder(nn.Module):
         embedding = F.pad(embedding, (0, 0, 0, missing)).unflatten(0, (-1, self.stride))
         direction = F.pad(direction, (0, 0, 0, missing)).unflatten(0, (-1, self.stride))  # [tokens, stride, dim]
         tokens = embedding.sum(dim=1) + torch.einsum("bts,tsd->btd", values, direction)
-        if dropped is None:
+        if dropped is None or self.mask is None:
             return tokens
         dropped = dropped if order is None else dropped[:, order]
         count = F.pad(dropped, (0, missing)).unflatten(1, (-1, self.stride)).sum(dim=-1, keepdim=True)
