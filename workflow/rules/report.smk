@@ -13,7 +13,7 @@ rule draw_flow:
     benchmark:
         "<benchmarks>/{cohort}/report/flow.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
@@ -39,7 +39,7 @@ rule draw_losses:
     benchmark:
         "<benchmarks>/{cohort}/report/losses.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
@@ -66,7 +66,7 @@ rule draw_comparison:
     benchmark:
         "<benchmarks>/{cohort}/report/comparison.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
@@ -100,7 +100,7 @@ rule draw_overlays:
     benchmark:
         "<benchmarks>/{cohort}/report/overlays.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
