@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.config import Config, Tiling, load_config
+from mgi.config import Config, TileOptions, load_config
 from mgi.errors import ConfigError, ManifestError
 from mgi.names import first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -247,7 +247,7 @@ class Plan:
         slides = self.config.slides
         if slides is None:
             return []
-        tiling = slides.model_dump(include=set(Tiling.model_fields), exclude_none=True)
+        tiling = slides.model_dump(include=set(TileOptions.model_fields), exclude_none=True)
         return [f"--options={json.dumps(tiling, sort_keys=True)}"]
 
     def annotation_options(self) -> list[str]:
@@ -316,11 +316,18 @@ class Plan:
         variants = [f"--variant={variant}" for variant in evaluate.variants]
         return [*variants, f"--reference={evaluate.reference}", *self.bootstrap_options()]
 
-    def final_outputs(self) -> list[str]:
-        """List what the default target makes, within results/{cohort}."""
+    def page_inputs(self) -> list[str]:
+        """List what the report's page shows, within results/{cohort}."""
         names = ["evaluate/comparison.csv"]
         names += [f"report/{name}.png" for name in ("flow", "losses", "comparison", "overlays")]
-        return names + (["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else [])
+        names += ["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else []
+        summaries = [f"finetune/{name}/summary.json" for name in self.config.evaluate.variants]
+        return [*names, "cohort_flow.csv", "expression.parquet", *summaries]
+
+    def final_outputs(self) -> list[str]:
+        """List what the default target makes, within results/{cohort}."""
+        names = [name for name in self.page_inputs() if name.startswith(("evaluate/", "report/"))]
+        return [*names, "report/index.html"]
 
 
 def match_exactly(names: Iterable[object]) -> str:

@@ -16,7 +16,14 @@ ABOVE = ("plan", "doctor", "cli", "__main__", "__init__")
 MODEL_MAY_IMPORT = ("errors",)
 FILES = sorted((ROOT / "mgi").rglob("*.py"))
 # Being split or unlinked: drop each from this list with the change that does it.
-PENDING = {"acquire/fetch.py", "acquire/gdc.py", "doctor.py", "prepare/slides.py", "simulate/cohort.py"}
+PENDING = {
+    "acquire/fetch.py",
+    "acquire/gdc.py",
+    "doctor.py",
+    "prepare/slides.py",
+    "report/figures.py",
+    "simulate/cohort.py",
+}
 PARAMETERS = [
     pytest.param(
         path, id=str(path.relative_to(ROOT / "mgi")),

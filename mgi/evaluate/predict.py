@@ -13,7 +13,7 @@ import shapely
 from PIL import Image
 from scipy import ndimage
 
-from mgi.config import Tiling
+from mgi.config import TileOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
 from mgi.files import atomic_write, require_file
@@ -104,7 +104,7 @@ def predict(
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         table = Path(scratch) / "images.parquet"
         if of_slide:
-            tiling = Tiling(mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue)
+            tiling = TileOptions(mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue)
             tile_slides([image], [case], table, tiling)
         else:
             import_series(Series(image.name, case, image), table, image_px)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mgi.config import Tiling
+from mgi.config import TileOptions
 from mgi.console import log
 from mgi.errors import AnnotationError, MissingInputError
 from mgi.files import is_system_file
@@ -82,7 +82,7 @@ class Annotation:
 def read_annotation(
     path: Path,
     dimensions: tuple[int, int],
-    options: Tiling | None = None,
+    options: TileOptions | None = None,
     bounds: tuple[int, int, int, int] | None = None,
 ) -> Annotation:
     """Read an annotation of a slide.
@@ -95,7 +95,7 @@ def read_annotation(
         Outlines or a mask.
     dimensions : (int, int)
         Width and height of level 0.
-    options : Tiling, optional
+    options : TileOptions, optional
         What classes and values mean.
     bounds : (int, int, int, int), optional
         x, y, width and height of the scanned part of level 0, where the slide states it. QuPath shows that part alone,
@@ -107,7 +107,7 @@ def read_annotation(
         If the file is unreadable, holds no polygon, lies off the slide, has values without a meaning, or is a mask
         whose extent is not the slide's.
     """
-    options = options or Tiling()
+    options = options or TileOptions()
     if path.suffix.lower() in OUTLINES:
         origin = bounds[:2] if bounds else (0, 0)
         tumour, ignored, classes, dropped = read_outlines(path, dimensions, origin, options.tumour_classes)

@@ -13,7 +13,7 @@ import openslide
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from mgi.config import Tiling
+from mgi.config import TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import atomic_write, require_file
@@ -38,7 +38,7 @@ UNREADABLE = (openslide.OpenSlideError, IsolationError)
 
 
 def tile_slides(
-    slides: list[Path], case_ids: list[str], output: Path | str, options: Tiling, status: Path | None = None
+    slides: list[Path], case_ids: list[str], output: Path | str, options: TileOptions, status: Path | None = None
 ) -> None:
     """Write the tissue tiles of slides into one table of images.
 
@@ -53,7 +53,7 @@ def tile_slides(
         The slides, and the case of each.
     output : Path
         The table of images.
-    options : Tiling
+    options : TileOptions
         `annotations` may also be the annotation of the only slide.
     status : Path, optional
         The table of what became of each slide.
@@ -96,7 +96,7 @@ def tile_slides(
     log.info("%d tiles of %d of %d slides in %s", sum(r["n_images"] for r in records), used, len(records), output)
 
 
-def preview(slide: Path | str, output: Path | str, options: Tiling) -> None:
+def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None:
     """Draw the outline of the tissue (yellow) and the tiles that would be kept (green) over a thumbnail, as PNG.
 
     Raises
@@ -155,7 +155,7 @@ def _refuse(path: Path, error: Exception, status: Path | None) -> dict[str, Any]
 
 
 def _look_over(
-    beat: Callable[[], None], path: Path, options: Tiling, stated_mpp: float | None
+    beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None
 ) -> tuple[np.ndarray, np.ndarray, Grid, float]:
     """Return a thumbnail, the tissue, the grid, and the thumbnail's level-0 pixels per pixel."""
     with open_slide(path) as slide:
@@ -165,7 +165,7 @@ def _look_over(
 
 
 def _survey(
-    beat: Callable[[], None], path: Path, slide: openslide.OpenSlide, options: Tiling, stated_mpp: float | None
+    beat: Callable[[], None], path: Path, slide: openslide.OpenSlide, options: TileOptions, stated_mpp: float | None
 ) -> tuple[Resolution, np.ndarray, Grid]:
     """Return the resolution, the tissue and the grid of a slide."""
     check_header(slide, path)
@@ -181,7 +181,7 @@ def _spool_tiles(
     spool_path: str,
     identity: dict[str, Any],
     annotation_path: Path | None,
-    options: Tiling,
+    options: TileOptions,
     stated_mpp: float | None,
 ) -> dict[str, Any]:
     """Write a slide's rows to a file; return what there is to record of it."""

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mgi.config import MaskValues, Tiling
+from mgi.config import MaskValues, TileOptions
 from mgi.errors import AnnotationError
 from mgi.prepare import rasters
 from mgi.prepare.annotations import read_annotation
@@ -132,7 +132,7 @@ def test_stated_values_are_tumour_and_ignored(tmp_path):
     pixels[:8], pixels[40:44, :8] = 5, 0
     pixels[44:] = 9
     path = write(tmp_path / "a.tif", pixels)
-    options = Tiling(mask_values=MaskValues(tumour=[1, 9], ignore=[5]))
+    options = TileOptions(mask_values=MaskValues(tumour=[1, 9], ignore=[5]))
     annotation = read_annotation(path, SIZE, options)
     assert np.array_equal(annotation.mask(0, 0, 48, 48) == 1, np.isin(pixels, [1, 9])[:, :48])
     assert np.array_equal(annotation.ignore(0, 0, 48, 48) == 1, (pixels == 5)[:, :48])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box, mapping
 
-from mgi.config import Tiling
+from mgi.config import TileOptions
 from mgi.errors import AnnotationError
 from mgi.prepare.annotations import read_annotation
 
@@ -27,7 +27,7 @@ def feature(geometry, classification=None, **properties):
 def read(tmp_path, *features, bounds=None, **options):
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return read_annotation(path, SLIDE, Tiling(**options), bounds)
+    return read_annotation(path, SLIDE, TileOptions(**options), bounds)
 
 
 def test_only_tumour_classes_are_tumour(tmp_path):

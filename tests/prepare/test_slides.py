@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mgi.codecs import decode_image, decode_mask
-from mgi.config import Tiling
+from mgi.config import TileOptions
 from mgi.errors import AnnotationError, MissingInputError, SlideError
-from mgi.evaluate.segmentation import stitch
+from mgi.evaluate.masks import stitch
 from mgi.prepare import reader
 from mgi.prepare.slides import preview, tile_slides
 from mgi.prepare.tissue import tissue_mask
@@ -21,7 +21,7 @@ CASE = "TCGA-S1-0001"
 
 
 def options(mpp=0.5, tile_px=64, **given):
-    return Tiling().model_copy(update={"mpp": mpp, "tile_px": tile_px, **given})
+    return TileOptions().model_copy(update={"mpp": mpp, "tile_px": tile_px, **given})
 
 
 def tiled(paths, output, status=None, **given):

@@ -13,6 +13,7 @@ from .conftest import ROOT, Workflow, counted
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 RULE = re.compile(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
+SHELL = re.compile(r"^ *shell:\n((?: +f?[\"'].*\n)+)", re.MULTILINE)
 GENE_ANNOTATION = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
 BRCA_SITES = (
     "TCGA-(3C|4H|5L|5T|A1|A2|A7|A8|AC|AN|AO|AQ|AR|B6|BH|C8|D8|E2|E9|EW|GI|GM|HN|JL|LD|LL|LQ|MS|OK|OL|PE|PL|S3|UL|UU|"
@@ -91,11 +92,22 @@ def test_every_rule_states_what_it_needs():
             assert directive in body, f"rule {name} has no {directive}"
 
 
+def test_every_field_of_a_shell_line_is_quoted():
+    texts = [file.read_text() for file in (ROOT / "workflow").rglob("*.smk")]
+    commands = [command for text in texts for command in SHELL.findall(text)]
+    assert len(commands) >= 18
+    for command in commands:
+        fields = re.findall(r"\{[^{}]*\}", command)
+        assert fields
+        assert [field for field in fields if not field.endswith(":q}")] == [], command
+    assert not any(re.search(r"shell\.(prefix|suffix)|shell\(", text) for text in texts)
+
+
 def test_every_rule_only_calls_mgi():
     texts = [file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk")]
-    commands = [command for text in texts for command in re.findall(r'shell:\n +"(.*)', text)]
+    commands = [command for text in texts for command in SHELL.findall(text)]
     assert commands
-    assert all(command.startswith("{params.mgi:q} ") for command in commands)
+    assert all(command.strip().startswith('"{params.mgi:q} ') for command in commands)
     assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
 
 
@@ -104,7 +116,7 @@ def test_every_rule_only_calls_mgi():
     [
         ("sede=1", "unknown key 'sede': did you mean 'seed'?"),
         ("device=gpu", "'device' cannot be 'gpu'"),
-        ("evaluate={reference: mgl}", "evaluate names the variant 'mgl', but finetune has mgi"),
+        ("evaluate={reference: mgl}", "'evaluate.reference' is 'mgl', which 'evaluate.variants' lacks"),
     ],
 )
 def test_wrong_configuration_is_refused_in_one_sentence(setting, said, tmp_path):
@@ -179,6 +191,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
         "draw_losses": 1,
         "draw_comparison": 1,
         "draw_overlays": 1,
+        "write_page": 1,
     }
     tiled = {job.wildcards["source"] for job in planned if job.rule == "tile_slides"}
     assert tiled == set(slides.file_name.str.split(".").str[0])

@@ -125,7 +125,7 @@ def modules_run_in(file: Path) -> Iterator[str]:
     for text in map(Path.read_text, RULES):
         for _, _, body in RULE.findall(text):
             shell = re.search(r'shell:\n +"\{params\.mgi:q\} (\w+)(?: (\w+))?', body)
-            environment = re.search(r"conda:\n +(?:\"\.\./envs/(.*)\.yaml\"|(TRAINING_ENV))", body)
+            environment = re.search(r"conda:\n +(?:environment\(\"(.*)\"\)|(TRAINING_ENV))", body)
             if shell and file.stem in ([environment[1]] if environment[1] else ["train-cpu", "train-gpu"]):
                 yield from ENTRY
                 yield from known.get(f"{shell[1]} {shell[2]}") or known[shell[1]]

@@ -10,7 +10,7 @@ if CFG.simulate:
         benchmark:
             "<benchmarks>/simulate.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 2
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -38,7 +38,7 @@ if CFG.gdc:
         wildcard_constraints:
             project=match_exactly(name for name in PLAN.projects if name not in PLAN.pinned),
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -65,7 +65,7 @@ if CFG.gdc:
         benchmark:
             "<benchmarks>/gdc/{project}/fetch_annotation.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -88,7 +88,7 @@ if CFG.gdc:
         benchmark:
             "<benchmarks>/gdc/{project}/fetch_expression/{part}.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -117,7 +117,7 @@ if CFG.slides and CFG.slides.fetch_from == "gdc":
         benchmark:
             "<benchmarks>/gdc/{project}/fetch_slides/{source}.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -147,7 +147,7 @@ if CFG.slides and CFG.slides.fetch_from == "idc":
         benchmark:
             "<benchmarks>/gdc/{project}/fetch_slides/{source}.tsv"
         conda:
-            "../envs/idc.yaml"
+            environment("idc")
         threads: 1
         resources:
             # The library holds its whole index in memory, 1.7 GB.

@@ -32,7 +32,7 @@ def manifest_path(project):
 
 CFG = refusing(read_configuration)(config)
 PLAN = refusing(Plan)(CFG, manifest_path)
-TRAINING_ENV = f"../envs/train-{'gpu' if PLAN.gpus else 'cpu'}.yaml"
+TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
 
 
 wildcard_constraints:
@@ -76,11 +76,6 @@ def mgi_command(wildcards, threads):
 def given(path):
     """An input function for a file that the user names: no prefix of a module is put before it."""
     return lambda wildcards: local(path) if path else []
-
-
-def literal(path):
-    """A path without wildcards."""
-    return path.replace("{", "{{").replace("}", "}}")
 
 
 def within_results(names):

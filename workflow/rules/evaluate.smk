@@ -77,7 +77,7 @@ rule summarise:
     wildcard_constraints:
         variant=match_exactly(CFG.finetune),
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
@@ -108,7 +108,7 @@ rule compare:
     benchmark:
         "<benchmarks>/{cohort}/compare.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,

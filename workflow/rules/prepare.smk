@@ -14,7 +14,7 @@ if CFG.expression.table is None:
         benchmark:
             "<benchmarks>/{cohort}/expression.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 2
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -44,7 +44,7 @@ else:
         benchmark:
             "<benchmarks>/{cohort}/expression.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -72,7 +72,7 @@ if CFG.slides:
         # Before another fetch, so that no more slides lie about than jobs run.
         priority: 1
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -99,7 +99,7 @@ if CFG.slides:
         benchmark:
             "<benchmarks>/{cohort}/sources.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -127,7 +127,7 @@ else:
         benchmark:
             "<benchmarks>/{cohort}/import_mri.tsv"
         conda:
-            "../envs/base.yaml"
+            environment("base")
         threads: 1
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
@@ -155,7 +155,7 @@ rule split:
     benchmark:
         "<benchmarks>/{cohort}/split.tsv"
     conda:
-        "../envs/base.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,

@@ -45,3 +45,15 @@ sys.path.insert(0, str(CHECKOUT))
 if "mgi" in sys.modules and Path(sys.modules["mgi"].__file__).parents[1] != CHECKOUT:
     for name in [name for name in sys.modules if name.partition(".")[0] == "mgi"]:
         del sys.modules[name]
+
+
+def literal(path):
+    """A path without wildcards."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def environment(name):
+    """The conda environment `name`, beside the rules."""
+    file = f"envs/{name}.yaml"
+    local_file = CHECKOUT / "workflow" / file
+    return literal(str(local_file)) if local_file.exists() else f"../{file}"
