@@ -51,7 +51,7 @@ def test_a_package_of_another_version_fails_with_the_fix(monkeypatch):
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "timm" else version(name))
     state, text = states()["packages"]
-    assert state == FAIL and "timm is 0.1, not >=" in text and "pip install --no-deps -r requirements.lock" in text
+    assert state == FAIL and "timm is 0.1, not" in text and "pip install --no-deps -r requirements.lock" in text
 
 
 def test_a_native_library_that_does_not_load_fails_with_its_reason(monkeypatch):
