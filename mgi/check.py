@@ -23,6 +23,8 @@ def check_configuration(source: Path | str | dict[str, Any]) -> Config:
         For the first thing that would fail.
     """
     config = load_config(source)
+    for warning in config.warnings():
+        log.warning("configuration: %s", warning)
     check_inputs(config)
     try:
         check_models(config)
@@ -41,8 +43,6 @@ def check_inputs(config: Config) -> None:
     """
     from mgi.plan import Plan
 
-    for warning in config.warnings():
-        log.warning("configuration: %s", warning)
     Plan(config, lambda project: Path(MANIFEST.format(project=project)))
 
 

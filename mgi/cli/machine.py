@@ -11,9 +11,9 @@ from mgi.console import log
 
 @app.command(epilog="Example: mgi doctor --config config/tcga-brca.yaml")
 def doctor(
-    config: Annotated[Path | None, typer.Option(help="Examine what this configuration names, too.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Check what this configuration names, too.")] = None,
 ) -> None:
-    """Tell what is missing on this machine, and the fix for each; exit with 1 if anything needed is."""
+    """Show what this machine has and lacks, with the fix for each; exit with 1 if something needed is missing."""
     from mgi.doctor import FAIL, examine
 
     failed = 0
