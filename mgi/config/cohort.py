@@ -11,7 +11,7 @@ from mgi.config.acquire import Gdc, Simulate
 from mgi.config.evaluate import Evaluate
 from mgi.config.prepare import Expression, Mri, Slides, Split
 from mgi.config.section import Section, validate_section
-from mgi.config.train import Finetune, Pretrain
+from mgi.config.train import MAX_SEED, Finetune, Pretrain
 from mgi.errors import ConfigError
 from mgi.names import NAME_PATTERN
 
@@ -29,9 +29,12 @@ class Config(Section):
     """The whole configuration."""
 
     cohort: str = Field(pattern=NAME_PATTERN, description="name of the cohort: outputs go to results/{cohort}")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of everything random")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training runs")
     threads: int = Field(1, ge=1, description="CPU threads of a training job; results depend on it, so it is a setting")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of training: `auto` is bfloat16 where the processor or GPU computes it in hardware"
+    )
     simulate: Simulate | None = Field(None, description="make the simulated cohort first; null for real data")
     gdc: Gdc | None = Field(None, description="files from the GDC; null where everything is local")
     expression: Expression = Field(Expression(), description="gene expression")
@@ -76,7 +79,7 @@ class Config(Section):
         return {key: path for key, path in given.items() if path}
 
     def _run_options(self) -> dict[str, Any]:
-        return {"seed": self.seed, "device": self.device, "threads": self.threads}
+        return {"seed": self.seed, "device": self.device, "threads": self.threads, "precision": self.precision}
 
 
 def load_config(source: Path | str | dict[str, Any]) -> Config:

@@ -8,6 +8,8 @@ from pydantic_core import PydanticCustomError
 from mgi.config.section import Section
 
 ATTENTION_HEADS = 4
+# What torch takes as a seed, and numpy everywhere.
+MAX_SEED = 2**32 - 1
 
 
 class GeneEncoder(Section):
@@ -44,6 +46,26 @@ class Optimisation(Section):
         None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
     )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running average of the weights, such as 0.999, which is validated and kept in place of "
+        "the best validated step; 0 for none",
+    )
+    max_missing_genes: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="largest share of the model's genes that another expression table may lack; they are set to their "
+        "training mean",
+    )
+    sd_prior: float = Field(
+        0.0,
+        ge=0,
+        description="weight, in patients, of the genes' median standard deviation against each gene's own, which few "
+        "training patients measure badly",
+    )
 
 
 class Pretrain(Optimisation):
@@ -55,6 +77,12 @@ class Pretrain(Optimisation):
     embed_dim: int = Field(128, ge=2, description="width of the shared space")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
     images_per_patient: int = Field(4, ge=1, description="images of each patient in a batch")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images, and patients' profiles, encoded at once in a step: less memory and the same gradient for "
+        "a third more time; null encodes the whole batch",
+    )
 
 
 class Finetune(Optimisation):
@@ -63,8 +91,13 @@ class Finetune(Optimisation):
     base: str | None = Field(None, description="the variant that this one differs from")
     encoders: str = Field("mgi", description="the pre-training variant that defines the encoders")
     pretrained: bool = Field(True, description="start from that variant's weights")
-    genes: Literal["matched", "none", "shuffled"] = Field(
-        "matched", description="`shuffled`: the negative control, another patient's profile of the same fold and role"
+    genes: Literal["matched", "none", "shuffled", "noise"] = Field(
+        "matched",
+        description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
+        "nobody's, of each gene's training mean and standard deviation",
+    )
+    patient_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
     )
     vit: bool = Field(True, description="use the ViT; without it the convolutional path is alone")
     channels: list[int] = Field([16, 32, 64, 128], min_length=2, description="widths of the convolutional path")
@@ -88,9 +121,12 @@ class Finetune(Optimisation):
 class RunOptions(Section):
     """What every training job is told besides its variant."""
 
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of everything random")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where training runs")
     threads: int = Field(1, ge=1, description="CPU threads")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bfloat16 where the processor or GPU computes it in hardware"
+    )
 
 
 class PretrainOptions(Pretrain, RunOptions):

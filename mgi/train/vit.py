@@ -77,9 +77,7 @@ def check_vit(encoder: ImageEncoder, where: str = "image_encoder") -> None:
     if not timm.is_model(encoder.name) or ":" in encoder.name:
         near = difflib.get_close_matches(encoder.name, timm.list_models("*vit*"), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models('vit*')` lists them"
-        raise ConfigError(
-            f"configuration: '{where}.name' is {quote(encoder.name)}, which is not in timm's registry: {hint}"
-        )
+        raise ConfigError(f"'{where}.name' is {quote(encoder.name)}, which is not in timm's registry: {hint}")
     try:
         options = VitOptions.model_validate(encoder.options)
     except ValidationError as error:
@@ -88,14 +86,14 @@ def check_vit(encoder: ImageEncoder, where: str = "image_encoder") -> None:
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][0]), VitOptions.model_fields, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"valid are {', '.join(VitOptions.model_fields)}"
-            raise ConfigError(f"configuration: {quote(key, 200)} is no option of a ViT here: {hint}") from error
+            raise ConfigError(f"{quote(key, 200)} is no option of a ViT here: {hint}") from error
         reason = first["msg"][0].lower() + first["msg"][1:]
-        message = f"configuration: '{key}' cannot be {quote(first['input'])}: {reason}"
+        message = f"'{key}' cannot be {quote(first['input'])}: {reason}"
         if isinstance(first["input"], str) and first["type"] in ("float_type", "int_type"):
             message += "; YAML reads a number such as 1e-5 as text: write 1.0e-5, without quotes"
         raise ConfigError(message) from error
     if options.embed_dim and options.num_heads and options.embed_dim % options.num_heads:
         raise ConfigError(
-            f"configuration: '{where}.options.embed_dim' is {options.embed_dim}, which {options.num_heads} heads do "
+            f"'{where}.options.embed_dim' is {options.embed_dim}, which {options.num_heads} heads do "
             "not divide: make it a multiple of num_heads"
         )
