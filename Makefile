@@ -6,10 +6,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: demo test lint format clean
 .DEFAULT_GOAL := demo
 
-.venv/.installed: requirements.lock pyproject.toml
+# The locks hold every package that others need (--no-deps), each file with its hash, which pip then demands of all. A
+# build of torch that lies on this machine (pip's find-links) comes before the index's, which needs the CUDA libraries.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
+
+.venv/.installed: requirements.lock requirements-cuda.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	sed -n '/^torch==/,/[^\\]$$/p' requirements.lock > .venv/torch.lock
+	$(PIP) --no-index -r .venv/torch.lock 2>/dev/null || true
+	$(PIP) -r requirements.lock
+	if $(BIN)/python -c "import importlib.metadata as m; exit('+cpu' in m.version('torch'))"; \
+	then $(PIP) -r requirements-cuda.lock; fi
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 # The whole workflow on the simulated cohort.

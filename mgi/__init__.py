@@ -3,12 +3,22 @@
 Method: Zhou et al., "MGI: Multimodal Contrastive pre-training of Genomic and Medical Imaging", 2024, arXiv 2406.00631.
 """
 
-__version__ = "0.1.0"
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Compute `__version__` when it is first asked for, since that runs git in a checkout."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mgi.version import find_version
+
+    globals()[name] = version = find_version()
+    return version
 
 
 def load(folder: str) -> "nn.Module":

@@ -20,7 +20,7 @@ from mgi.errors import MGIError
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 LEAST_CONDA = Version("24.7.1")
 LEAST_FREE_GB = 10
-REINSTALL = "run: pip install -r requirements.lock"
+REINSTALL = "run: pip install --no-deps -r requirements.lock"
 # Each loads a native library of its own, and fails in its own way where that library is missing or of another build.
 NATIVE = {"openslide": "openslide-bin", "pyvips": "pyvips-binary", "torchvision": "torchvision", "timm": "timm"}
 

@@ -1,17 +1,16 @@
-"""Every table between the stages: its schema, its codec and its reader."""
+"""Every table between the stages: its schema, its reader and its writer."""
 
-import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from mgi.delimited import PARSER_ERRORS, check_columns, read_delimited
 from mgi.errors import MGIError, MissingInputError
 from mgi.files import atomic_write, require_file
 
@@ -54,11 +53,12 @@ SOURCES_SCHEMA = pa.schema(
         ("n_images", pa.int32()),
         ("labelled", pa.bool_()),
         ("has_tumour", pa.bool_()),
-        # Pixels of level 0, as are those of untiled_tumour_px.
+        # Pixels of level 0.
         ("tumour_px", pa.int64()),
         # JSON objects: {class: objects} of the annotation, {reason: tiles or slices} of what was left out.
         ("classes", pa.string()),
         ("dropped", pa.string()),
+        # Pixels of the tiles: those of level 0 times the square of tile_px / edge.
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
@@ -70,6 +70,7 @@ SPLITS_SCHEMA = pa.schema(
         ("case_id", pa.string()),
         ("fold", pa.int32()),
         ("role", pa.string()),
+        ("project", pa.string()),
         ("site", pa.string()),
         ("paired", pa.bool_()),
         ("labelled", pa.bool_()),
@@ -82,6 +83,14 @@ GENES_SCHEMA = pa.schema(
         ("gene_type", pa.string()),
         ("chromosome", pa.string()),
         ("start", pa.int64()),
+    ]
+)
+# The values of a case are a fixed-size list, one per row of genes.parquet; `expression_schema` states their number.
+EXPRESSION_SCHEMA = pa.schema(
+    [
+        ("case_id", pa.string()),
+        ("aliquot", pa.string()),
+        pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     ]
 )
 PREDICTIONS_SCHEMA = pa.schema(
@@ -98,8 +107,22 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("reference", pa.binary()),
     ]
 )
+PARQUET_MAGIC = b"PAR1"
+# More values than any cohort has; a Parquet file of a few bytes can claim any number of rows.
+MAX_CELLS = 1 << 29
 ROWS_PER_GROUP = 64
-JPEG_QUALITY = 90
+TCGA_NAME = re.compile(r"TCGA-\w{2}-\w{4}")
+SUFFIXES = re.compile(r"(\.ome)?\.[^.]*$", re.IGNORECASE)
+UUID_TAIL = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
+# A spreadsheet takes a cell that begins so for a formula.
+FORMULA = re.compile(r"^(?:[=+@\t\r]|-(?![\d.]*$))")
+
+
+def expression_schema(genes: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """Return `EXPRESSION_SCHEMA` for profiles of so many genes."""
+    values = EXPRESSION_SCHEMA.field("values")
+    sized = values.with_type(pa.list_(values.type.value_field, genes))
+    return EXPRESSION_SCHEMA.set(EXPRESSION_SCHEMA.get_field_index("values"), sized).with_metadata(metadata)
 
 
 def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size: int | None = None) -> None:
@@ -110,10 +133,16 @@ def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size
         pq.write_table(table, aside, compression="zstd", row_group_size=row_group_size)
 
 
-def write_tsv(table: pd.DataFrame, path: Path | str) -> None:
-    """Write a table to TSV, aside and renamed."""
+def write_tsv(table: pd.DataFrame, path: Path | str, delimiter: str = "\t", float_format: str | None = None) -> None:
+    """Write a table to TSV, aside and renamed; text that a spreadsheet would run as a formula gets an apostrophe."""
+    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell)
     with atomic_write(path) as aside:
-        table.to_csv(aside, sep="\t", index=False, lineterminator="\n")
+        plain.to_csv(aside, sep=delimiter, index=False, lineterminator="\n", float_format=float_format)
+
+
+def write_csv(table: pd.DataFrame, path: Path | str, float_format: str | None = None) -> None:
+    """Write a table to CSV as `write_tsv` does."""
+    write_tsv(table, path, ",", float_format)
 
 
 def open_table(
@@ -123,12 +152,13 @@ def open_table(
     path = require_file(path, what)
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as problem:
-        raise error(f"{what} {path} is not a Parquet file: {problem}") from None
-    present = file.schema_arrow.names
-    missing = sorted(set(columns or ()) - set(present))
-    if missing:
-        raise error(f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(present)}")
+        present = file.schema_arrow.names
+        cells = file.metadata.num_rows * len(columns or present)
+    except PARSER_ERRORS as cause:
+        raise error(f"{what} {path} is not a Parquet file: {' '.join(str(cause).split())[:200]}") from cause
+    if cells > MAX_CELLS:
+        raise error(f"{what} {path} claims {cells} values; the limit is {MAX_CELLS}")
+    check_columns(present, columns or (), f"{what} {path}", error)
     return file
 
 
@@ -146,48 +176,70 @@ def read_table(
     MissingInputError
         If the file is not there.
     MGIError
-        `error`, if it is no Parquet file or lacks one of `columns`.
+        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has one twice.
     """
     with open_table(path, what, columns, error):
-        return pq.read_table(path, columns=columns, filters=filters)
+        try:
+            return pq.read_table(path, columns=columns, filters=filters)
+        except PARSER_ERRORS as cause:
+            raise error(f"{what} {path} cannot be read: {' '.join(str(cause).split())[:200]}") from cause
+
+
+def read_any_table(
+    path: Path | str, what: str, columns: Sequence[str] = (), error: type[MGIError] = MissingInputError
+) -> pd.DataFrame:
+    """Read a table that a user gives, Parquet or delimited text, with every cell as text and null cells as None.
+
+    Whole numbers of a Parquet table become their digits, true and false `True` and `False`. The rest as
+    `read_delimited`.
+    """
+    path = require_file(path, what)
+    if not is_parquet(path):
+        return read_delimited(path, what, columns, error)
+    frame = read_parquet_frame(path, what, error)
+    check_columns(frame.columns, columns, f"{what} {path}", error)
+    return pd.DataFrame({name: cells_as_text(frame[name]) for name in frame.columns}, dtype=object)
+
+
+def is_parquet(path: Path | str) -> bool:
+    """Return whether a file begins as Parquet does, or is named so."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC or Path(path).suffix.lower() == ".parquet"
+    except OSError:
+        return False
+
+
+def read_parquet_frame(path: Path | str, what: str, error: type[MGIError] = MissingInputError) -> pd.DataFrame:
+    """Read a whole Parquet table as pandas wrote it, its index as the first column where it is no row number."""
+    with open_table(path, what, error=error):
+        try:
+            frame = pd.read_parquet(path)
+        except PARSER_ERRORS as cause:
+            raise error(f"{what} {path} cannot be read: {' '.join(str(cause).split())[:200]}") from cause
+    if isinstance(frame.index, pd.MultiIndex):
+        raise error(f"{what} {path} has an index of several levels; give it one")
+    if not isinstance(frame.index, pd.RangeIndex):
+        name = frame.index.name if frame.index.name not in (None, *frame.columns) else ""
+        frame = pd.concat([pd.DataFrame({name: frame.index}), frame.reset_index(drop=True)], axis=1)
+    return frame.set_axis([str(name).strip() for name in frame.columns], axis=1)
+
+
+def cells_as_text(cells: pd.Series) -> list[str | None]:
+    """Return the cells of a column as trimmed text, None where there is none."""
+    return [None if pd.api.types.is_scalar(cell) and pd.isna(cell) else str(cell).strip() or None for cell in cells]
 
 
 def source_of(path: Path | str) -> str:
-    """Return the source_id of a slide: its file name up to the first dot."""
-    return Path(path).name.split(".")[0]
+    """Return the source_id of a slide: its file name without the suffix and without the UUID that the GDC adds.
 
-
-def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """Encode a uint8 image [H, W, 3] as JPEG of quality 90."""
-    return _encoded(pixels, "JPEG", quality=JPEG_QUALITY)
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode a uint8 image [H, W, 3] or plane [H, W] as PNG, exactly."""
-    return _encoded(pixels, "PNG")
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """Encode a mask [H, W] of 0 and 1 as a PNG of 0 and 255, which any viewer shows."""
-    return _encoded(np.where(mask, np.uint8(255), np.uint8(0)), "PNG")
-
-
-def decode_image(encoded: bytes) -> np.ndarray:
-    """Decode JPEG or PNG bytes to a uint8 image [H, W, 3]."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def decode_mask(encoded: bytes) -> np.ndarray:
-    """Decode a mask's PNG bytes to uint8 [H, W] of 0 and 1."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return (np.asarray(image.convert("L")) >= 128).astype(np.uint8)
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
+    A TCGA barcode holds no dot, so of a name that starts with one it is the part before the first dot.
+    """
+    name = Path(path).name
+    if TCGA_NAME.match(name):
+        return name.split(".")[0]
+    stem = SUFFIXES.sub("", name)
+    return UUID_TAIL.sub("", stem) or stem
 
 
 @contextmanager

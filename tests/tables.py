@@ -8,8 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from mgi.codecs import decode_mask, encode_mask, encode_png
 from mgi.config import FinetuneOptions, PretrainOptions
-from mgi.tables import decode_mask, encode_mask, encode_png, image_table, write_sources, write_table
+from mgi.tables import image_table, write_sources, write_table
 
 GENES, PX, IMAGES = 40, 32, 6
 CASES = [f"TCGA-AA-000{index}" for index in range(8)]

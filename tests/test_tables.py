@@ -1,13 +1,17 @@
 """The table of images and the import of MRI into it."""
 
+import struct
+import zlib
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mgi.errors import MriError
+from mgi.codecs import decode_ignore, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
+from mgi.errors import ImageTableError, MriError
 from mgi.prepare.mri import import_mri
-from mgi.tables import IMAGES_SCHEMA, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
+from mgi.tables import IMAGES_SCHEMA, source_of
 
 NAMES = ["TCGA_CS_4941_19960909", "TCGA_DU_0001_19990101"]
 
@@ -44,6 +48,41 @@ def test_codecs_return_what_they_were_given():
     assert np.array_equal(decode_mask(encode_mask(mask)), mask)
     smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3)).copy()
     assert np.abs(decode_image(encode_jpeg(smooth)).astype(int) - smooth).max() < 8
+
+
+def test_ignored_pixels_are_neither_tumour_nor_background():
+    mask, ignore = np.array([[1, 1, 0, 0]]), np.array([[0, 1, 1, 0]])
+    encoded = encode_mask(mask, ignore)
+    assert decode_mask(encoded).tolist() == [[1, 0, 0, 0]]
+    assert decode_ignore(encoded).tolist() == [[False, True, True, False]]
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixel."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("encoded", [b"", b"%!PS-Adobe-3.0 EPSF-3.0", png_header(10**6, 10**6), png_header(9000, 9000)])
+def test_foreign_bytes_in_a_table_are_refused(encoded):
+    for decode in (decode_image, decode_mask, decode_ignore):
+        with pytest.raises(ImageTableError, match="unreadable image in a table"):
+            decode(encoded)
+
+
+@pytest.mark.parametrize(
+    ("name", "source_id"),
+    [
+        ("TCGA-A4-8098-01Z-00-DX1.9936E591-5577-56C1-9057-00BD6AB95F64.svs", "TCGA-A4-8098-01Z-00-DX1"),
+        ("S21.1234.A.tif", "S21.1234.A"),
+        ("C3L-00001-21.svs", "C3L-00001-21"),
+        ("HCM-BROD-0002.9936e591-5577-56c1-9057-00bd6ab95f64.svs", "HCM-BROD-0002"),
+        ("field.ome.tiff", "field"),
+        ("slide", "slide"),
+    ],
+)
+def test_source_is_named_after_its_file(name, source_id):
+    assert source_of(f"folder.with.dots/{name}") == source_id
 
 
 def test_every_slice_is_a_row_in_order(folder):

@@ -105,7 +105,8 @@ def predict(
         from mgi.evaluate.predict import predict as run
     except ModuleNotFoundError as problem:
         raise MissingPackageError(
-            f"mgi predict needs {problem.name}, which this environment lacks; run: pip install -r requirements.lock"
+            f"mgi predict needs {problem.name}, which this environment lacks; run: pip install --no-deps -r "
+            "requirements.lock"
         ) from None
 
     run(

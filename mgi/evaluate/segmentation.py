@@ -16,10 +16,11 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 from scipy.stats import permutation_test
 
+from mgi.codecs import decode_ignore, decode_mask
 from mgi.console import progress
 from mgi.errors import CohortError, ImageTableError
 from mgi.files import atomic_write
-from mgi.tables import SOURCES_SCHEMA, decode_mask, read_table, write_table
+from mgi.tables import SOURCES_SCHEMA, read_table, write_table
 
 PREDICTION_COLUMNS = ["case_id", "source_id", "x", "y", "z", "size", "mpp", "fold", "prediction", "reference"]
 PLANE = ["case_id", "source_id", "z"]
@@ -290,6 +291,8 @@ def _measure_plane(rows: pd.DataFrame, scale: float) -> tuple[pd.DataFrame, dict
             f"predictions of {rows['source_id'].iloc[0]} have {prediction.shape[1:]} pixels,"
             f" but their references {reference.shape[1:]}"
         )
+    # What the annotation leaves open counts nowhere.
+    prediction &= ~np.stack([decode_ignore(encoded) for encoded in rows["reference"]])
     counts = np.array([confusion(ours, theirs) for ours, theirs in zip(prediction, reference, strict=True)])
     tp, fp, fn = counts.T
     distances = [scale * hd95(ours, theirs) for ours, theirs in zip(prediction, reference, strict=True)]

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
 from mgi.console import log
+from mgi.delimited import check_unique
 from mgi.errors import CohortError, ManifestError
 from mgi.files import atomic_write, require_file
 from mgi.prepare.annotations import check_annotations
@@ -132,11 +133,7 @@ def _disjoint(
 
 def _expressed_cases(expression: Path | str) -> list[str]:
     case_ids = read_table(expression, "expression table", ["case_id"], CohortError)["case_id"].to_pylist()
-    seen: set[str] = set()
-    for case_id in case_ids:
-        if case_id in seen:
-            raise CohortError(f"the case {case_id} comes twice in {expression}; keep one profile per case")
-        seen.add(case_id)
+    check_unique(case_ids, "case", expression, CohortError)
     return case_ids
 
 
@@ -155,7 +152,9 @@ def _cases_with_images(
             f"such as {expressed[0] if expressed else '(none)'}; both must use 12-character barcodes of one cohort"
         )
     site = [case_id[SITE] for case_id in labelled.index]
-    return pd.DataFrame({"paired": paired, "labelled": labelled.to_numpy(bool), "site": site}, index=labelled.index)
+    project = usable.groupby("case_id")["project"].first().sort_index().to_numpy(object)
+    columns = {"paired": paired, "labelled": labelled.to_numpy(bool), "project": project, "site": site}
+    return pd.DataFrame(columns, index=labelled.index)
 
 
 def _strata(case_ids: pd.Index, table: Path | None, column: str | None) -> np.ndarray:

@@ -13,9 +13,10 @@ import pandas as pd
 
 from mgi.acquire.manifest import EXPRESSION, read_manifest
 from mgi.console import log, progress
+from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
 from mgi.prepare.genes import AUTOSOMES, in_genomic_order, is_gtf, listed_genes, read_places, without_version
-from mgi.prepare.profiles import check_unique, profile_writer, require_anndata, write_h5ad
+from mgi.prepare.profiles import profile_writer, require_anndata, write_h5ad
 from mgi.prepare.star import StarTable, read_star
 from mgi.tables import GENES_SCHEMA
 
@@ -212,7 +213,7 @@ def _choose(first: StarTable, annotation: Path, gene_types: list[str], listed: P
     genes = _placed(first, genes, kept | (coding if unit == "log2-fpkm-uq" else False), annotation, unit)
     reference = np.flatnonzero(coding & genes["chromosome"].isin(AUTOSOMES))
     genes = genes[kept].assign(gene_id=without_version(genes["gene_id"][kept]))
-    check_unique(genes["gene_id"].tolist(), "gene", first.path)
+    check_unique(genes["gene_id"].tolist(), "gene", first.path, ExpressionError)
     genes = in_genomic_order(genes.astype({"start": np.int64}))
     return _Choice(genes[GENES_SCHEMA.names], genes.index.to_numpy(), genes["length"].to_numpy(), reference, unit)
 

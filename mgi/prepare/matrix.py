@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from mgi.console import log
+from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
 from mgi.files import require_file
 from mgi.prepare.genes import UNPLACED, in_genomic_order, read_frame, read_places, without_version
-from mgi.prepare.profiles import check_unique, profile_writer, require_anndata, write_h5ad
+from mgi.prepare.profiles import profile_writer, require_anndata, write_h5ad
 from mgi.tables import GENES_SCHEMA
 
 BARCODE = re.compile(r"^TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(-(?P<sample>\d{2})|-|$)")
@@ -68,7 +69,7 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     if any(not name.strip() for name in [*frame.index, *frame.columns]):
         raise ExpressionError(f"{table}: a case or a gene has no name; name it or leave it out")
     frame = _one_sample_per_case(frame, table)
-    check_unique(list(frame.columns), "gene", table)
+    check_unique(list(frame.columns), "gene", table, ExpressionError)
     # What float32 cannot hold is infinite only after the cast.
     with np.errstate(over="ignore"):
         values = frame.to_numpy(np.float32, na_value=np.nan)
@@ -155,7 +156,7 @@ def _sample_of(barcode: str) -> str:
 def _one_sample_per_case(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
     """Keep the tumour sample of each case that the rule says, in the order of the cases."""
     names = sorted(frame.index, key=lambda name: (_case_of(name), _sample_of(name) != PRIMARY, name))
-    check_unique(names, "case", table)
+    check_unique(names, "case", table, ExpressionError)
     tumours = [name for name in names if _sample_of(name) < NOT_TUMOUR]
     if not tumours:
         raise ExpressionError(f"{table} holds no tumour sample: all are normal tissue or controls, such as {names[0]}")
@@ -178,7 +179,7 @@ def _placed(names: pd.Index, positions: Path, table: Path) -> pd.DataFrame:
     if key == "gene_id":
         genes["gene_id"] = without_version(genes["gene_id"])
         places = places.set_axis(without_version(places.index.to_series()))
-        check_unique(genes["gene_id"].tolist(), "gene", table)
+        check_unique(genes["gene_id"].tolist(), "gene", table, ExpressionError)
     genes = genes.join(places, on=key)
     unplaced = genes[key][genes["start"].isna()].tolist()
     if len(unplaced) == len(genes):

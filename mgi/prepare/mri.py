@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mgi.codecs import encode_mask, encode_png
 from mgi.console import log, progress
 from mgi.errors import CohortError, MissingInputError, MriError
-from mgi.tables import encode_mask, encode_png, image_table, write_sources
+from mgi.tables import image_table, write_sources
 
 WHERE_TO_GET_IT = (
     "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle, "

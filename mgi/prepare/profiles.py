@@ -14,9 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mgi.delimited import check_unique
 from mgi.errors import ExpressionError, MissingPackageError
 from mgi.files import atomic_write
-from mgi.tables import GENES_SCHEMA, open_table, read_table, write_table
+from mgi.tables import GENES_SCHEMA, expression_schema, open_table, read_table, write_table
 
 
 class CaseReader(Mapping[str, np.ndarray]):
@@ -51,7 +52,7 @@ class CaseReader(Mapping[str, np.ndarray]):
             )
         self.genes = kind.list_size
         case_ids = self._file.read(["case_id"])["case_id"].to_pylist()
-        check_unique(case_ids, "case", path)
+        check_unique(case_ids, "case", path, ExpressionError)
         sizes = (self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups))
         places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
         self._places = dict(zip(case_ids, places, strict=True))
@@ -141,11 +142,8 @@ def profile_writer(
     scale_fitted
         "outside the folds" where the scale of the values was fitted on all cases, else "none".
     """
-    kind = pa.list_(pa.field("item", pa.float32(), nullable=False), len(genes))
-    schema = pa.schema(
-        [("case_id", pa.string()), ("aliquot", pa.string()), pa.field("values", kind, nullable=False)],
-        metadata={"unit": unit, "scale_fitted": scale_fitted},
-    )
+    schema = expression_schema(len(genes), {"unit": unit, "scale_fitted": scale_fitted})
+    kind = schema.field("values").type
     with (
         atomic_write(output) as aside,
         pq.ParquetWriter(aside, schema, compression="none", use_dictionary=False, write_statistics=False) as writer,
@@ -196,12 +194,3 @@ def write_h5ad(expression: Path | str, output: Path | str) -> None:
     uns = {"unit": metadata[b"unit"].decode(), "scale_fitted": metadata[b"scale_fitted"].decode()}
     with atomic_write(output) as aside:
         anndata.AnnData(values.to_numpy(), obs, var, uns).write_h5ad(aside, convert_strings_to_categoricals=False)
-
-
-def check_unique(names: list[str], what: str, where: Path | str) -> None:
-    """Raise `ExpressionError` for the first name that comes twice."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ExpressionError(f"{where}: the {what} {name} comes twice; keep one")
-        seen.add(name)

@@ -17,11 +17,12 @@ from skimage.color import rgb2hsv
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from mgi.codecs import encode_jpeg, encode_mask
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, MGIError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
-from mgi.tables import encode_jpeg, encode_mask, image_table, source_of, write_sources
+from mgi.tables import image_table, source_of, write_sources
 
 TISSUE_MPP = 8.0
 LEAST_TISSUE_UM2 = 10_000.0

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
+from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
 from mgi.files import require_file
-from mgi.prepare.profiles import check_unique
 
 COLUMNS = {"gene_id": pa.string(), "gene_name": pa.string(), "gene_type": pa.string(), "unstranded": pa.int64()}
 NAMES = ["gene_id", "gene_name", "gene_type"]
@@ -82,7 +82,7 @@ def read_star(path: Path | str, like: StarTable | None = None) -> StarTable:
     if like is None:
         genes = table.select(NAMES).combine_chunks()
         gene_ids = genes["gene_id"].to_pylist()
-        check_unique(gene_ids, "gene", path)
+        check_unique(gene_ids, "gene", path, ExpressionError)
         if "" in gene_ids:
             raise ExpressionError(f"{path}: line {gene_ids.index('') + FIRST_GENE_LINE} names no gene; fetch it again")
     else:

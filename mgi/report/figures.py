@@ -23,10 +23,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from mgi.codecs import decode_image, decode_mask
 from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.segmentation import stitch
 from mgi.files import atomic_write, require_file
-from mgi.tables import decode_image, decode_mask, read_table
+from mgi.tables import read_table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2",

@@ -97,7 +97,7 @@ def load(folder: Path | str) -> Aligner | Segmenter:
     path = require_file(folder / WEIGHTS, "weights of a model")
     try:
         # Compared by the file's header before anything of the described size is allocated.
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             expected = {name: list(value.shape) for name, value in build(description).state_dict().items()}
         with safe_open(path, "pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -107,7 +107,8 @@ def load(folder: Path | str) -> Aligner | Segmenter:
                 f"{path} does not hold the model that {DESCRIPTION} beside it describes: missing, unexpected or of "
                 f"another shape are {first_few(differing)}"
             )
-        model = build(description)
+        with torch.random.fork_rng(devices=[]):  # the weights are overwritten: the caller's numbers stay as they are
+            model = build(description)
         model.load_state_dict(load_file(path))
     except (ConfigError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mgi.codecs import decode_ignore, decode_image, decode_mask
 from mgi.errors import CohortError, ImageTableError
-from mgi.tables import decode_image, decode_mask, read_table
+from mgi.tables import read_table
 
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
@@ -75,6 +76,10 @@ class Images:
     def load_masks(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
         """Decode masks, by the threads of `pool` where given, to uint8 [rows, height, width], 0 or 1."""
         return np.stack(_decode(decode_mask, [self.masks[row] or b"" for row in rows], pool))
+
+    def load_ignore(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+        """Decode the pixels that are left out of loss and metrics to bool [rows, height, width]."""
+        return np.stack(_decode(decode_ignore, [self.masks[row] or b"" for row in rows], pool))
 
     def digest(self) -> str:
         """Content hash of images, masks and case ids."""

@@ -29,6 +29,8 @@ from mgi.train.validation import score, write_predictions
 
 THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
 DEFAULT_THRESHOLD = 0.5
+# In a batch's masks, beside 0 and 1: neither tumour nor background.
+IGNORED = 2
 
 
 def finetune(
@@ -160,7 +162,7 @@ class ImageBatches:
         present &= torch.from_numpy(~np.isin(cases, dropped))
         device = self.place.device
         inputs = to_tensor(pictures, device).contiguous(memory_format=torch.channels_last)
-        target = torch.from_numpy(masks).to(device).float()
+        labels = torch.from_numpy(masks).to(device)
         with self.place.autocast():
             logits = model(
                 inputs,
@@ -170,7 +172,12 @@ class ImageBatches:
                 self.options.gene_dropout,
             )
         count = self.options.batch_images
-        return dice_cross_entropy(self.ranks.gather(logits.float(), count), self.ranks.gather(target, count))
+        logits, labels = self.ranks.gather(logits.float(), count), self.ranks.gather(labels, count)
+        target, counted = (labels == 1).float(), labels != IGNORED
+        if counted.all():
+            return dice_cross_entropy(logits, target)
+        # The loss of no pixel at all is 0, not the mean of nothing.
+        return dice_cross_entropy(logits[counted], target[counted]) if counted.any() else 0 * logits.sum()
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Draw rows, decode and augment their images and masks, and draw the patients without a profile in this step.
@@ -188,6 +195,7 @@ class ImageBatches:
         dropped = cases[random.random(len(cases)) < options.patient_dropout]
         own = self.ranks.share(len(rows))
         images, masks = self.images.load(rows[own], self._pool), self.images.load_masks(rows[own], self._pool)
+        masks[self.images.load_ignore(rows[own], self._pool)] = IGNORED
         images, masks = augmentation.share(own).apply(images, masks)
         return rows[own], images, masks, dropped
 

@@ -11,10 +11,10 @@ import torch
 
 import mgi.model
 import mgi.train
+from mgi.codecs import decode_image
 from mgi.console import log
 from mgi.errors import TrainingError
 from mgi.files import atomic_write
-from mgi.tables import decode_image
 
 LAST = "last.ckpt"
 LIBRARIES = ("numpy", "pillow", "timm", "torch")

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mgi.codecs import encode_mask
 from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
-from mgi.tables import PREDICTIONS_SCHEMA, encode_mask
+from mgi.tables import PREDICTIONS_SCHEMA
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images
 from mgi.train.device import Place
@@ -97,11 +98,15 @@ def score(
     counts = np.zeros((2, len(thresholds), len(images)), dtype=np.int64)  # overlap; predicted plus reference
     cross_entropy = 0.0
     for rows, probability in predict_probabilities(model, images, profiles, place):
-        reference = images.load_masks(rows).astype(bool)
+        reference, counted = images.load_masks(rows).astype(bool), ~images.load_ignore(rows)
         clipped = probability.clip(1e-4, 1 - 1e-4)
-        cross_entropy -= np.where(reference, np.log(clipped), np.log1p(-clipped)).mean(axis=(1, 2)).sum()
+        pixels = np.where(reference, np.log(clipped), np.log1p(-clipped))
+        if counted.all():
+            cross_entropy -= pixels.mean(axis=(1, 2)).sum()
+        else:
+            cross_entropy -= ((pixels * counted).sum(axis=(1, 2)) / np.maximum(counted.sum(axis=(1, 2)), 1)).sum()
         for index, threshold in enumerate(thresholds):
-            predicted = probability >= threshold
+            predicted = (probability >= threshold) & counted
             counts[0, index, rows] = (predicted & reference).sum(axis=(1, 2))
             counts[1, index, rows] = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
     per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()

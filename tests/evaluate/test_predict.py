@@ -16,6 +16,7 @@ from PIL import Image
 
 import mgi
 from mgi import cli
+from mgi.codecs import decode_mask
 from mgi.errors import (
     CheckpointError,
     CohortError,
@@ -32,7 +33,7 @@ from mgi.evaluate.retrieval import embed
 from mgi.evaluate.segmentation import stitch
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
-from mgi.tables import decode_mask, write_table
+from mgi.tables import write_table
 from mgi.train import validation
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images, read_images
@@ -357,7 +358,7 @@ def test_predict_names_the_package_that_its_environment_lacks(monkeypatch):
     monkeypatch.delitem(sys.modules, "mgi.evaluate.predict")
     monkeypatch.setitem(sys.modules, "openslide", None)
     with pytest.raises(MissingPackageError, match=r"mgi predict needs openslide, .*pip install"):
-        cli.predict(None, None, None)
+        cli.evaluate.predict(None, None, None)
 
 
 def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_options, tmp_path, caplog):
@@ -366,7 +367,7 @@ def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_opti
     table = cohort.folder / "images" / "all.parquet"
     with caplog.at_level("WARNING", logger="mgi"):
         evaluate_tables(tmp_path / "model", [table], cohort.expression, tmp_path / "out", 100)
-    assert "was trained without genes: --expression is not used" in caplog.text
+    assert "was trained without genes: the expression table is not used" in caplog.text
 
 
 def write_series(folder, numbers):

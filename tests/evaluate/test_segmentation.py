@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 from scipy.ndimage import distance_transform_edt
 
+from mgi.codecs import encode_mask
 from mgi.errors import CohortError, ImageTableError, MissingInputError
 from mgi.evaluate import segmentation
 from mgi.evaluate.segmentation import compare, confusion, dice, hd95, iou, stitch, summarise
-from mgi.tables import encode_mask, write_sources, write_table
+from mgi.tables import write_sources, write_table
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, int] = (24, 20), share: float = 0.3) -> np.ndarray:
@@ -348,3 +349,12 @@ def test_variants_without_a_common_patient_are_refused(compared: Path) -> None:
     write_dice(compared, "elsewhere", {"TCGA-ZZ": 0.5})
     with pytest.raises(CohortError, match="no common patient"):
         compare(compared, ["mgi", "elsewhere"], compared / "evaluate")
+
+
+def test_ignored_pixels_count_nowhere(tmp_path: Path) -> None:
+    reference, ignore, prediction = (np.zeros((8, 8), bool) for _ in range(3))
+    reference[:4], ignore[6:], prediction[:4], prediction[6:] = True, True, True, True
+    row = prediction_row("A", prediction, reference) | {"reference": encode_mask(reference, ignore)}
+    summarise([write_predictions(tmp_path / "predictions.parquet", [row])], tmp_path / "summary.json")
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert report["dice"]["mean"] == 1 and report["hd95"]["mean"] == 0

@@ -165,7 +165,7 @@ def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
 
 def test_case_twice_in_the_expression_table_is_named(cohort):
     cases = [barcode(k) for k in range(6)]
-    with pytest.raises(CohortError, match=f"{cases[3]} comes twice"):
+    with pytest.raises(CohortError, match=f"duplicate case '{cases[3]}'"):
         split(**cohort([source(case) for case in cases], [*cases, cases[3]]))
 
 

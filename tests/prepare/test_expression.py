@@ -49,7 +49,7 @@ def test_twins_of_an_old_release_are_apart_too(tmp_path):
 
 def test_ids_that_collide_without_their_versions_are_refused(tmp_path):
     genes = [*GENES[:5], ("ENSG00000182378.16", *GENES[5][1:])]
-    with pytest.raises(ExpressionError, match="the gene ENSG00000182378 comes twice"):
+    with pytest.raises(ExpressionError, match="duplicate gene 'ENSG00000182378'"):
         Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6}, genes).build()
 
 

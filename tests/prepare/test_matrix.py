@@ -178,7 +178,7 @@ def test_bad_tables_are_refused(tmp_path, positions):
     endless = frame.copy()
     endless.iloc[0, 2] = np.inf
     for bad, message in [
-        (frame.set_axis(["TCGA-S1-0001-01A"] * 6), "the case TCGA-S1-0001-01A comes twice; keep one"),
+        (frame.set_axis(["TCGA-S1-0001-01A"] * 6), "duplicate case 'TCGA-S1-0001-01A'; keep one"),
         (holed, "1 genes lack a value that float32 holds for some case, G10 the first; fill them in"),
         (endless, "GX the first; fill them in"),
         (frame.set_axis(["A", "B", "C", "D"], axis=1), "no gene of .* is in .*: A, for one, is no gene_name there"),
@@ -197,7 +197,7 @@ def test_bad_tables_are_refused(tmp_path, positions):
         import_table(path, positions, tmp_path / "expression.parquet")
     frame.columns = ["G2", "G10", "GX", "GX"]
     for way, what in (("csv", "column"), ("transposed", "gene")):
-        with pytest.raises(ExpressionError, match=rf"the {what} GX comes twice; keep one"):
+        with pytest.raises(ExpressionError, match=rf"(the {what} GX comes twice|duplicate {what} 'GX'); keep one"):
             import_table(stored(frame, tmp_path, way), positions, tmp_path / "expression.parquet")
     (tmp_path / "t.parquet").write_text("no table")
     with pytest.raises(ExpressionError, match="not a readable"):

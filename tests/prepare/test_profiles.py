@@ -100,7 +100,7 @@ def test_table_that_is_none_is_refused(path, tmp_path):
         CaseReader(tmp_path / "double.parquet")
     twice = pq.read_table(path)
     write_table(pa.concat_tables([twice, twice[:1]]), tmp_path / "twice.parquet")
-    with pytest.raises(ExpressionError, match=r"the case TCGA-S1-0000 comes twice; keep one"):
+    with pytest.raises(ExpressionError, match=r"duplicate case 'TCGA-S1-0000'; keep one"):
         read_matrix(tmp_path / "twice.parquet")
 
 

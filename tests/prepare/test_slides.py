@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from mgi.codecs import decode_image, decode_mask
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.segmentation import stitch
 from mgi.prepare import slides
 from mgi.prepare.slides import preview, tile_slides, tissue_mask
-from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA, decode_image, decode_mask
+from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA
 from tests.prepare.conftest import tissue_picture, write_slide
 
 CASE = "TCGA-S1-0001"

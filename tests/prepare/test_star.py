@@ -89,7 +89,7 @@ def test_table_cut_at_the_end_of_a_line_is_named(path, other, kept):
         (lambda text: text.replace("\t900\t", "\t\t"), "holds a missing count of ENSG00000000457.14"),
         (lambda text: text.replace("\t900\t", "\tNaN\t"), "holds a missing count of ENSG00000000457.14"),
         (lambda text: text.replace("\t900\t", "\t900\t1\t"), "cut short or damaged: .*Expected 9 columns, got 10"),
-        (lambda text: text.replace("ENSG00000000419.13", "ENSG00000000005.6"), "gene ENSG00000000005.6 comes twice"),
+        (lambda text: text.replace("ENSG00000000419.13", "ENSG00000000005.6"), "duplicate gene 'ENSG00000000005.6'"),
         (lambda text: text.replace("ENSG00000000419.13", ""), "line 9 names no gene; fetch it again"),
         (lambda text: text.replace("\tstranded_first", "\tunstranded"), "its column unstranded comes twice"),
         (lambda text: text.replace("N_ambiguous", "N_strange"), "lines 3 to 6 are not the counters N_unmapped, "),

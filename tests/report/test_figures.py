@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mgi.codecs import encode_jpeg, encode_mask
 from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.segmentation import compare, summarise
 from mgi.report import figures
 from mgi.report.figures import draw_comparison, draw_flow, draw_losses, draw_overlays
-from mgi.tables import encode_jpeg, encode_mask, image_table, write_sources, write_table
+from mgi.tables import image_table, write_sources, write_table
 
 VARIANTS = ["image-only", "mgi"]
 SHIFTS = {"image-only": 6, "mgi": 1}

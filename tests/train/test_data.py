@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mgi.codecs import encode_png
 from mgi.errors import CohortError, ImageTableError
-from mgi.tables import encode_png, write_table
+from mgi.tables import write_table
 from mgi.train.batches import Ahead, Augmentation
 from mgi.train.data import read_images, read_roles
 from mgi.train.profiles import read_profiles

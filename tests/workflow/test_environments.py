@@ -157,7 +157,7 @@ def test_environment_is_pinned(file):
 def test_environments_and_lock_pin_the_same_versions():
     aliases = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    lock = {name.lower(): pin for name, _, pin in (line.partition("==") for line in lines)}
+    lock = dict(re.match(r"([\w.-]+)==(\S+)", line).groups() for line in lines if "==" in line)
     for file in ENVIRONMENTS:
         for dependency in dependencies(file):
             if dependency != "pip":
