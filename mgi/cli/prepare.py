@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Output, Sources, add_group, app
+from mgi.cli.common import ExpressionTable, Options, Output, Sources, add_group, app, flag
+from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TileOptions, load_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -17,12 +18,13 @@ def mri_import(
     folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder, or Kaggle's zip of it.")],
     output: Output,
     sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
-    image_px: Annotated[int, typer.Option(min=32, help="Edge of a slice after resampling, pixels.")] = 128,
+    options: Options = "{}",
+    image_px: Annotated[int | None, flag(MriOptions, "image_px")] = None,
 ) -> None:
     """Import MRI slices and tumour masks, each patient's intensities normalised."""
     from mgi.prepare.mri import import_mri
 
-    import_mri(folder, output, sources, image_px)
+    import_mri(folder, output, sources, load_options(MriOptions, options, image_px=image_px).image_px)
 
 
 @expression_app.command(
@@ -37,16 +39,10 @@ def expression_build(
         Path, typer.Option(help="GTF, or a table of gene_id, chromosome, start and length (bases of the exon union).")
     ],
     output: Output,
-    gene_type: Annotated[
-        list[str] | None, typer.Option(help="Gene type to keep, or `all`; repeatable; default protein_coding.")
-    ] = None,
-    genes: Annotated[
-        Path | None, typer.Option(help="File of the genes to keep instead: ids or symbols, one a line.")
-    ] = None,
-    unit: Annotated[
-        str,
-        typer.Option(help="`log2-tpm` over the kept genes, `counts`, or `log2-fpkm-uq`, upper-quartile normalised."),
-    ] = "log2-tpm",
+    options: Options = "{}",
+    gene_type: Annotated[list[str] | None, flag(StarCounts, "gene_types")] = None,
+    genes: Annotated[str | None, flag(StarCounts, "genes")] = None,
+    unit: Annotated[str | None, flag(StarCounts, "unit")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Tables read at once; the result is the same.")] = 2,
     h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
 ) -> None:
@@ -55,10 +51,11 @@ def expression_build(
 
     if genes is not None and gene_type:
         raise typer.BadParameter("give --gene-type or --genes: a list says by itself which genes are kept")
-    gene_types = gene_type or [expression.CODING]
+    gene_types = [] if gene_type == ["all"] else gene_type or None
+    chosen = load_options(StarCounts, options, gene_types=gene_types, genes=genes, unit=unit)
     expression.build(
-        folders, manifest, annotation, output, gene_types=[] if gene_types == ["all"] else gene_types, genes=genes,
-        unit=unit, workers=workers, h5ad=h5ad,
+        folders, manifest, annotation, output, gene_types=chosen.gene_types,
+        genes=Path(chosen.genes) if chosen.genes else None, unit=chosen.unit, workers=workers, h5ad=h5ad,
     )  # fmt: skip
 
 
@@ -87,35 +84,40 @@ def slide_tile(
     slides: Annotated[list[Path], typer.Argument(help="Slides.")],
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
     output: Output,
-    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
-    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
-    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    options: Options = "{}",
+    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
+    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
+    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
+    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
     from mgi.prepare import slides as stage
 
-    stage.tile_slides(
-        slides, case_id, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
-        annotations=annotations, status=status,
-    )  # fmt: skip
+    chosen = load_options(
+        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue
+    )
+    stage.tile_slides(slides, case_id, output, **chosen.model_dump(), annotations=annotations, status=status)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
-    mpp: Annotated[float, typer.Option(min=0.01, help="Microns per pixel of a tile.")] = 0.5,
-    tile_px: Annotated[int, typer.Option(min=32, help="Edge of a tile, pixels.")] = 256,
-    default_mpp: Annotated[float | None, typer.Option(min=0.01, help="Level-0 mpp of slides that state none.")] = None,
-    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    options: Options = "{}",
+    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
+    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
+    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
+    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
     from mgi.prepare import slides as stage
 
-    stage.preview(slide, output, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue)
+    chosen = load_options(
+        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue
+    )
+    stage.preview(slide, output, **chosen.model_dump())
 
 
 @app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")
@@ -123,13 +125,14 @@ def sources(
     images: Annotated[Path, typer.Argument(help="Folder of image tables and their status tables.")],
     manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable.")],
     output: Output,
-    per_job: Annotated[int, typer.Option(min=1, help="Slides in one image table.")] = 1,
+    per_job: Annotated[int | None, flag(Slides, "per_job")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, checked against the slides.")] = None,
 ) -> None:
     """Collect what became of every slide of a manifest into sources.parquet."""
     from mgi.prepare import cohort
 
-    cohort.collect_sources(images, manifest, per_job, annotations, output)
+    slides = load_options(Slides, {}, per_job=per_job)
+    cohort.collect_sources(images, manifest, slides.per_job, annotations, output)
 
 
 @app.command(
@@ -139,19 +142,25 @@ def split(
     sources: Sources,
     expression: ExpressionTable,
     output: Output,
-    folds: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
-    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the rest that goes to val.")] = 0.15,
-    by: Annotated[str, typer.Option(help="`patient`, or `site` to keep sites within a fold.")] = "patient",
-    stratify_table: Annotated[Path | None, typer.Option(help="Table with case_id and the column below.")] = None,
-    stratify_column: Annotated[str | None, typer.Option(help="Column whose classes every fold holds alike.")] = None,
+    options: Options = "{}",
+    folds: Annotated[int | None, flag(SplitOptions, "folds")] = None,
+    val_fraction: Annotated[float | None, flag(SplitOptions, "val_fraction")] = None,
+    by: Annotated[str | None, flag(SplitOptions, "by")] = None,
+    stratify_table: Annotated[str | None, flag(SplitOptions, "stratify_table")] = None,
+    stratify_column: Annotated[str | None, flag(SplitOptions, "stratify_column")] = None,
+    seed: Annotated[int | None, flag(SplitOptions, "seed")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
     flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
 ) -> None:
     """Pair expression with images and split the cases into folds, by patient."""
     from mgi.prepare import cohort
 
+    chosen = load_options(
+        SplitOptions, options, folds=folds, val_fraction=val_fraction, by=by, stratify_table=stratify_table,
+        stratify_column=stratify_column, seed=seed,
+    )  # fmt: skip
     cohort.split(
-        sources, expression, output, folds=folds, val_fraction=val_fraction, by=by, stratify_table=stratify_table,
-        stratify_column=stratify_column, manifests=manifest or [], flow=flow, seed=seed,
+        sources, expression, output, folds=chosen.folds, val_fraction=chosen.val_fraction, by=chosen.by,
+        stratify_table=Path(chosen.stratify_table) if chosen.stratify_table else None,
+        stratify_column=chosen.stratify_column, manifests=manifest or [], flow=flow, seed=chosen.seed,
     )  # fmt: skip

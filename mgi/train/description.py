@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mgi.config import FinetuneOptions, PretrainOptions
+from mgi.config.vit import MAX_IMAGE_PX
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import require_file
 from mgi.names import quote
-from mgi.train.vit import MAX_DEPTH, MAX_IMAGE_PX, MAX_WIDTH, check_vit
+from mgi.train.vit import check_vit
 
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_GENES = 1_000_000
-MAX_LEVELS = 16
-MAX_THREADS = 4096
 
 
 class Description(BaseModel):
@@ -56,11 +55,6 @@ class Description(BaseModel):
             raise ValueError("'genes' lists a gene twice")
         if self.gene_names and len(self.gene_names) != len(self.genes):
             raise ValueError(f"'gene_names' lists {len(self.gene_names)} and 'genes' {len(self.genes)}")
-        if options.threads > MAX_THREADS:
-            raise ValueError(f"'options.threads' is above {MAX_THREADS}")
-        encoder = options.gene_encoder
-        if encoder.depth > MAX_DEPTH or max(encoder.dim, encoder.state_dim, encoder.stride) > MAX_WIDTH:
-            raise ValueError(f"'options.gene_encoder' is deeper than {MAX_DEPTH} or wider than {MAX_WIDTH}")
         try:
             check_vit(options.image_encoder, "options.image_encoder")
         except ConfigError as error:
@@ -74,13 +68,6 @@ class AlignerDescription(Description):
     kind: Literal["aligner"] = "aligner"
     options: PretrainOptions
 
-    @field_validator("options")
-    @classmethod
-    def _check_width(cls, options: PretrainOptions) -> PretrainOptions:
-        if options.embed_dim > MAX_WIDTH:
-            raise ValueError(f"'embed_dim' is above {MAX_WIDTH}")
-        return options
-
 
 class SegmenterDescription(Description):
     """A fine-tuned model; `threshold` is the least probability that counts as tumour."""
@@ -88,13 +75,6 @@ class SegmenterDescription(Description):
     kind: Literal["segmenter"] = "segmenter"
     options: FinetuneOptions
     threshold: float = Field(ge=0, le=1)
-
-    @field_validator("options")
-    @classmethod
-    def _check_channels(cls, options: FinetuneOptions) -> FinetuneOptions:
-        if len(options.channels) > MAX_LEVELS or max(options.channels) > MAX_WIDTH:
-            raise ValueError(f"'channels' has more than {MAX_LEVELS} levels, or one wider than {MAX_WIDTH}")
-        return options
 
 
 ModelDescription = Annotated[AlignerDescription | SegmenterDescription, Field(discriminator="kind")]

@@ -67,7 +67,7 @@ def find_missing_for_cuda(genes: bool) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here"
     missing = missing_kernel() if genes else None
-    return missing and f"encoding genes there needs mamba-ssm's kernel ({missing}): use workflow/envs/train-gpu.yaml"
+    return missing and f"encoding genes there needs mamba-ssm or Triton ({missing}): use workflow/envs/train-gpu.yaml"
 
 
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
