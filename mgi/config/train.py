@@ -21,13 +21,32 @@ class Seed(Section):
 
 
 class GeneEncoder(Section):
-    """A stack of Mamba blocks over the genes in genomic order."""
+    """The encoder of the genes: tokens in genomic order through Mamba, or what it is compared with."""
 
+    kind: Literal["mamba", "transformer", "mlp", "linear"] = Field(
+        "mamba",
+        description="`mamba` and `transformer` read a token per gene; `mlp` and `linear` the whole profile at once",
+    )
     dim: int = Field(128, ge=8, le=MAX_WIDTH, description="width of a gene token")
-    depth: int = Field(4, ge=1, le=MAX_DEPTH, description="Mamba blocks")
+    depth: int = Field(4, ge=1, le=MAX_DEPTH, description="blocks of a Mamba or Transformer, hidden layers of an MLP")
     stride: int = Field(1, ge=1, le=MAX_WIDTH, description="neighbouring genes folded into one token")
-    state_dim: int = Field(16, ge=1, le=1024, description="state of the selective scan per channel")
-    bidirectional: bool = Field(False, description="scan the genome in both directions")
+    order: Literal["genome", "random", "shuffled-fixed"] = Field(
+        "genome",
+        description="sequence of the genes; an ablation: `random` draws one in each training step, `shuffled-fixed` "
+        "one for good",
+    )
+    state_dim: int = Field(16, ge=1, le=1024, description="state of Mamba's selective scan per channel")
+    bidirectional: bool = Field(False, description="Mamba scans the genome in both directions")
+    pooling: Literal["mean", "attention"] = Field(
+        "mean", description="how tokens become one vector; `attention` weights them by a learnt score"
+    )
+    dropped_genes: Literal["mean", "mask"] = Field(
+        "mean",
+        description="what `gene_dropout` makes of a gene: the training mean, the others scaled up, or a learnt mask",
+    )
+    linear_branch: bool = Field(
+        False, description="add a linear map of the profile, started at the training profiles' principal components"
+    )
 
 
 class ImageEncoder(Section):
@@ -89,7 +108,7 @@ class Pretrain(Optimisation):
     """Contrastive pre-training of the two encoders on paired training patients."""
 
     base: Name | None = Field(None, description="the variant that this one differs from")
-    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the Mamba encoder of the genes")
+    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")
     embed_dim: int = Field(128, ge=2, le=MAX_WIDTH, description="width of the space that genes and images share")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
@@ -165,5 +184,5 @@ class PretrainOptions(Pretrain, RunOptions):
 class FinetuneOptions(Finetune, RunOptions):
     """The options of `mgi finetune`, complete."""
 
-    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the Mamba encoder of the genes")
+    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")
