@@ -68,9 +68,8 @@ def _run(*command: str, cwd: Path) -> None:
 
 def _draw_sample(database: WorkDB, count: int, seed: int) -> set[str]:
     """Mark all mutants but `count` as skipped, and return the jobs that are left."""
-    jobs = sorted(item.job_id for item in database.work_items)
-    order = {job: index for index, job in enumerate(item.job_id for item in database.work_items)}
-    chosen = set(random.Random(seed).sample(sorted(jobs, key=order.__getitem__), min(count, len(jobs))))
+    jobs = [item.job_id for item in database.work_items]
+    chosen = set(random.Random(seed).sample(jobs, min(count, len(jobs))))
     database.set_multiple_results(set(jobs) - chosen, SKIPPED)
     return chosen
 
