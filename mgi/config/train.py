@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
 from mgi.config.section import Section, invalid, sentence
-from mgi.config.vit import VIT_NAME_PATTERN, check_options
+from mgi.config.vit import MAX_DEPTH, MAX_WIDTH, VIT_NAME_PATTERN, check_options
 
 ATTENTION_HEADS = 4
 MAX_STEPS = 10_000_000
@@ -27,9 +27,9 @@ class GeneEncoder(Section):
         "mamba",
         description="`mamba` and `transformer` read a token per gene; `mlp` and `linear` the whole profile at once",
     )
-    dim: int = Field(128, ge=8, le=16384, description="width of a gene token")
-    depth: int = Field(4, ge=1, le=256, description="blocks of a Mamba or Transformer, hidden layers of an MLP")
-    stride: int = Field(1, ge=1, description="neighbouring genes folded into one token")
+    dim: int = Field(128, ge=8, le=MAX_WIDTH, description="width of a gene token")
+    depth: int = Field(4, ge=1, le=MAX_DEPTH, description="blocks of a Mamba or Transformer, hidden layers of an MLP")
+    stride: int = Field(1, ge=1, le=MAX_WIDTH, description="neighbouring genes folded into one token")
     order: Literal["genome", "random", "shuffled-fixed"] = Field(
         "genome",
         description="sequence of the genes; an ablation: `random` draws one in each training step, `shuffled-fixed` "
@@ -82,6 +82,26 @@ class Optimisation(Section):
         None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
     )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running average of the weights, such as 0.999, which is validated and kept in place of "
+        "the best validated step; 0 for none",
+    )
+    max_missing_genes: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="largest share of the model's genes that another expression table may lack; they are set to their "
+        "training mean",
+    )
+    sd_prior: float = Field(
+        0.0,
+        ge=0,
+        description="weight, in patients, of the genes' median standard deviation against each gene's own, which few "
+        "training patients measure badly",
+    )
 
 
 class Pretrain(Optimisation):
@@ -90,9 +110,15 @@ class Pretrain(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")
-    embed_dim: int = Field(128, ge=2, le=16384, description="width of the space that genes and images share")
+    embed_dim: int = Field(128, ge=2, le=MAX_WIDTH, description="width of the space that genes and images share")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
     images_per_patient: int = Field(4, ge=1, description="images of each patient in a batch")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images, and patients' profiles, encoded at once in a step: less memory and the same gradient for "
+        "a third more time; null encodes the whole batch",
+    )
 
 
 class Finetune(Optimisation):
@@ -101,8 +127,13 @@ class Finetune(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     encoders: Name = Field("mgi", description="the pre-training variant that defines the encoders")
     pretrained: bool = Field(True, description="start from that variant's weights")
-    genes: Literal["matched", "none", "shuffled"] = Field(
-        "matched", description="`shuffled`: the negative control, another patient's profile of the same fold and role"
+    genes: Literal["matched", "none", "shuffled", "noise"] = Field(
+        "matched",
+        description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
+        "nobody's, of each gene's training mean and standard deviation",
+    )
+    patient_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
     )
     vit: bool = Field(True, description="use the ViT; without it the convolutional path is alone")
     channels: list[int] = Field(
@@ -118,8 +149,8 @@ class Finetune(Optimisation):
     @field_validator("channels")
     @classmethod
     def _check_widths(cls, channels: list[int]) -> list[int]:
-        if min(channels) < 1:
-            raise invalid("a width is at least 1")
+        if not 1 <= min(channels) <= max(channels) <= MAX_WIDTH:
+            raise invalid(f"a width is 1 to {MAX_WIDTH}")
         return channels
 
     @model_validator(mode="after")
@@ -139,7 +170,10 @@ class RunOptions(Seed):
         "cpu", description="where training runs; with `cuda` every training job asks for one GPU"
     )
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads of a training job; results depend on it, so it is a setting"
+        1, ge=1, le=4096, description="CPU threads of a training job; results depend on it, so it is a setting"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of training: `auto` is bfloat16 where the processor or GPU computes it in hardware"
     )
 
 

@@ -118,12 +118,24 @@ class GeneEncoder(nn.Module):
         self.branch = nn.Linear(n_genes, dim, bias=False) if linear_branch else None
 
     @torch.no_grad()
-    def fit_standardisation(self, values: Tensor) -> None:
+    def fit_standardisation(self, values: Tensor, prior: float = 0.0) -> None:
         """Take mean and standard deviation per gene from training profiles [cases, genes]; constant genes become 0.
 
         A linear branch starts at the principal components of these profiles, each scaled to unit variance.
+
+        Parameters
+        ----------
+        values : Tensor, [cases, genes]
+        prior : float
+            Weight, in cases, of the median standard deviation of the genes that vary against each gene's own: few cases
+            measure it badly, and a gene that happens to vary little among them would blow up elsewhere.
         """
         scale = values.std(dim=0, correction=0)
+        varying = scale > 1e-6
+        if prior and varying.any():
+            pooled = scale[varying].median()
+            shrunk = ((len(values) * scale**2 + prior * pooled**2) / (len(values) + prior)).sqrt()
+            scale = torch.where(varying, shrunk, scale)
         self.mean.copy_(values.mean(dim=0))
         self.scale.copy_(torch.where(scale > 1e-6, scale, torch.inf))
         if self.branch is not None:
