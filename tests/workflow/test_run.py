@@ -21,6 +21,7 @@ RESULTS = (
     "report/losses.png",
     "report/comparison.png",
     "report/overlays.png",
+    "report/index.html",
 )
 
 
@@ -96,7 +97,15 @@ def test_failed_training_leaves_the_model_of_an_earlier_run(copy):
 def test_forced_finetuning_reruns_every_variant_and_no_pretraining(tiny):
     planned = counted(tiny.planned("--forcerun", "finetune"))
     assert planned["finetune"] == 6
-    assert set(planned) == {"finetune", "summarise", "compare", "draw_losses", "draw_comparison", "draw_overlays"}
+    assert set(planned) == {
+        "finetune",
+        "summarise",
+        "compare",
+        "draw_losses",
+        "draw_comparison",
+        "draw_overlays",
+        "write_page",
+    }
 
 
 def test_same_seed_gives_the_same_bytes(copy):
