@@ -256,14 +256,12 @@ class Plan:
         found = (find_annotation(self.config.slides.annotations, name) for name in self.batch(source).rows["source_id"])
         return [str(path) for path in found if path]
 
-    def annotation_options(self) -> list[str]:
-        """Return the option that names the folder of annotations, if there is one."""
-        slides = self.config.slides
-        return [f"--annotations={slides.annotations}"] if slides and slides.annotations else []
-
     def source_options(self) -> list[str]:
         """Return the options of `mgi sources`."""
-        return [f"--per-job={self.config.slides.per_job}", *self.annotation_options()] if self.config.slides else []
+        slides = self.config.slides
+        if slides is None:
+            return []
+        return [f"--per-job={slides.per_job}", *([f"--annotations={slides.annotations}"] if slides.annotations else [])]
 
     @cached_property
     def mri_state(self) -> str:

@@ -83,10 +83,9 @@ if CFG.slides:
             slides=slide_files,
             cases=lambda wildcards: [f"--case-id={case_id}" for case_id in batch(wildcards).rows.case_id],
             options=options("tile"),
-            annotations=lambda wildcards: PLAN.annotation_options(),
         shell:
             "{params.mgi:q} slide tile {params.slides:q} {params.cases:q} --options {params.options:q} "
-            "{params.annotations:q} --status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
+            "--status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
 
     rule collect_sources:
         input:
@@ -109,9 +108,9 @@ if CFG.slides:
             mgi=mgi_command,
             folder=lambda wildcards, output: Path(output.sources).parent / "images",
             manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
-            options=lambda wildcards: PLAN.source_options(),
+            collected=lambda wildcards: PLAN.source_options(),
         shell:
-            "{params.mgi:q} sources {params.folder:q} {params.manifests:q} {params.options:q} "
+            "{params.mgi:q} sources {params.folder:q} {params.manifests:q} {params.collected:q} "
             "-o {output.sources:q} > {log:q} 2>&1"
 
 else:
