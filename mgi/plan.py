@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.config import Config, load_config
+from mgi.config import Config, TileOptions, load_config
 from mgi.errors import ConfigError, ManifestError
 from mgi.names import first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
@@ -247,9 +247,8 @@ class Plan:
         slides = self.config.slides
         if slides is None:
             return []
-        options = [f"--mpp={slides.mpp}", f"--tile-px={slides.tile_px}", f"--min-tissue={slides.min_tissue}"]
-        options += [f"--default-mpp={slides.default_mpp}"] if slides.default_mpp else []
-        return options + self.annotation_options()
+        tiling = slides.model_dump(include=set(TileOptions.model_fields), exclude_none=True)
+        return [f"--options={json.dumps(tiling, sort_keys=True)}"]
 
     def annotation_options(self) -> list[str]:
         """Return the option that names the folder of annotations, if there is one."""
