@@ -12,8 +12,32 @@ from mgi.train.device import Place, prepare_torch
 from mgi.train.profiles import NO_PROFILES, Profiles, read_profiles
 
 
+def find_model(folder: Path) -> Path:
+    """Return the folder of the model that a folder holds or, of a variant's, its `all`, or its only fold.
+
+    Raises
+    ------
+    CheckpointError
+        If a variant has several folds and no `all`.
+    """
+    folder = Path(folder)
+    if (folder / checkpoint.DESCRIPTION).exists() or not folder.is_dir():
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"*/{checkpoint.WEIGHTS}"))
+    chosen = next((path for path in found if path.name == "all"), found[0] if len(found) == 1 else None)
+    if chosen is None and found:
+        raise CheckpointError(
+            f"{folder} holds {len(found)} models, of single folds: name one, such as {found[0]}, or train `all`"
+        )
+    if chosen is None:
+        return folder
+    log.info("the model in %s is used", chosen)
+    return chosen
+
+
 def load_segmenter(folder: Path) -> Segmenter:
-    """Load a fine-tuned model, or raise `CheckpointError`."""
+    """Load a fine-tuned model from its folder or its variant's, or raise `CheckpointError`."""
+    folder = find_model(folder)
     model = checkpoint.load(folder)
     if not isinstance(model, Segmenter):
         raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")
