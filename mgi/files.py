@@ -124,3 +124,8 @@ def require_file(path: Path | str, what: str) -> Path:
     if not path.exists():
         raise MissingInputError(f"{what} not found: {path}")
     return path
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether an operating system leaves files of this name beside the user's: `._*`, `Thumbs.db` and others."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
