@@ -5,9 +5,22 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import Device, ExpressionTable, Options, Output, Sources, Splits, TiledSources, app, flag
+from mgi.cli.common import (
+    Device,
+    ExpressionTable,
+    Options,
+    Output,
+    Sources,
+    Splits,
+    TiledSources,
+    app,
+    flag,
+    require_inputs,
+)
 from mgi.config import Evaluate, EvaluateOptions, PredictOptions, load_options
 from mgi.errors import MissingPackageError
+
+DESCRIPTION = "config.json"
 
 
 @app.command(
@@ -23,6 +36,8 @@ def embed(
     device: Device = None,
 ) -> None:
     """Embed the images and genes of a fold's test patients in the shared space."""
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    require_inputs(description_of_a_model=model / DESCRIPTION)
     from mgi.evaluate.retrieval import embed as run
 
     run(model, sources, expression, splits, fold, output, device)
@@ -80,15 +95,19 @@ def evaluate(
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of its values, such as log2-tpm or z-score; default: what it states.")
+    ] = None,
     bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
+    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
+    require_inputs(folder_of_a_model=model, expression_table=expression, table_of_sources=sources)
     from mgi.evaluate.external import evaluate_tables
 
-    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
-    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources)
+    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources, unit)
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
@@ -110,6 +129,8 @@ def predict(
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
     images those that are complete already are left as they are.
     """
+    chosen = load_options(PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area)
+    require_inputs(folder_of_a_model=model, expression_table=expression)
     try:
         from mgi.evaluate.predict import predict as run
     except ModuleNotFoundError as error:
@@ -118,6 +139,4 @@ def predict(
             "requirements.lock"
         ) from error
 
-    given = {"default_mpp": default_mpp, "min_tissue": min_tissue, "min_area": min_area}
-    options = PredictOptions(**{key: value for key, value in given.items() if value is not None})
-    run(model, image, output, expression=expression, case_id=case_id or None, options=options, device=device)
+    run(model, image, output, expression=expression, case_id=case_id or None, options=chosen, device=device)

@@ -44,6 +44,7 @@ def stack(*planes):
     return np.stack(planes, axis=-1)
 
 
+COLOURS = np.arange(768, dtype=np.uint16).reshape(3, 256)
 FULL, MASK = np.full(SIZE[::-1], 255, np.uint8), square(value=255)
 
 
@@ -59,7 +60,7 @@ FULL, MASK = np.full(SIZE[::-1], 255, np.uint8), square(value=255)
         ("big-endian.tif", square(np.uint16, 500), {"byteorder": ">"}),
         ("float.tif", square(np.float32), {}),
         ("signed.tif", square(np.int32, 7), {}),
-        ("palette.tif", square(), {"photometric": "palette", "colormap": np.arange(768, dtype=np.uint16).reshape(3, 256)}),
+        ("palette.tif", square(), {"photometric": "palette", "colormap": COLOURS}),
         ("rgb.tif", stack(MASK, MASK, MASK), {"photometric": "rgb"}),
         ("planes.tif", np.stack([MASK] * 3), {"photometric": "rgb", "planarconfig": "separate"}),
         ("rgba.tif", stack(MASK, MASK, MASK, FULL), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),

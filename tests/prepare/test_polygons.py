@@ -105,7 +105,7 @@ def test_parts_and_holes_are_kept(tmp_path):
 
 def ring(radius, turns=1.0, clockwise=False, shift=0.0):
     angle = np.linspace(0, turns * 2 * np.pi, int(turns * 200))[:: -1 if clockwise else 1]
-    return np.stack([500 + shift + radius * np.cos(angle), 400 + radius * np.sin(angle)], axis=1)
+    return np.round(np.stack([500 + shift + radius * np.cos(angle), 400 + radius * np.sin(angle)], axis=1), 3)
 
 
 ROUND = np.pi * 200**2
