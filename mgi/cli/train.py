@@ -6,25 +6,7 @@ from typing import Annotated
 import typer
 
 from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app
-from mgi.config import FinetuneOptions, PretrainOptions, load_config, load_options
-from mgi.console import log
-from mgi.files import atomic_write
-
-
-@app.command(epilog="Example: mgi check --options config/config.yaml")
-def check(
-    options: Annotated[str, typer.Option(help="A configuration: JSON text, or a YAML file.")],
-    receipt: Annotated[list[Path] | None, typer.Option(help="Write what was checked here; repeatable.")] = None,
-) -> None:
-    """Check that the device is there and that every variant's model can be built at the images' size."""
-    from mgi.train.preflight import check_models
-
-    config = load_config(options)
-    check_models(config)
-    for path in receipt or []:
-        with atomic_write(path) as aside:
-            aside.write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
-    log.info("%d models can be built and run on %s", len(config.pretrain) + len(config.finetune), config.device)
+from mgi.config import FinetuneOptions, PretrainOptions, load_options
 
 
 @app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o fold0")
