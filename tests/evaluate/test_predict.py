@@ -170,16 +170,21 @@ def test_a_model_refuses_another_unit_of_expression_and_other_mpp(cohort, pretra
         embed(pretrained, coarse.sources, coarse.expression, coarse.splits, 0, tmp_path / "e.parquet")
 
 
+def make_positive(expression):
+    """Replace a table's values by their absolute values."""
+    table = pq.read_table(expression)
+    index = table.schema.get_field_index("values")
+    values = np.abs(np.stack(table["values"].to_numpy()))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    pq.write_table(table.set_column(index, table.schema.field(index), flat), expression)
+
+
 def test_table_without_unit_and_mpp_is_taken_for_the_models_if_it_can_be(finetuned, tmp_path, caplog):
     other = write_cohort(tmp_path / "other", unit=None, mpp=None)
     images = [other.folder / "images" / "all.parquet"]
     with pytest.raises(ExpressionError, match=r"does not hold log2\(TPM\+1\): a value is -"):
         evaluate_tables(finetuned, images, other.expression, tmp_path / "out", 100)
-    table = pq.read_table(other.expression)
-    index = table.schema.get_field_index("values")
-    values = np.abs(np.stack(table["values"].to_numpy()))
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-    pq.write_table(table.set_column(index, table.schema.field(index), flat), other.expression)
+    make_positive(other.expression)
     evaluate_tables(finetuned, images, other.expression, tmp_path / "out", 100)
     assert (tmp_path / "out" / "summary.json").exists()
     assert "does not state its unit: taken for log2(TPM+1), as the model's" in caplog.text
@@ -188,12 +193,13 @@ def test_table_without_unit_and_mpp_is_taken_for_the_models_if_it_can_be(finetun
 def test_unit_that_is_stated_beats_what_the_table_says(finetuned, tmp_path):
     scores = write_cohort(tmp_path / "scores", unit="z-score")
     tables = [scores.folder / "images" / "all.parquet"]
-    evaluate_tables(finetuned, tables, scores.expression, tmp_path / "out", 100, unit="log2-tpm")
-    assert (tmp_path / "out" / "summary.json").exists()
     with pytest.raises(CheckpointError, match=r"trained on log2\(TPM\+1\) and the expression table holds z-score"):
         evaluate_tables(finetuned, tables, scores.expression, tmp_path / "other", 100, unit="z-score")
     with pytest.raises(ExpressionError, match="unknown unit 'tons'"):
         evaluate_tables(finetuned, tables, scores.expression, tmp_path / "other", 100, unit="tons")
+    make_positive(scores.expression)
+    evaluate_tables(finetuned, tables, scores.expression, tmp_path / "out", 100, unit="log2-tpm")
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_external_validation_refuses_other_genes(cohort, finetuned, tmp_path):
