@@ -1,10 +1,16 @@
 """The application, its groups of commands, and the options that several commands share."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from mgi.config.section import Section
+
+S = TypeVar("S", bound="Section")
 
 app = typer.Typer(
     help="MGI: from a TCGA cohort to a tumour-segmentation model that knows the patient's genes.",
@@ -43,3 +49,14 @@ Options = Annotated[str, typer.Option("--options", help="The variant's options: 
 Device = Annotated[
     DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
 ]
+
+
+def override_options(section: "type[S]", text: str, **given: object) -> "S":
+    """Return a section of the configuration read from `--options`, with the options that were given by themselves."""
+    from mgi.config import load_options
+
+    options = load_options(section, text).model_dump(exclude_none=True)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return load_options(
+        section, json.dumps(options | {name: value for name, value in given.items() if value is not None})
+    )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Output, Sources, add_group, app
+from mgi.cli.common import ExpressionTable, Output, Sources, add_group, app, override_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -25,6 +25,13 @@ def mri_import(
     import_mri(folder, output, sources, image_px)
 
 
+ExpressionOptions = Annotated[
+    str,
+    typer.Option("--options", help="The options of `expression`: JSON text, or a YAML file; those below come after."),
+]
+H5ad = Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")]
+
+
 @expression_app.command(
     "build",
     epilog="Example: mgi expression build DIR --manifest manifest.parquet --annotation genes.gtf.gz "
@@ -34,9 +41,13 @@ def expression_build(
     folders: Annotated[list[Path], typer.Argument(help="Folder of {file_id}/{file_name}; one per manifest.")],
     manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable, in the order of the folders.")],
     annotation: Annotated[
-        Path, typer.Option(help="GTF, or a table of gene_id, chromosome, start and length (bases of the exon union).")
+        Path,
+        typer.Option(
+            help="GTF or GFF3, or a table of gene_id, chromosome, start and length (bases of the exon union)."
+        ),
     ],
     output: Output,
+    options: ExpressionOptions = "{}",
     gene_type: Annotated[
         list[str] | None, typer.Option(help="Gene type to keep, or `all`; repeatable; default protein_coding.")
     ] = None,
@@ -44,39 +55,73 @@ def expression_build(
         Path | None, typer.Option(help="File of the genes to keep instead: ids or symbols, one a line.")
     ] = None,
     unit: Annotated[
-        str,
-        typer.Option(help="`log2-tpm` over the kept genes, `counts`, or `log2-fpkm-uq`, upper-quartile normalised."),
-    ] = "log2-tpm",
+        str | None,
+        typer.Option(
+            help="`log2-tpm` over the kept genes (default), `counts`, or `log2-fpkm-uq`, upper-quartile normalised."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Tables read at once; the result is the same.")] = 2,
-    h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
+    h5ad: H5ad = None,
 ) -> None:
     """Build expression.parquet and genes.parquet from STAR counts."""
-    from mgi.prepare import expression
+    from mgi.config import Expression
+    from mgi.prepare.expression import build
 
     if genes is not None and gene_type:
         raise typer.BadParameter("give --gene-type or --genes: a list says by itself which genes are kept")
-    gene_types = gene_type or [expression.CODING]
-    expression.build(
-        folders, manifest, annotation, output, gene_types=[] if gene_types == ["all"] else gene_types, genes=genes,
-        unit=unit, workers=workers, h5ad=h5ad,
-    )  # fmt: skip
+    gene_types = [] if gene_type == ["all"] else gene_type
+    section = override_options(Expression, options, gene_types=gene_types, genes=genes, unit=unit)
+    build(folders, manifest, annotation, output, section, workers, h5ad)
 
 
 @expression_app.command(
     "import", epilog="Example: mgi expression import zscores.parquet --positions genes.tsv -o expression.parquet"
 )
 def expression_import(
-    table: Annotated[Path, typer.Argument(help="Cases by genes, either way round; Parquet, CSV or TSV.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="Cases by genes, either way round: delimited text (own, cBioPortal, Xena, Firehose, TCGAbiolinks, "
+            "recount3), GCT, Parquet or h5ad."
+        ),
+    ],
     output: Output,
     positions: Annotated[
-        Path, typer.Option(help="GTF, or a table (Parquet, CSV, TSV) of gene_name or gene_id, chromosome and start.")
-    ],
-    h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
+        Path | None,
+        typer.Option(
+            help="GTF, GFF3, or a table (own, BioMart, Xena probemap) of gene_name or gene_id, chromosome and start; "
+            "not needed where the matrix has these columns itself."
+        ),
+    ] = None,
+    options: ExpressionOptions = "{}",
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What the values are: `log2-tpm`, `log2-fpkm-uq`, `log2`, `z-score`, `counts`, `tpm` or `linear`; "
+            "default: recognised where only one fits."
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool | None, typer.Option("--normalise", help="Turn counts into log2(TPM+1), as STAR counts are.")
+    ] = None,
+    duplicates: Annotated[
+        str | None,
+        typer.Option(help="Of several rows of one gene use the `first` (default), their `mean`, or `max-variance`."),
+    ] = None,
+    leave_out: Annotated[
+        bool | None,
+        typer.Option("--leave-out", help="Leave out, by name in the log, rows and columns that cannot be used."),
+    ] = None,
+    h5ad: H5ad = None,
 ) -> None:
-    """Import a ready expression matrix as it is: one tumour sample per case, genes in genomic order."""
-    from mgi.prepare import matrix
+    """Import a ready expression matrix: one tumour sample per case, genes in genomic order, values as they are."""
+    from mgi.config import Expression
+    from mgi.prepare.matrix import import_table
 
-    matrix.import_table(table, positions, output, h5ad)
+    section = override_options(
+        Expression, options, table_unit=unit, normalise=normalise, duplicates=duplicates, leave_out=leave_out
+    )
+    import_table(table, positions, output, section, h5ad)
 
 
 @slide_app.command(

@@ -11,11 +11,16 @@ from mgi.config.section import Section
 class Expression(Section):
     """Gene expression: STAR counts of the GDC, or a ready table."""
 
-    table: str | None = Field(None, description="a ready table (Parquet, CSV or TSV) instead of the GDC's STAR counts")
+    table: str | None = Field(
+        None,
+        description="a ready table instead of the GDC's STAR counts, either way round: delimited text (own, "
+        "cBioPortal, Xena, Firehose, TCGAbiolinks, recount3), GCT, Parquet or h5ad",
+    )
     positions: str | None = Field(
         None,
-        description="own gene positions, a GTF or a table: for `table` gene_name (or gene_id), chromosome, start; for "
-        "STAR counts gene_id, chromosome, start, length (bases of the exon union), in place of the GDC's annotation",
+        description="own gene positions: a GTF, a GFF3, or a table (own, BioMart, Xena probemap) of gene_name or "
+        "gene_id, chromosome and start, and for STAR counts length (bases of the exon union) as well, in place of the "
+        "GDC's annotation; null where `table` has these columns itself",
     )
     gene_types: list[str] = Field(
         ["protein_coding"], description="GENCODE gene types kept from STAR counts; an empty list keeps all"
@@ -27,6 +32,20 @@ class Expression(Section):
         "log2-tpm",
         description="what STAR counts become: log2(TPM+1) over the genes kept, raw counts, or log2(FPKM-UQ+1), the "
         "GDC's upper-quartile normalisation",
+    )
+    table_unit: Literal["log2-tpm", "counts", "log2-fpkm-uq", "z-score", "log2", "tpm", "linear"] | None = Field(
+        None, description="what the values of `table` are; null recognises it where only one unit fits"
+    )
+    normalise: bool = Field(
+        False, description="turn a `table` of counts into log2(TPM+1) as STAR counts are; `positions` need lengths"
+    )
+    duplicates: Literal["first", "mean", "max-variance"] = Field(
+        "first", description="which of several rows of one gene in `table` is used, or their mean"
+    )
+    leave_out: bool = Field(
+        False,
+        description="leave out the columns and rows of `table` that cannot be used (no genes, mistyped barcodes, no "
+        "value), named in the log; false refuses the table",
     )
     annotation_file_id: str = Field(
         GENCODE_V36_FILE_ID, description="GDC file id of the GTF that gives positions and exon-union lengths"
@@ -68,7 +87,13 @@ class Split(Section):
     run: list[int] | None = Field(None, description="folds to train, counted from 0; null trains all")
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients outside test that go to val")
     by: Literal["patient", "site"] = Field(
-        "patient", description="`site` keeps each tissue-source site within one fold"
+        "patient", description="`site` keeps each site within one fold: TCGA's tissue-source site, or `site_column`"
     )
-    stratify_table: str | None = Field(None, description="a table (Parquet or CSV) with case_id and `stratify_column`")
+    stratify_table: str | None = Field(
+        None, description="a table (Parquet or delimited text) with case_id and `stratify_column`"
+    )
     stratify_column: str | None = Field(None, description="the column whose classes every fold holds alike")
+    site_table: str | None = Field(
+        None, description="a table (Parquet or delimited text) with case_id and `site_column`"
+    )
+    site_column: str | None = Field(None, description="the column that names each case's site, in place of barcodes")

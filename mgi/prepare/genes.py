@@ -14,6 +14,7 @@ from mgi.names import first_few
 AUTOSOMES = [f"chr{number}" for number in range(1, 23)]
 CHROMOSOMES = [*AUTOSOMES, "chrX", "chrY", "chrM"]
 UNPLACED = "unplaced"
+ENSEMBL = re.compile(r"^ENS\w*G[R\d]\d+")
 VERSION = re.compile(r"^(ENS\w+)\.\d+")
 MAX_LIST_BYTES = 64 << 20
 

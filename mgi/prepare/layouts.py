@@ -129,7 +129,9 @@ def _from_text(
         columns, first_line = _drop_second_header(path, names, columns), first_line + 1
     columns = _plain_decimals([pc.utf8_trim_whitespace(column) for column in columns], names, path)
     values = np.empty((len(columns[0]), len(columns)), np.float32)
-    text, numeric, not_numbers = {}, [], {}
+    numeric: list[int] = []
+    text: dict[int, list[str | None]] = {}
+    not_numbers: dict[int, str] = {}
     for index, column in enumerate(columns):
         numbers = _parse_column(column)
         if numbers is not None:
@@ -212,7 +214,9 @@ def _from_frame(frame: pd.DataFrame, path: Path) -> RawMatrix:
     """Turn the frame of a Parquet table into a raw matrix; whole columns of numbers stored as text are read."""
     names = list(frame.columns)
     values = np.empty((len(frame), len(names)), np.float32)
-    text, numeric, not_numbers = {}, [], {}
+    numeric: list[int] = []
+    text: dict[int, list[str | None]] = {}
+    not_numbers: dict[int, str] = {}
     for index in range(len(names)):
         cells = frame.iloc[:, index]
         kind = cells.dtype

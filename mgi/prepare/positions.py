@@ -14,7 +14,7 @@ from mgi.delimited import PARSER_ERRORS, check_unique
 from mgi.errors import ExpressionError
 from mgi.files import require_file
 from mgi.names import first_few, quote
-from mgi.prepare.genes import CHROMOSOMES, UNPLACED, sort_by_position
+from mgi.prepare.genes import CHROMOSOMES, ENSEMBL, UNPLACED, sort_by_position, without_version
 from mgi.tables import read_any_table
 
 GTF_COLUMNS = ["chromosome", "source", "feature", "start", "end", "score", "strand", "frame", "attributes"]
@@ -33,6 +33,46 @@ COLUMN_NAMES = {
 _BLOCK_BYTES = 1 << 24
 _REFSEQ_CHROMOSOME = re.compile(r"^NC_0000(\d\d)\.\d+$")
 _REFSEQ_NAMES = {23: "chrX", 24: "chrY"} | {number: f"chr{number}" for number in range(1, 23)}
+
+
+class Positions:
+    """Where genes lie, by id and by symbol.
+
+    Parameters
+    ----------
+    frame
+        chromosome and start of genes with their gene_id, gene_name or both.
+    where
+        What they were read from.
+    """
+
+    def __init__(self, frame: pd.DataFrame, where: object) -> None:
+        self.where = where
+        self.by: dict[str, pd.DataFrame] = {}
+        if "gene_name" in frame:
+            self.by["gene_name"] = index_places(frame, "gene_name", where)
+        if "gene_id" in frame:
+            named = frame.dropna(subset=["gene_id"])
+            self.by["gene_id"] = index_places(
+                named.assign(gene_id=without_version(named["gene_id"].astype(str))), "gene_id", where
+            )
+
+    def choose_key(self, names: list[str]) -> tuple[str, pd.Series]:
+        """Return what most of some names are, gene_id or gene_name, and the names in its form."""
+        if not names:
+            return next(iter(self.by)), pd.Series([], dtype=str)
+        forms = {"gene_name": pd.Series(names, dtype=str)}
+        forms["gene_id"] = without_version(forms["gene_name"])
+        all_ensembl = all(map(ENSEMBL.match, names))
+        order = sorted(
+            self.by, key=lambda key: (-forms[key].isin(self.by[key].index).sum(), (key == "gene_id") != all_ensembl)
+        )
+        return order[0], forms[order[0]]
+
+    def share_known(self, names: list[str]) -> float:
+        """Return the share of names that are genes with a position."""
+        key, forms = self.choose_key(names)
+        return float(forms.isin(self.by[key].index).mean()) if len(forms) else 0.0
 
 
 def is_gtf(path: Path | str) -> bool:
@@ -178,9 +218,7 @@ def standardise_positions(frame: pd.DataFrame, where: object, keys: list[str] | 
         table["length"] = _parse_numbers(table["length"], label, "length", where)
         short = table["length"][table["length"] <= 0]
         if len(short):
-            raise ExpressionError(
-                f"{where}: the length of {label[short.index[0]]} is {short.iloc[0]:g}, not above 0"
-            )
+            raise ExpressionError(f"{where}: the length of {label[short.index[0]]} is {short.iloc[0]:g}, not above 0")
     return table
 
 
@@ -203,9 +241,7 @@ def _parse_numbers(cells: pd.Series, label: pd.Series, column: str, where: objec
     numbers = pd.to_numeric(cells, errors="coerce").astype(np.float64)
     bad = cells[numbers.isna() & cells.notna()]
     if len(bad):
-        raise ExpressionError(
-            f"{where}: the {column} of {label[bad.index[0]]} is {quote(bad.iloc[0])}, not a number"
-        )
+        raise ExpressionError(f"{where}: the {column} of {label[bad.index[0]]} is {quote(bad.iloc[0])}, not a number")
     endless = label[~(numbers.abs() < 2**53) & numbers.notna()]
     if len(endless):
         raise ExpressionError(f"{where}: the {column} of {first_few(endless)} is not finite or beyond any genome")
@@ -216,7 +252,8 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read an annotation in blocks: genes (gene_id, gene_name, chromosome, start) and exons (gene_id, start, end)."""
     gff3 = path.name.lower().endswith(GFF3_SUFFIXES)
     read_genes, read_exons = (_gff3_genes, _gff3_exons) if gff3 else (_gtf_genes, _gtf_exons)
-    genes, exons, parents = [], [], {}
+    genes, exons = [], []
+    parents: dict[str, str] = {}
     try:
         with pa.input_stream(path, compression="detect") as stream:
             blocks = pcsv.open_csv(
