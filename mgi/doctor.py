@@ -58,6 +58,7 @@ def examine(config_file: Path | None) -> Iterator[Finding]:
         "mri.folder": _mri(config),
         "slides.fetch_from": _idc(config),
         "device": _device(config),
+        "scan": _scan(config),
         "gdc.api_url": _gdc(config),
     }.items():
         yield from _or_why_not(subject, findings)
@@ -92,8 +93,8 @@ def _packages() -> Iterator[Finding]:
 def _native(module: str, package: str) -> Finding:
     try:
         if module in ("torchvision", "timm"):
-            # Brings the cure for a CPU build of torch beside another build of torchvision.
-            importlib.import_module("mgi.model.image_encoder")
+            # Works around a CPU build of torch beside another build of torchvision.
+            importlib.import_module("mgi.model.image_encoder").import_timm()
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as problem:
         fix = f"run: pip install --force-reinstall {package}, at the version of the lock"
@@ -195,6 +196,16 @@ def _device(config: Config) -> Iterator[Finding]:
         yield Finding(FAIL, "device", str(problem), "train on a machine with a GPU, or set 'device: cpu'")
         return
     yield Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
+
+
+def _scan(config: Config) -> Iterator[Finding]:
+    from mgi.model.scan import describe_path
+
+    path = describe_path(config.device)
+    if path.startswith("plain"):
+        yield Finding(WARN, "scan", path, f"install {'numba' if config.device == 'cpu' else 'Triton or mamba-ssm'}")
+    else:
+        yield Finding(PASS, "scan", path)
 
 
 def _gdc(config: Config) -> Iterator[Finding]:

@@ -100,9 +100,13 @@ def test_unknown_key_names_the_nearest_valid_one(
             "'expression.genes' chooses from STAR counts",
         ),
         (("expression",), {"unit": "fpkm"}, "'expression.unit' cannot be 'fpkm'"),
-        (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has mgi"),
-        (("evaluate",), {"variants": ["mgi", "no-vit"]}, "names the variant 'no-vit', but finetune has mgi"),
-        (("evaluate",), {"reference": "mgi", "variants": ["image-only"]}, "not compared"),
+        (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has 'mgi'"),
+        (("evaluate",), {"variants": ["mgi", "no-vit"]}, "'evaluate.variants' has 'no-vit', but finetune has 'mgi'"),
+        (
+            ("evaluate",),
+            {"reference": "mgi", "variants": ["image-only"]},
+            "'evaluate.reference' is 'mgi', which 'evaluate.variants' lacks",
+        ),
         (("evaluate",), {"variants": ["mgi", "mgi"]}, "'evaluate.variants' has mgi twice"),
         (("split",), {"folds": 5, "run": []}, "'split.run' is empty"),
         (("split",), {"folds": 5, "run": [0, 0]}, "'split.run' has 0 twice"),
@@ -178,7 +182,7 @@ def test_circle_of_bases_is_told_as_the_path(raw: dict[str, Any]) -> None:
 
 def test_unknown_base_lists_the_variants(raw: dict[str, Any]) -> None:
     raw["finetune"]["image-only"]["base"] = "mgy"
-    assert "'finetune.image-only.base' is 'mgy', but finetune has mgi, image-only, shuffled-genes" in refusal(raw)
+    assert "'finetune.image-only.base' is 'mgy', but finetune has 'mgi', 'image-only', 'shuffled-genes'" in refusal(raw)
 
 
 def test_options_of_a_variant_survive_the_trip_through_json(raw: dict[str, Any]) -> None:
@@ -192,7 +196,7 @@ def test_options_of_a_variant_survive_the_trip_through_json(raw: dict[str, Any])
 def test_options_from_a_yaml_file_and_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "fast.yaml").write_text("steps: 5\n")
     assert load_options(PretrainOptions, str(tmp_path / "fast.yaml")).steps == 5
-    for text, said in (("{steps: 5", "neither JSON nor YAML"), (str(tmp_path / "no.yaml"), "cannot read the options")):
+    for text, said in (("{steps: 5", "not valid JSON"), (str(tmp_path / "no.yaml"), "cannot read")):
         with pytest.raises(ConfigError, match=said):
             load_options(PretrainOptions, text)
 
@@ -222,7 +226,11 @@ def test_mapping_that_snakemake_merged_equals_the_file(raw: dict[str, Any], tmp_
 
 
 def test_unreadable_files_are_told(tmp_path: Path) -> None:
-    for content, said in (("a: [", "not valid YAML"), ("- a", "holds no mapping"), (None, "cannot read")):
+    for content, said in (
+        ("a: [", "line 1, column 5"),
+        ("- a", "holds no mapping"),
+        (None, "cannot read"),
+    ):
         file = tmp_path / "config.yaml"
         file.unlink(missing_ok=True)
         if content is not None:

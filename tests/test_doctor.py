@@ -105,11 +105,20 @@ def test_only_variants_with_genes_need_the_kernel_on_cuda(tmp_path, monkeypatch,
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", ModuleType("interface"))
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
     evaluate = {"variants": ["one"], "reference": "one"}
     finetune = {"one": {"genes": genes, "pretrained": False}}
     path = configured(tmp_path, device="cuda", finetune=finetune, evaluate=evaluate)
     found = states(path)["device"]
     assert found[0] == state and ("selective_scan_cuda" in found[1]) == (state == FAIL)
+
+
+@pytest.mark.parametrize(("numba", "state"), [(True, PASS), (False, WARN)])
+def test_names_the_path_of_the_scan(tmp_path, monkeypatch, numba, state):
+    if not numba:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    found = states(configured(tmp_path))["scan"]
+    assert found[0] == state and ("fused scan in Numba" in found[1]) == numba and ("install numba" in found[1]) != numba
 
 
 @pytest.mark.parametrize(

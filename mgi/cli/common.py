@@ -3,14 +3,11 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from mgi.config.section import Section
-
-S = TypeVar("S", bound="Section")
+from mgi.config import Section
 
 app = typer.Typer(
     help="MGI: from a TCGA cohort to a tumour-segmentation model that knows the patient's genes.",
@@ -26,6 +23,15 @@ def add_group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
     return group
+
+
+def flag(section: type[Section], key: str, *names: str) -> Any:
+    """Return the option of a command that sets one key of its options; help and default come from the key."""
+    field = section.model_fields[key]
+    text = str(field.description)
+    default = field.get_default()
+    shown = "" if field.is_required() or default is None or default == [] else f"; default: {json.dumps(default)}"
+    return typer.Option(*names, help=f"{text[0].upper()}{text[1:]}{shown}.", show_default=False)
 
 
 class DeviceName(StrEnum):
@@ -45,18 +51,14 @@ ExpressionTable = Annotated[
     Path, typer.Option("--expression", help="expression.parquet; genes.parquet lies beside it.")
 ]
 Splits = Annotated[Path, typer.Option("--splits", help="splits.parquet.")]
-Options = Annotated[str, typer.Option("--options", help="The variant's options: JSON text, or a YAML file.")]
+Options = Annotated[
+    str,
+    typer.Option(
+        "--options",
+        help="Options as JSON text, or a YAML file; the other options of this command replace its values.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
 ]
-
-
-def override_options(section: "type[S]", text: str, **given: object) -> "S":
-    """Return a section of the configuration read from `--options`, with the options that were given by themselves."""
-    from mgi.config import load_options
-
-    options = load_options(section, text).model_dump(exclude_none=True)
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return load_options(
-        section, json.dumps(options | {name: value for name, value in given.items() if value is not None})
-    )

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import Device, ExpressionTable, Output, Sources, Splits, TiledSources, app
+from mgi.cli.common import Device, ExpressionTable, Options, Output, Sources, Splits, TiledSources, app, flag
+from mgi.config import Evaluate, EvaluateOptions, TileOptions, load_options
 from mgi.errors import MissingPackageError
 
 
@@ -41,14 +42,16 @@ def retrieve(
 def summarise(
     predictions: Annotated[list[Path], typer.Argument(help="predictions.parquet of each fold.")],
     output: Output,
-    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    options: Options = "{}",
+    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
+    seed: Annotated[int | None, flag(EvaluateOptions, "seed")] = None,
     sources: TiledSources = None,
 ) -> None:
     """Pool a variant's folds into metrics with 95% intervals; per-patient and per-image tables go beside."""
     from mgi.evaluate.segmentation import summarise as run
 
-    run(predictions, output, bootstrap_samples, seed, sources)
+    chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
+    run(predictions, output, chosen.bootstrap_samples, chosen.seed, sources)
 
 
 @app.command(epilog="Example: mgi compare results/simulated/finetune --variant mgi --variant image-only -o evaluate")
@@ -56,14 +59,17 @@ def compare(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the variants' folders.")],
     variant: Annotated[list[str], typer.Option(help="Variant; repeatable.")],
     output: Output,
-    reference: Annotated[str, typer.Option(help="The variant to compare with.")] = "mgi",
-    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    reference: Annotated[str | None, flag(Evaluate, "reference")] = None,
+    options: Options = "{}",
+    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
+    seed: Annotated[int | None, flag(EvaluateOptions, "seed")] = None,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
-    from mgi.evaluate.segmentation import compare as run
+    from mgi.evaluate.comparison import compare as run
 
-    run(folder, variant, output, reference, bootstrap_samples, seed)
+    chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
+    compared = load_options(Evaluate, {}, variants=variant, reference=reference)
+    run(folder, compared.variants, output, compared.reference, chosen.bootstrap_samples, chosen.seed)
 
 
 @app.command(
@@ -74,14 +80,15 @@ def evaluate(
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
-    bootstrap_samples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples of the patients.")] = 2000,
+    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
     from mgi.evaluate.external import evaluate_tables
 
-    evaluate_tables(model, images, expression, output, bootstrap_samples, device, sources)
+    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
+    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources)
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi/all slide.svs --expression E --case-id TCGA-A4-8098 -o out")
@@ -91,10 +98,8 @@ def predict(
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the case.")] = None,
     case_id: Annotated[str | None, typer.Option(help="The case of the image, in that table.")] = None,
-    default_mpp: Annotated[
-        float | None, typer.Option(min=0.01, help="Level-0 mpp of a slide that states none.")
-    ] = None,
-    min_tissue: Annotated[float, typer.Option(min=0, max=1, help="Least tissue fraction of a tile.")] = 0.5,
+    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
+    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
     device: Device = None,
 ) -> None:
     """Segment one slide or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
@@ -109,7 +114,8 @@ def predict(
             "requirements.lock"
         ) from None
 
+    chosen = load_options(TileOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue)
     run(
-        model, image, output, expression=expression, case_id=case_id, default_mpp=default_mpp, min_tissue=min_tissue,
-        device=device,
+        model, image, output, expression=expression, case_id=case_id, default_mpp=chosen.default_mpp,
+        min_tissue=chosen.min_tissue, device=device,
     )  # fmt: skip

@@ -5,22 +5,25 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import app
+from mgi.cli.common import Options, app, flag
+from mgi.config import SimulateOptions, load_options
 
 
 @app.command(epilog="Example: mgi simulate sim --cases 48 --seed 0")
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    cases: Annotated[int, typer.Option(min=2, help="Patients.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    genes: Annotated[int, typer.Option(min=1000, max=60660, help="Genes in each STAR table.")] = 2000,
-    slide_px: Annotated[int, typer.Option(min=512, max=16384, help="Edge of a slide at level 0, pixels.")] = 2048,
+    options: Options = "{}",
+    cases: Annotated[int | None, flag(SimulateOptions, "cases")] = None,
+    seed: Annotated[int | None, flag(SimulateOptions, "seed")] = None,
+    genes: Annotated[int | None, flag(SimulateOptions, "genes")] = None,
+    slide_px: Annotated[int | None, flag(SimulateOptions, "slide_px")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Make a small cohort in the GDC's own formats, with planted coupling of genes and images."""
     from mgi.simulate.cohort import simulate_cohort
 
-    simulate_cohort(out, cases=cases, seed=seed, genes=genes, slide_px=slide_px, workers=workers)
+    chosen = load_options(SimulateOptions, options, cases=cases, seed=seed, genes=genes, slide_px=slide_px)
+    simulate_cohort(out, **chosen.model_dump(), workers=workers)
 
 
 @app.command(epilog="Example: mgi serve sim --port 8080")

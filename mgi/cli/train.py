@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app
+from mgi.config import FinetuneOptions, PretrainOptions, load_options
 
 
 @app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o fold0")
@@ -18,7 +19,6 @@ def pretrain(
     fold: Annotated[str, typer.Option(help="The fold whose training patients are used, or `all`.")] = "0",
 ) -> None:
     """Align the gene encoder and the image encoder on a fold's paired training patients."""
-    from mgi.config import PretrainOptions, load_options
     from mgi.train.pretrain import pretrain as run
 
     run(load_options(PretrainOptions, options), sources, expression, splits, fold, output)
@@ -37,7 +37,6 @@ def finetune(
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
 ) -> None:
     """Fine-tune the segmenter on a fold and predict its test patients."""
-    from mgi.config import FinetuneOptions, load_options
     from mgi.train.finetune import finetune as run
 
     run(load_options(FinetuneOptions, options), sources, expression, splits, fold, pretrained, output)

@@ -5,14 +5,35 @@
 per pixel, `_px` pixels, `_min` minutes, `_mb` megabytes.
 """
 
-from mgi.config.acquire import GDC_API, GENCODE_V36_FILE_ID, Gdc, Simulate
+from mgi.config.acquire import (
+    GDC_API,
+    GENCODE_V36_FILE_ID,
+    FetchOptions,
+    Gdc,
+    QueryOptions,
+    Server,
+    Simulate,
+    SimulateOptions,
+)
 from mgi.config.cohort import Config, Resources, load_config, load_options
-from mgi.config.evaluate import Evaluate
-from mgi.config.prepare import Expression, Mri, Slides, Split
+from mgi.config.evaluate import Evaluate, EvaluateOptions
+from mgi.config.prepare import (
+    Expression,
+    Mri,
+    MriOptions,
+    Slides,
+    Split,
+    SplitOptions,
+    StarCounts,
+    TableImport,
+    TileOptions,
+)
+from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.reference import REFERENCE_BEGIN, REFERENCE_END, reference_files, write_reference
 from mgi.config.section import Section
 from mgi.config.train import (
     ATTENTION_HEADS,
+    MAX_SEED,
     Finetune,
     FinetuneOptions,
     GeneEncoder,
@@ -22,10 +43,13 @@ from mgi.config.train import (
     PretrainOptions,
     RunOptions,
 )
+from mgi.config.vit import VitOptions
 
 __all__ = [
-    "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "REFERENCE_BEGIN", "REFERENCE_END", "Config", "Evaluate",
-    "Expression", "Finetune", "FinetuneOptions", "Gdc", "GeneEncoder", "ImageEncoder", "Mri", "Optimisation",
-    "Pretrain", "PretrainOptions", "Resources", "RunOptions", "Section", "Simulate", "Slides", "Split", "load_config",
-    "load_options", "reference_files", "write_reference",
+    "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END", "Config",
+    "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc", "GeneEncoder",
+    "ImageEncoder", "Mri", "MriOptions", "Optimisation", "Pretrain", "PretrainOptions", "QueryOptions", "Resources",
+    "RunOptions", "Section", "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts",
+    "TableImport", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml",
+    "reference_files", "write_reference",
 ]  # fmt: skip

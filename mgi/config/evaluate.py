@@ -1,15 +1,44 @@
 """Comparison and report."""
 
-from pydantic import Field
+from typing import Self
 
-from mgi.config.section import Section
+from pydantic import Field, field_validator, model_validator
+
+from mgi.config.names import Name
+from mgi.config.section import Section, sentence
+from mgi.config.train import Seed
 
 
-class Evaluate(Section):
+class Bootstrap(Section):
+    """How intervals are computed."""
+
+    bootstrap_samples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples of the patients")
+
+
+class Evaluate(Bootstrap):
     """Which variants are trained, compared and reported by the default target."""
 
-    variants: list[str] = Field(
-        ["image-only", "mgi", "shuffled-genes"], min_length=1, description="fine-tuning variants"
+    variants: list[Name] = Field(
+        ["image-only", "mgi", "shuffled-genes"],
+        min_length=1,
+        description="fine-tuning variants that a bare `snakemake` trains and compares; every other is one target",
     )
-    reference: str = Field("mgi", description="the variant that the others are compared with, patient by patient")
-    bootstrap_samples: int = Field(2000, ge=100, description="bootstrap resamples of the patients")
+    reference: Name = Field("mgi", description="the variant that the others are compared with, patient by patient")
+
+    @field_validator("variants")
+    @classmethod
+    def _refuse_duplicates(cls, variants: list[str]) -> list[str]:
+        for name in variants:
+            if variants.count(name) > 1:
+                raise sentence(f"'{{here}}' has {name} twice")
+        return variants
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        if self.reference not in self.variants:
+            raise sentence(f"'{{at}}reference' is '{self.reference}', which '{{at}}variants' lacks")
+        return self
+
+
+class EvaluateOptions(Bootstrap, Seed):
+    """The options of `mgi summarise`, `mgi compare` and `mgi evaluate`, complete."""

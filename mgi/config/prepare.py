@@ -1,66 +1,102 @@
 """What the files become: expression, tiles or slices, folds."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from mgi.config.acquire import GENCODE_V36_FILE_ID
-from mgi.config.section import Section
+from mgi.config.acquire import GENCODE_V36_FILE_ID, UUID_PATTERN
+from mgi.config.names import Label
+from mgi.config.section import Section, sentence
+from mgi.config.train import Seed
 
 
-class Expression(Section):
-    """Gene expression: STAR counts of the GDC, or a ready table."""
+class StarCounts(Section):
+    """What the GDC's STAR counts become."""
 
-    table: str | None = Field(
-        None,
-        description="a ready table instead of the GDC's STAR counts, either way round: delimited text (own, "
-        "cBioPortal, Xena, Firehose, TCGAbiolinks, recount3), GCT, Parquet or h5ad",
-    )
-    positions: str | None = Field(
-        None,
-        description="own gene positions: a GTF, a GFF3, or a table (own, BioMart, Xena probemap) of gene_name or "
-        "gene_id, chromosome and start, and for STAR counts length (bases of the exon union) as well, in place of the "
-        "GDC's annotation; null where `table` has these columns itself",
-    )
     gene_types: list[str] = Field(
         ["protein_coding"], description="GENCODE gene types kept from STAR counts; an empty list keeps all"
     )
     genes: str | None = Field(
-        None, description="file of the genes kept from STAR counts instead, ids or symbols, one a line"
+        None,
+        min_length=1,
+        description="file of the genes kept from STAR counts instead, Ensembl ids or symbols, one a line; a `#` begins "
+        "a comment",
     )
     unit: Literal["log2-tpm", "counts", "log2-fpkm-uq"] = Field(
         "log2-tpm",
         description="what STAR counts become: log2(TPM+1) over the genes kept, raw counts, or log2(FPKM-UQ+1), the "
-        "GDC's upper-quartile normalisation",
+        "GDC's upper-quartile normalisation, which does not depend on the genes kept",
     )
+
+
+class TableImport(Section):
+    """How a ready table of expression is read: the options of `mgi expression import`."""
+
     table_unit: Literal["log2-tpm", "counts", "log2-fpkm-uq", "z-score", "log2", "tpm", "linear"] | None = Field(
-        None, description="what the values of `table` are; null recognises it where only one unit fits"
+        None, description="what the values of the table are; null recognises it where only one unit fits"
     )
     normalise: bool = Field(
-        False, description="turn a `table` of counts into log2(TPM+1) as STAR counts are; `positions` need lengths"
+        False, description="turn a table of counts into log2(TPM+1) as STAR counts are; the positions need lengths"
     )
     duplicates: Literal["first", "mean", "max-variance"] = Field(
-        "first", description="which of several rows of one gene in `table` is used, or their mean"
+        "first", description="which of several rows of one gene in the table is used, or their mean"
     )
     leave_out: bool = Field(
         False,
-        description="leave out the columns and rows of `table` that cannot be used (no genes, mistyped barcodes, no "
+        description="leave out the columns and rows of the table that cannot be used (no gene, mistyped barcode, no "
         "value), named in the log; false refuses the table",
     )
+
+
+class Expression(StarCounts, TableImport):
+    """Gene expression: STAR counts of the GDC, or a ready table."""
+
     annotation_file_id: str = Field(
-        GENCODE_V36_FILE_ID, description="GDC file id of the GTF that gives positions and exon-union lengths"
+        GENCODE_V36_FILE_ID,
+        pattern=UUID_PATTERN,
+        description="GDC file id of the GTF that gives positions and exon-union lengths; the default is GENCODE v36, "
+        "with which the GDC counts",
+    )
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="a ready table instead of the GDC's STAR counts, cases by genes or genes by cases: delimited text "
+        "(own, cBioPortal, Xena, Firehose, TCGAbiolinks, recount3), GCT, Parquet or h5ad",
+    )
+    positions: str | None = Field(
+        None,
+        min_length=1,
+        description="own gene positions: a GTF, a GFF3 or a table (own, BioMart, Xena probemap) of gene_name or "
+        "gene_id, chromosome, start and, for STAR counts, length (bases of the exon union), in place of the GDC's "
+        "annotation; null where `table` has these columns itself",
     )
 
+    @model_validator(mode="after")
+    def _check_table(self) -> Self:
+        if self.table is not None and self.genes is not None:
+            raise sentence("'{at}genes' chooses from STAR counts; leave genes out of '{at}table' by hand")
+        return self
 
-class Slides(Section):
-    """Whole-slide images cut into tiles of one physical size."""
+
+class TileOptions(Section):
+    """How slides are cut into tiles: the options of `mgi slide tile`."""
 
     mpp: float = Field(0.5, gt=0, le=16, description="microns per pixel of a tile")
-    tile_px: int = Field(256, ge=32, description="edge of a tile, pixels")
-    default_mpp: float | None = Field(None, gt=0, description="level-0 mpp of slides that state none; null skips them")
+    tile_px: int = Field(256, ge=32, le=4096, description="edge of a tile, pixels")
+    default_mpp: float | None = Field(
+        None, gt=0, description="level-0 microns per pixel of slides that state none; null skips those slides"
+    )
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+
+
+class Slides(TileOptions):
+    """Whole-slide images cut into tiles of one physical size."""
+
     annotations: str | None = Field(
-        None, description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`"
+        None,
+        min_length=1,
+        description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`; slides without one train "
+        "the encoders only",
     )
     fetch_from: Literal["gdc", "idc"] = Field(
         "gdc",
@@ -71,29 +107,75 @@ class Slides(Section):
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
 
 
-class Mri(Section):
-    """Brain MRI with tumour masks in the public kaggle_3m layout."""
+class MriOptions(Section):
+    """How MRI series become slices: the options of `mgi mri import`."""
+
+    image_px: int = Field(128, ge=32, le=4096, description="edge of a slice after resampling, pixels")
+
+
+class Mri(MriOptions):
+    """Brain MRI with tumour masks."""
 
     folder: str = Field(
-        description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`; or Kaggle's zip of it"
+        min_length=1,
+        description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`; or Kaggle's zip of it",
     )
-    image_px: int = Field(128, ge=32, description="edge of a slice after resampling, pixels")
 
 
-class Split(Section):
-    """Folds by patient; selection, early stopping and thresholds use val, test is read once."""
+class Folds(Section):
+    """How cases are split into folds."""
 
-    folds: int = Field(5, ge=2, description="folds")
-    run: list[int] | None = Field(None, description="folds to train, counted from 0; null trains all")
+    folds: int = Field(5, ge=2, le=1000, description="folds")
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients outside test that go to val")
     by: Literal["patient", "site"] = Field(
         "patient", description="`site` keeps each site within one fold: TCGA's tissue-source site, or `site_column`"
     )
     stratify_table: str | None = Field(
-        None, description="a table (Parquet or delimited text) with case_id and `stratify_column`"
+        None, min_length=1, description="a table (Parquet, CSV or TSV) with case_id and `stratify_column`"
     )
-    stratify_column: str | None = Field(None, description="the column whose classes every fold holds alike")
+    stratify_column: Label | None = Field(
+        None, description="the column whose classes every fold holds alike; any name, such as grade (WHO)"
+    )
     site_table: str | None = Field(
-        None, description="a table (Parquet or delimited text) with case_id and `site_column`"
+        None, min_length=1, description="a table (Parquet, CSV or TSV) with case_id and `site_column`"
     )
-    site_column: str | None = Field(None, description="the column that names each case's site, in place of barcodes")
+    site_column: Label | None = Field(None, description="the column that names each case's site, instead of barcodes")
+
+    @model_validator(mode="after")
+    def _check_tables(self) -> Self:
+        if (self.stratify_table is None) != (self.stratify_column is None):
+            raise sentence("'{at}stratify_table' and '{at}stratify_column' go together: give both or neither")
+        if (self.site_table is None) != (self.site_column is None):
+            raise sentence("'{at}site_table' and '{at}site_column' go together: give both or neither")
+        return self
+
+
+class Split(Folds):
+    """Folds by patient; selection, early stopping and thresholds use val, test is read once."""
+
+    run: list[int] | None = Field(None, description="folds to train, counted from 0; null trains all")
+
+    @field_validator("run")
+    @classmethod
+    def _check_run(cls, run: list[int] | None) -> list[int] | None:
+        if run is not None and not run:
+            raise sentence("'{here}' is empty: name the folds to train, or leave it out to train all")
+        for fold in run or []:
+            if run is not None and run.count(fold) > 1:
+                raise sentence(f"'{{here}}' has {fold} twice")
+        return run
+
+    @model_validator(mode="after")
+    def _check_run_within_folds(self) -> Self:
+        for fold in self.run or []:
+            if not 0 <= fold < self.folds:
+                raise sentence(f"'{{at}}run' names fold {fold}, but folds go from 0 to {self.folds - 1}")
+        return self
+
+    def folds_to_run(self) -> list[int]:
+        """Return the folds that the default target trains."""
+        return list(range(self.folds)) if self.run is None else self.run
+
+
+class SplitOptions(Folds, Seed):
+    """The options of `mgi split`, complete."""

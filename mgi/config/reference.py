@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -56,7 +56,7 @@ def _reference_rows(section: type[Section], prefix: str) -> Iterator[tuple[str, 
     """Yield key, type, default and meaning of every key of `section`, those of inner sections right after theirs."""
     for name, field in section.model_fields.items():
         key, inner = f"{prefix}{name}", inner_section(field.annotation)
-        yield f"`{key}`", _type_words(field), _default_words(field, inner), field.description.replace("|", "\\|")
+        yield f"`{key}`", _type_words(field), _default_words(field, inner), str(field.description).replace("|", "\\|")
         if inner is not None:
             named = get_origin(field.annotation) is dict
             yield from _reference_rows(inner, f"{key}.{{variant}}." if named else f"{key}.")
@@ -74,11 +74,13 @@ def _type_words(field: FieldInfo) -> str:
 
 def _annotation_words(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _annotation_words(inner[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin is list:
         return f"list of {_annotation_words(inner[0])}"
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         return " or ".join(_annotation_words(kind) for kind in inner)
     if inner_section(annotation) is not None:
         return "named variants" if origin is dict else "section"

@@ -9,9 +9,8 @@ import pyarrow as pa
 import torch
 
 from mgi.errors import CheckpointError, CohortError
-from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
-from mgi.tables import read_table, write_table
+from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
 from mgi.train.data import iterate_images, read_profiles, read_roles
 from mgi.train.loop import prepare_torch
@@ -138,8 +137,7 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     table = pd.DataFrame(rows)
     groups = table.groupby(["variant", "direction", "k"], sort=False)
     pooled = pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _pool(group) for key, group in groups])
-    with atomic_write(output) as aside:
-        pd.concat([table, pooled]).to_csv(aside, index=False, float_format="%.6g")
+    write_csv(pd.concat([table, pooled]), output, "%.6g")
 
 
 def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | float]]:

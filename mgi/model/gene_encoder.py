@@ -54,7 +54,7 @@ class MambaBlock(nn.Module):
         x = F.silu(self.conv1d(x)[..., :length])
         delta, B, C = self.x_proj(x.transpose(1, 2)).split((self.delta_rank, self.state_dim, self.state_dim), dim=-1)
         delta = F.linear(delta, self.dt_proj.weight).transpose(1, 2)  # [batch, inner, length]; bias inside the scan
-        B, C = (part.transpose(1, 2).contiguous() for part in (B, C))  # [batch, state, length]
+        B, C = B.transpose(1, 2), C.transpose(1, 2)  # [batch, state, length]
         A = -torch.exp(self.A_log.float())
         y = selective_scan(x, delta, A, B, C, self.D.float(), z, self.dt_proj.bias.float())
         return self.out_proj(y.transpose(1, 2))

@@ -1,5 +1,7 @@
 """Images through any Vision Transformer of timm, with intermediate features for a decoder."""
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -7,20 +9,30 @@ from torch import Tensor, nn
 
 from mgi.errors import ConfigError
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # Beside another build of torch its library does not load, and its import fails for two operators without a schema;
-    # where the library loads it defines them itself. The object must outlive the import.
-    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        _SCHEMAS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import timm
+@cache
+def import_timm() -> ModuleType:
+    """Import timm, and torchvision before it, also where torchvision is a build for another torch.
+
+    Such a build fails to load its library, and its import then fails for two operators without a schema. They are
+    declared here; `torchvision.ops` stays unusable.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # A library object that is collected takes its operators along, hence the attribute.
+        import_timm.operators = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[attr-defined]
+        for operator in ("nms", "qnms"):
+            import_timm.operators.define(  # type: ignore[attr-defined]
+                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+    import timm
+
+    return timm
 
 
 class ImageEncoder(nn.Module):
-    """A timm ViT that gives a pooled vector and a map of features.
+    """A timm ViT with a pooled vector and a map of features.
 
     Parameters
     ----------
@@ -33,40 +45,45 @@ class ImageEncoder(nn.Module):
     weights : bool
         Start from timm's published weights.
 
+    Attributes
+    ----------
+    dim, map_dim : int
+        Width of the pooled vector, and of the feature map.
+
     Raises
     ------
     ConfigError
-        If timm does not know the name, the model cannot be built for this image size, or its patches do not fill it.
+        If timm does not know the name, cannot build the model for this image size or download its weights, or if
+        patches do not fill the images.
     """
 
     def __init__(self, name: str, image_px: int, options: dict[str, Any] | None = None, weights: bool = False) -> None:
         super().__init__()
         settings = {"img_size": image_px} | (options or {})
+        timm = import_timm()
         try:
             self.vit = timm.create_model(name, pretrained=weights, num_classes=0, **settings)
             patch, depth = max(self.vit.patch_embed.patch_size), len(self.vit.blocks)
             _ = self.vit.forward_intermediates
-        except (RuntimeError, AssertionError, TypeError, AttributeError, ValueError) as problem:
+        except (RuntimeError, AssertionError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(
-                f"image_encoder: timm cannot make '{name}' as a ViT for {image_px} px images with {settings}: {problem}"
-            ) from None
-        except OSError as problem:
+                f"timm cannot build '{name}' as a ViT for images of {image_px} px with {settings}: {error}"
+            ) from error
+        except OSError as error:
+            fetch = f"import timm; timm.create_model('{name}', pretrained=True)"
             raise ConfigError(
-                f"image_encoder: the weights of '{name}' cannot be had: {str(problem).splitlines()[0]}; let `python -c "
-                f"\"import timm; timm.create_model('{name}', pretrained=True)\"` fetch them where there is a network "
-                "and the same home folder, or set 'weights: false'"
-            ) from None
+                f"could not download the weights of '{name}': {str(error).splitlines()[0]}; start from random "
+                f'weights, or run `python -c "{fetch}"` where there is a network, with the same home folder'
+            ) from error
         if image_px % patch:
             raise ConfigError(
-                f"image_encoder: images of {image_px} px do not divide into patches of {patch} px, and '{name}' would "
-                f"cut their edges off: make slides.tile_px or mri.image_px a multiple of {patch}, or set 'patch_size'"
+                f"patches of {patch} px do not divide images of {image_px} px, and '{name}' would crop them: use "
+                f"images of a multiple of {patch} px, or another patch size"
             )
         if settings["img_size"] != image_px and not settings.get("dynamic_img_size"):
-            raise ConfigError(
-                f"image_encoder: 'img_size' is {settings['img_size']}, but the images have {image_px} px: leave it out"
-            )
+            raise ConfigError(f"'img_size' is {settings['img_size']}, but the images have {image_px} px: leave it out")
         self.layers = sorted({depth // 2, depth - 1})
-        self.dim = self.vit.num_features
+        self.dim: int = self.vit.num_features
         self.map_dim = self.dim * len(self.layers)
         config = self.vit.default_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -77,7 +94,7 @@ class ImageEncoder(nn.Module):
         return self.vit((images - self.mean) / self.std)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Give the chosen layers' tokens as a map [batch, map_dim, height / patch, width / patch]."""
+        """Return the middle and last layers' tokens as a map [batch, map_dim, height / patch, width / patch]."""
         maps = self.vit.forward_intermediates(
             (images - self.mean) / self.std, indices=self.layers, norm=True, output_fmt="NCHW", intermediates_only=True
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mgi.acquire.manifest import EXPRESSION, read_manifest
-from mgi.config.prepare import Expression
+from mgi.config import StarCounts
 from mgi.console import log, progress
 from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
@@ -35,7 +35,7 @@ def build(
     manifests: list[Path],
     annotation: Path,
     output: Path | str,
-    options: Expression,
+    options: StarCounts,
     workers: int = 1,
     h5ad: Path | None = None,
 ) -> None:
@@ -183,7 +183,7 @@ def _list_files(folders: list[Path], manifests: list[Path]) -> list[_File]:
     return files
 
 
-def _choose_genes(first: StarTable, annotation: Path, options: Expression) -> _Choice:
+def _choose_genes(first: StarTable, annotation: Path, options: StarCounts) -> _Choice:
     """Choose the genes to keep among those of a STAR table, and find their places and lengths."""
     genes = first.genes.to_pandas()
     listed = options.genes

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mgi.barcodes import Barcode, is_tumour
-from mgi.config.prepare import Expression
+from mgi.config import TableImport
 from mgi.console import log
 from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
@@ -39,7 +39,7 @@ CLINICAL_WORDS = {
 
 
 def import_table(
-    table: Path, positions: Path | None, output: Path | str, options: Expression, h5ad: Path | None = None
+    table: Path, positions: Path | None, output: Path | str, options: TableImport, h5ad: Path | None = None
 ) -> None:
     """Import a ready matrix of cases by genes, either way round, as `output` and genes.parquet beside it.
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from mgi.codecs import decode_image, decode_mask
 from mgi.errors import ImageTableError, MissingInputError
-from mgi.evaluate.segmentation import stitch
+from mgi.evaluate.masks import stitch
 from mgi.files import atomic_write, require_file
 from mgi.tables import read_table
 
@@ -53,6 +53,8 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
+    # A dollar sign in a name starts no formula.
+    "text.parse_math": False,
     "svg.hashsalt": "mgi",
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -280,9 +282,10 @@ def _draw_patients(axes: Axes, place: int, values: pd.Series, interval: pd.Serie
     axes.scatter(values, spread, s=13, color=colour, alpha=0.5, linewidths=0)
     mean, low, high = interval.astype(float)
     line = place - 0.12
-    axes.plot([low, high], [line, line], color=INK, linewidth=2.2, solid_capstyle="butt")
+    if not np.isnan(low):
+        axes.plot([low, high], [line, line], color=INK, linewidth=2.2, solid_capstyle="butt")
     axes.scatter([mean], [line], s=40, marker="D", color=colour, edgecolors=INK, linewidths=1, zorder=3)
-    words = f"{mean:.3f}  [{low:.3f}, {high:.3f}]"
+    words = f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f}  [{low:.3f}, {high:.3f}]"
     halo = [effects.withStroke(linewidth=3, foreground="white")]
     axes.annotate(
         words, (mean, line), (0, 8), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=INK,

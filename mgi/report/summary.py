@@ -1,4 +1,4 @@
-"""The table that ends a run: metrics, paired differences, retrieval beside chance, and where the report is."""
+"""The table that ends a run: metrics, paired differences, retrieval beside chance, and the path of the report."""
 
 from pathlib import Path
 
@@ -8,19 +8,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mgi.evaluate.statistics import MIN_PATIENTS
 from mgi.files import require_file
 
 LOG_WIDTH = 120
 
 
 def print_summary(results: Path | str) -> None:
-    """Print to standard output what a finished run found: coloured on a terminal, plain text elsewhere.
+    """Print the results of a finished run to standard output: coloured on a terminal, plain text elsewhere.
 
     Parameters
     ----------
     results
         results/{cohort}: evaluate/comparison.csv is required; cohort_flow.csv, evaluate/retrieval.csv,
-        expression.parquet and report.html are told of where they are.
+        expression.parquet and report/index.html are used where they exist.
 
     Raises
     ------
@@ -39,31 +40,66 @@ def print_summary(results: Path | str) -> None:
     flow = results / "cohort_flow.csv"
     if flow.exists():
         for line in _lost(pd.read_csv(flow)):
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(make_printable(line)), soft_wrap=True)
     if _scaled_outside(results / "expression.parquet"):
         console.print(
             "Note: the expression values were scaled outside the folds (z-scores of the whole cohort, test patients"
             " included), so they carry a little of the test patients into training."
         )
-    report = results / "report.html"
-    if report.exists():
-        console.print(Text(f"Report: {report}"), soft_wrap=True)
+    page = results / "report" / "index.html"
+    if page.exists():
+        console.print(Text(f"Report: {page}"), soft_wrap=True)
 
 
 def _metrics(comparison: pd.DataFrame) -> Table:
     reference = comparison.loc[comparison["difference"].isna(), "variant"].iloc[0]
-    table = Table(title="Dice by patient, mean and 95% interval", title_justify="left")
+    table = Table(title="Dice by patient, mean and 95% interval", title_justify="left", caption_justify="left")
     table.add_column("variant", no_wrap=True)
-    for heading in ("patients", "Dice", "95% interval", f"{reference} minus variant", "95% interval", "p"):
+    for heading in (
+        "patients",
+        "Dice",
+        "95% interval",
+        f"{reference} minus variant",
+        "95% interval",
+        "p",
+        "detectable",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.itertuples():
-        cells = [row.variant, str(row.n_patients), f"{row.dice:.3f}", f"[{row.low:.3f}, {row.high:.3f}]"]
+        cells = [row.variant, str(row.n_patients), f"{row.dice:.3f}", format_interval(row.low, row.high)]
         if row.variant != reference:
-            interval = f"[{row.difference_low:+.3f}, {row.difference_high:+.3f}]"
-            p_value = "" if pd.isna(row.p_value) else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}"
-            cells += [f"{row.difference:+.3f}", interval, p_value]
+            interval = format_interval(row.difference_low, row.difference_high, "+")
+            p_value = row.p_value if row.primary else row.p_holm
+            detectable = "" if pd.isna(row.detectable) else f"{row.detectable:.3f}"
+            cells += [f"{row.difference:+.3f}", interval, format_p_value(p_value), detectable]
         table.add_row(*map(Text, cells))
+    table.caption = Text(" ".join(explain_comparison(comparison)))
     return table
+
+
+def format_interval(low: float, high: float, sign: str = "") -> str:
+    """Write an interval to three decimals; empty where there is none."""
+    return "" if pd.isna(low) else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def format_p_value(p_value: float) -> str:
+    """Write a p-value to three decimals; empty where there is none."""
+    return "" if pd.isna(p_value) else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def explain_comparison(comparison: pd.DataFrame) -> list[str]:
+    """Return the sentences that a table of comparison.csv needs to be read."""
+    reference = comparison.loc[comparison["difference"].isna(), "variant"].iloc[0]
+    others = comparison[comparison["variant"] != reference]
+    if others.empty:
+        return []
+    if others["difference_low"].isna().any():
+        return [f"Fewer than {MIN_PATIENTS} patients: no interval and no p-value."]
+    primary = others.loc[others["primary"].astype(bool), "variant"].iloc[0]
+    sentences = [f"Primary contrast: {reference} minus {primary}."]
+    if len(others) > 1:
+        sentences.append("The other p-values are adjusted by Holm's method.")
+    return [*sentences, "Detectable: the smallest difference that so many patients show with 80% power."]
 
 
 def _retrieval(retrieval: pd.DataFrame) -> Table:
@@ -79,8 +115,13 @@ def _retrieval(retrieval: pd.DataFrame) -> Table:
     return table
 
 
+def make_printable(text: str) -> str:
+    """Escape control and invisible characters, which could act on a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def _lost(flow: pd.DataFrame) -> list[str]:
-    """Say at which steps of the cohort flow cases fell out, and why."""
+    """Return a line for each step of the cohort flow that lost cases, with the reason."""
     lossy = flow[flow["lost"] > 0]
     return [f"Cases {row.step}: {row.cases}; {row.lost} left out: {row.reason}" for row in lossy.itertuples()]
 

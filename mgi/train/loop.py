@@ -32,7 +32,7 @@ def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> t
     device : {"cpu", "cuda"} or None
         None takes CUDA where the machine can.
     genes : bool
-        Whether genes are encoded, which on CUDA needs mamba-ssm's kernel.
+        Whether genes are encoded, which on CUDA needs mamba-ssm's kernel or Triton.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def lacks_for_cuda(genes: bool) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here; set 'device: cpu'"
     missing = missing_kernel() if genes else None
-    return missing and f"encoding genes there needs mamba-ssm's kernel ({missing}): use workflow/envs/train-gpu.yaml"
+    return missing and f"encoding genes there needs mamba-ssm or Triton ({missing}): use workflow/envs/train-gpu.yaml"
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

@@ -10,6 +10,7 @@ from mgi.config import Config, GeneEncoder, ImageEncoder
 from mgi.errors import ConfigError, MGIError
 from mgi.model.alignment import Aligner
 from mgi.model.image_encoder import ImageEncoder as Vit
+from mgi.model.image_encoder import import_timm
 from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
 from mgi.train.loop import MAX_SEED, lacks_for_cuda
@@ -87,8 +88,7 @@ def _check_image_encoder(encoder: ImageEncoder, image_px: int, key: str, where: 
 
 def _check_published_weights(encoder: ImageEncoder, vit: Vit, where: str) -> None:
     """Check that timm has weights for this ViT, and that the options leave the shapes they have."""
-    import timm
-
+    timm = import_timm()
     published = timm.get_pretrained_cfg(encoder.name, allow_unregistered=False)
     if published is None or not published.has_weights:
         raise ConfigError(f"configuration: '{where}.weights' is true, but timm has none for '{encoder.name}'")

@@ -28,9 +28,9 @@ from mgi.errors import (
 )
 from mgi.evaluate import predict as stage
 from mgi.evaluate.external import evaluate_tables
+from mgi.evaluate.masks import stitch
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
-from mgi.evaluate.segmentation import stitch
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
 from mgi.tables import write_table

@@ -4,6 +4,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from mgi.errors import ConfigError
+from mgi.model.image_encoder import ImageEncoder, import_timm
+
+TINY_VIT = {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+def encoder(**options) -> ImageEncoder:
+    torch.manual_seed(0)
+    return ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT | options).eval()
+
 
 # What a build of torchvision that belongs to torch's does when its library is loaded: it defines its own operators.
 MATCHING = """
@@ -29,14 +41,80 @@ def load_library(path):
 torch.ops.load_library = load_library
 """
 USED = """
-from mgi.model.image_encoder import ImageEncoder
+from mgi.model.image_encoder import import_timm
+import_timm()
 import torchvision.extension
 print(torchvision.extension._has_ops())
 """
 
 
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize(("torchvision", "has_operators"), [(MATCHING, True), (FOREIGN, False)])
 def test_any_build_of_torchvision_is_imported_and_a_matching_one_keeps_its_operators(torchvision, has_operators):
-    done = subprocess.run([sys.executable, "-c", torchvision + USED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(has_operators)
+    assert run(torchvision + USED) == str(has_operators)
+
+
+def test_importing_the_model_imports_neither_timm_nor_torchvision():
+    names = "mgi.model.alignment, mgi.model.image_encoder, mgi.model.segmenter"
+    assert run(f"import sys, {names}; print({{'timm', 'torchvision'}} & set(sys.modules))") == "set()"
+
+
+def test_pixels_are_standardised_as_the_published_weights_expect():
+    model, images = encoder(), torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.5])
+    assert model.vit.default_cfg["mean"] == (0.5, 0.5, 0.5) == model.vit.default_cfg["std"]
+    standardised = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(model(images), model.vit(standardised))
+
+
+def test_feature_map_is_the_middle_and_last_layers_normed_tokens_in_their_places():
+    model, images = encoder(depth=4), torch.rand(2, 3, 32, 32)
+    assert model.layers == [2, 3] and model.map_dim == 2 * model.dim == 48
+    maps = model.feature_map(images)
+    assert maps.shape == (2, 48, 4, 4)
+    outputs = []
+    for block in model.vit.blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.vit.forward_features((images - 0.5) / 0.5)
+    expected = [model.vit.norm(outputs[layer])[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for layer in (2, 3)]
+    torch.testing.assert_close(maps, torch.cat(expected, dim=1))
+
+
+def test_one_layer_is_its_own_middle():
+    assert encoder(depth=1).layers == [0] and encoder(depth=1).map_dim == 24
+
+
+def test_weights_that_cannot_be_downloaded_are_an_error_with_the_command_that_fetches_them(monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(import_timm(), "create_model", fail)
+    with pytest.raises(ConfigError, match=r"weights of 'vit_tiny_patch16_224': no route to host; .*create_model\('vit"):
+        ImageEncoder("vit_tiny_patch16_224", 32, weights=True)
+
+
+def test_unknown_vit_is_rejected_in_one_sentence():
+    with pytest.raises(ConfigError, match="cannot build 'vit_nonsense' as a ViT for images of 64 px"):
+        ImageEncoder("vit_nonsense", 64)
+
+
+def test_images_that_patches_do_not_divide_are_rejected():
+    with pytest.raises(ConfigError, match=r"patches of 8 px do not divide images of 36 px, and 'vit_tiny_patch16_224'"):
+        ImageEncoder("vit_tiny_patch16_224", 36, TINY_VIT)
+
+
+def test_vit_for_images_of_another_size_is_rejected():
+    with pytest.raises(ConfigError, match=r"'img_size' is 64, but the images have 32 px"):
+        encoder(img_size=64)
+    assert encoder(img_size=64, dynamic_img_size=True).feature_map(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p8_224"])
+def test_models_other_than_plain_vits_are_rejected(name):
+    with pytest.raises(ConfigError, match=f"cannot build '{name}' as a ViT"):
+        ImageEncoder(name, 64)

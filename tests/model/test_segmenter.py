@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mgi.errors import ConfigError
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
@@ -96,28 +95,3 @@ def test_loss_equals_dice_and_cross_entropy_worked_by_hand():
     target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     dice = (2 * 0.5 + 1) / (2.0 + 1.0 + 1)
     assert dice_cross_entropy(logits, target).item() == pytest.approx(1 - dice + 0.6931472, rel=1e-5)
-
-
-def test_an_unknown_vit_is_refused_in_one_sentence():
-    with pytest.raises(ConfigError, match="cannot make 'vit_nonsense' as a ViT for 64 px images"):
-        ImageEncoder("vit_nonsense", 64)
-
-
-def test_images_that_patches_do_not_fill_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"images of 36 px do not divide into patches of 8 px, and 'vit_tiny_patch16_224'"
-    ):
-        ImageEncoder("vit_tiny_patch16_224", 36, TINY_VIT)
-
-
-def test_a_vit_for_images_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"'img_size' is 64, but the images have 32 px"):
-        ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT | {"img_size": 64})
-    dynamic = ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT | {"img_size": 64, "dynamic_img_size": True})
-    assert dynamic.feature_map(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 4, 4)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p8_224"])
-def test_what_is_no_plain_vit_is_refused(name):
-    with pytest.raises(ConfigError, match=f"cannot make '{name}' as a ViT"):
-        ImageEncoder(name, 64)

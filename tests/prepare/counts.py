@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mgi.acquire.manifest import EXPRESSION
-from mgi.config import Expression
+from mgi.config import StarCounts
 from mgi.prepare.expression import build
 from mgi.prepare.profiles import read_expression
 from tests.prepare.conftest import write_manifest
@@ -80,7 +80,7 @@ class Cohort:
 
     def build(self, workers=1, h5ad=None, **options):
         manifest = write_manifest(self.folder / "manifest.parquet", self.rows)
-        options = Expression.model_validate(
+        options = StarCounts.model_validate(
             {key: str(value) if key == "genes" else value for key, value in options.items()}
         )
         build([self.folder], [manifest], self.annotation, self.output, options, workers, h5ad)

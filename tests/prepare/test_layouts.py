@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mgi.config import Expression
+from mgi.config import TableImport
 from mgi.console import log
 from mgi.errors import ExpressionError, MGIError
 from mgi.prepare.matrix import import_table
@@ -48,7 +48,7 @@ def read(tmp_path, positions):
     def read(content, name="table.txt", places=positions, **options):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        import_table(path, places, tmp_path / "expression.parquet", Expression(**options))
+        import_table(path, places, tmp_path / "expression.parquet", TableImport(**options))
         return read_expression(tmp_path / "expression.parquet")[0]
 
     return read
@@ -175,7 +175,7 @@ def test_h5ad_and_its_own_export(read, tmp_path, positions):
     data.write_h5ad(tmp_path / "own.h5ad")
     check(read((tmp_path / "own.h5ad").read_bytes(), "again.h5ad"), OWN)
     import_table(
-        tmp_path / "own.h5ad", positions, tmp_path / "e.parquet", Expression(table_unit="tpm"), tmp_path / "e.h5ad"
+        tmp_path / "own.h5ad", positions, tmp_path / "e.parquet", TableImport(table_unit="tpm"), tmp_path / "e.h5ad"
     )
     check(read((tmp_path / "e.h5ad").read_bytes(), "e2.h5ad", places=None), OWN)
     for content in (b"\x89HDF\r\n\x1a\n" + bytes(200), (tmp_path / "own.h5ad").read_bytes()[:2000]):

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mgi.config import Expression
+from mgi.config import TableImport
 from mgi.console import log
 from mgi.errors import ExpressionError
 from mgi.prepare import matrix as stage
@@ -15,7 +15,7 @@ from tests.prepare.counts import gtf_text
 
 
 def import_table(table, positions, output, h5ad=None, **options):
-    stage.import_table(table, positions, output, Expression(**options), h5ad)
+    stage.import_table(table, positions, output, TableImport(**options), h5ad)
 
 
 def matrix(cases=6, genes=4, seed=0):

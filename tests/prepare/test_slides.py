@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from mgi.codecs import decode_image, decode_mask
 from mgi.errors import AnnotationError, MissingInputError, SlideError
-from mgi.evaluate.segmentation import stitch
+from mgi.evaluate.masks import stitch
 from mgi.prepare import slides
 from mgi.prepare.slides import preview, tile_slides, tissue_mask
 from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA

@@ -10,23 +10,24 @@ from PIL import Image
 
 from mgi.codecs import encode_jpeg, encode_mask
 from mgi.errors import ImageTableError, MissingInputError
-from mgi.evaluate.segmentation import compare, summarise
+from mgi.evaluate.comparison import compare
+from mgi.evaluate.segmentation import summarise
 from mgi.report import figures
 from mgi.report.figures import draw_comparison, draw_flow, draw_losses, draw_overlays
 from mgi.tables import image_table, write_sources, write_table
 
 VARIANTS = ["image-only", "mgi"]
-SHIFTS = {"image-only": 6, "mgi": 1}
+SHIFTS = {"image-only": 4, "mgi": 1}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five patients, each with a slide of 2 x 3 tiles of which one was not cut, in two folds and two variants."""
+    """Seven patients, each with a slide of 2 x 3 tiles of which one was not cut, in two folds and two variants."""
     folder = tmp_path_factory.mktemp("results")
     rng = np.random.default_rng(0)
     rows: dict[tuple[str, int], list[dict[str, object]]] = {(v, f): [] for v in VARIANTS for f in (0, 1)}
     sources = []
-    for n in range(5):
+    for n in range(7):
         case, slide = f"TCGA-{n}", f"TCGA-{n}-DX1"
         sources.append({"source_id": slide, "case_id": case, "status": "ok", "labelled": True, "table": slide})
         left, width = rng.integers(8, 20), 20 + 3 * n
@@ -116,6 +117,25 @@ def test_comparison_prints_the_numbers_of_the_table(results: Path, tmp_path: Pat
         table.loc["image-only", ["difference", "difference_low", "difference_high"]],
     ):
         assert f"{mean:.3f}  [{low:.3f}, {high:.3f}]" in drawn
+
+
+def test_comparison_of_few_patients_has_means_without_intervals(
+    results: Path, tmp_path: Path, drawn: list[str]
+) -> None:
+    table = pd.read_csv(results / "evaluate" / "comparison.csv").set_index("variant")
+    mean = table.loc["mgi", "dice"]
+    table[["low", "high", "difference_low", "difference_high", "p_value"]] = np.nan
+    table.to_csv(tmp_path / "comparison.csv")
+    (tmp_path / "per_patient.parquet").write_bytes((results / "evaluate" / "per_patient.parquet").read_bytes())
+    draw_comparison(tmp_path, tmp_path / "comparison.png")
+    assert f"{mean:.3f}" in drawn and not any("nan" in words for words in drawn)
+
+
+def test_dollar_signs_in_names_are_no_formula(tmp_path: Path, drawn: list[str]) -> None:
+    steps = [("$\\frac{1$", 60, 0, None), ("usable", 58, 2, "cost $2 and $\\undefined$")]
+    pd.DataFrame(steps, columns=["step", "cases", "lost", "reason"]).to_csv(tmp_path / "flow.csv", index=False)
+    draw_flow(tmp_path / "flow.csv", tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").exists() and "$\\frac{1$" in drawn
 
 
 def test_overlays_are_of_the_best_median_and_worst_patient(results: Path, tmp_path: Path, drawn: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,17 +13,18 @@ from mgi.report.summary import print_summary
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    nothing = {"difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "p_value": np.nan}
-    gain = {"difference": 0.3, "difference_low": 0.25, "difference_high": 0.35, "p_value": 0.0002}
+    nothing = dict.fromkeys(("difference", "difference_low", "difference_high", "p_value", "p_holm", "detectable"))
+    gain = {"difference": 0.3, "difference_low": 0.25, "difference_high": 0.35, "p_value": 0.0002, "detectable": 0.029}
     rows = [
-        {"variant": "image-only", "n_patients": 48, "dice": 0.6, "low": 0.55, "high": 0.65} | gain,
+        {"variant": "image-only", "n_patients": 48, "dice": 0.6, "low": 0.55, "high": 0.65} | gain | {"primary": True},
         {"variant": "mgi", "n_patients": 48, "dice": 0.9, "low": 0.88, "high": 0.92} | nothing,
         {"variant": "shuffled[1]", "n_patients": 48, "dice": 0.58, "low": 0.5, "high": 0.62}
         | gain
-        | {"p_value": 0.041},
+        | {"p_value": 0.02, "p_holm": 0.041},
     ]
     (tmp_path / "evaluate").mkdir()
-    pd.DataFrame(rows).assign(n_paired=48).to_csv(tmp_path / "evaluate" / "comparison.csv", index=False)
+    table = pd.DataFrame(rows).assign(n_paired=48).fillna({"primary": False})
+    table.to_csv(tmp_path / "evaluate" / "comparison.csv", index=False)
     return tmp_path
 
 
@@ -38,10 +38,32 @@ def test_variants_come_in_the_order_of_the_comparison(results: Path, capsys: pyt
     said = capsys.readouterr().out
     lines = [line for line in said.splitlines() if "│" in line]
     assert [line.split("│")[1].strip() for line in lines] == ["image-only", "mgi", "shuffled[1]"]
-    for words in ("0.600", "[0.550, 0.650]", "+0.300", "[+0.250, +0.350]", "<0.001"):
+    for words in ("0.600", "[0.550, 0.650]", "+0.300", "[+0.250, +0.350]", "<0.001", "0.029"):
         assert words in lines[0]
     assert "+" not in lines[1] and "0.041" in lines[2]
     assert "\x1b[" not in said
+    words = " ".join(said.split())
+    assert "Primary contrast: mgi minus image-only. The other p-values are adjusted by Holm's method." in words
+
+
+def test_few_patients_are_said_to_be_few(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results / "evaluate" / "comparison.csv"
+    table = pd.read_csv(path).assign(n_patients=5, n_paired=5)
+    columns = ["low", "high", "difference_low", "difference_high", "p_value", "p_holm", "detectable"]
+    table[columns] = float("nan")
+    table.to_csv(path, index=False)
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert "Fewer than 6 patients: no interval and no p-value." in said
+    assert "+0.300" in said and "nan" not in said and "[" not in said.replace("shuffled[1]", "")
+
+
+def test_names_and_reasons_cannot_act_on_a_terminal(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flow = pd.DataFrame({"step": ["with masks"], "cases": [6], "lost": [2], "reason": ["\x1b[2Jgone [bold]x"]})
+    flow.to_csv(results / "cohort_flow.csv", index=False)
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "[bold]x" in said
 
 
 def test_retrieval_stands_beside_chance(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +107,10 @@ def test_report_comes_last_on_one_line(results: Path, capsys: pytest.CaptureFixt
     folder = results / ("a" * 150)
     (folder / "evaluate").mkdir(parents=True)
     (folder / "evaluate" / "comparison.csv").write_text((results / "evaluate" / "comparison.csv").read_text())
-    (folder / "report.html").write_text("")
+    (folder / "report").mkdir()
+    (folder / "report" / "index.html").write_text("")
     print_summary(folder)
-    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report' / 'index.html'}"
 
 
 def test_unfinished_run_is_told(tmp_path: Path) -> None:

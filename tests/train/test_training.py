@@ -359,12 +359,12 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """A function that pretends that torch sees CUDA, and that mamba-ssm and its compiled kernel are there or not."""
+    """A function that pretends that CUDA, mamba-ssm, its compiled kernel and Triton are there or not."""
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
 
-    def pretend(seen: bool, python: bool, kernel: bool) -> None:
+    def pretend(seen: bool, python: bool, kernel: bool, triton: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-        names = {"mamba_ssm.ops.selective_scan_interface": python, "selective_scan_cuda": kernel}
+        names = {"mamba_ssm.ops.selective_scan_interface": python, "selective_scan_cuda": kernel, "triton": triton}
         for name, there in names.items():
             monkeypatch.setitem(sys.modules, name, ModuleType(name) if there else None)
 
@@ -378,11 +378,13 @@ def test_cuda_without_a_device_is_refused(cuda):
 
 
 @pytest.mark.parametrize(("python", "kernel"), [(False, True), (True, False)])
-def test_genes_on_cuda_need_mamba_and_its_compiled_kernel_and_images_alone_do_not(cuda, python, kernel):
+def test_genes_on_cuda_need_a_compiled_mamba_or_triton_and_images_alone_do_not(cuda, python, kernel):
     cuda(True, python, kernel)
-    with pytest.raises(ConfigError, match=r"needs mamba-ssm's kernel .*use workflow/envs/train-gpu\.yaml"):
+    with pytest.raises(ConfigError, match=r"needs mamba-ssm or Triton .*use workflow/envs/train-gpu\.yaml"):
         prepare_torch(1, "cuda", 0, genes=True)
     assert prepare_torch(1, "cuda", 0, genes=False).type == "cuda"
+    cuda(True, python, kernel, triton=True)
+    assert prepare_torch(1, "cuda", 0, genes=True).type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .conftest import ROOT, Workflow, counted
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 RULE = re.compile(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
+SHELL = re.compile(r"^ *shell:\n((?: +f?[\"'].*\n)+)", re.MULTILINE)
 GENE_ANNOTATION = "be002a2c-3b27-43f3-9e0f-fd47db92a6b5"
 BRCA_SITES = (
     "TCGA-(3C|4H|5L|5T|A1|A2|A7|A8|AC|AN|AO|AQ|AR|B6|BH|C8|D8|E2|E9|EW|GI|GM|HN|JL|LD|LL|LQ|MS|OK|OL|PE|PL|S3|UL|UU|"
@@ -91,11 +92,22 @@ def test_every_rule_states_what_it_needs():
             assert directive in body, f"rule {name} has no {directive}"
 
 
+def test_every_field_of_a_shell_line_is_quoted():
+    texts = [file.read_text() for file in (ROOT / "workflow").rglob("*.smk")]
+    commands = [command for text in texts for command in SHELL.findall(text)]
+    assert len(commands) >= 18
+    for command in commands:
+        fields = re.findall(r"\{[^{}]*\}", command)
+        assert fields
+        assert [field for field in fields if not field.endswith(":q}")] == [], command
+    assert not any(re.search(r"shell\.(prefix|suffix)|shell\(", text) for text in texts)
+
+
 def test_every_rule_only_calls_mgi():
     texts = [file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk")]
-    commands = [command for text in texts for command in re.findall(r'shell:\n +"(.*)', text)]
+    commands = [command for text in texts for command in SHELL.findall(text)]
     assert commands
-    assert all(command.startswith("python -m mgi ") for command in commands)
+    assert all(command.strip().startswith('"{params.mgi:q} ') for command in commands)
     assert not any(re.search(r"^ *(run|script|notebook):", text, re.MULTILINE) for text in texts)
 
 
@@ -104,7 +116,7 @@ def test_every_rule_only_calls_mgi():
     [
         ("sede=1", "unknown key 'sede': did you mean 'seed'?"),
         ("device=gpu", "'device' cannot be 'gpu'"),
-        ("evaluate={reference: mgl}", "evaluate names the variant 'mgl', but finetune has mgi"),
+        ("evaluate={reference: mgl}", "'evaluate.reference' is 'mgl', which 'evaluate.variants' lacks"),
     ],
 )
 def test_wrong_configuration_is_refused_in_one_sentence(setting, said, tmp_path):
@@ -130,7 +142,8 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
 
 def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
     text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("--dry-run")
-    assert "configuration: 'expression.table' is resources/tcga-lgg/expression_zscore.parquet, which is not" in text
+    missing = "resources/tcga-lgg/expression_zscore.parquet"
+    assert f"configuration: 'expression.table' is {missing}, which does not exist" in text
 
 
 def test_missing_mri_is_refused_with_where_to_get_it(tmp_path):
@@ -212,7 +225,7 @@ def test_slides_may_come_from_the_imaging_data_commons(small_brca):
     assert counted(planned)["fetch_slides_idc"] == counted(planned)["tile_slides"] == 3
     assert counted(planned)["fetch_slides"] == 0
     text = small_brca.run("--dry-run", "--printshellcmds", "--config", "slides={fetch_from: idc}")
-    assert text.count("python -m mgi idc fetch resources/gdc/TCGA-BRCA/manifest.parquet") == 3
+    assert text.count(" -m mgi idc fetch resources/gdc/TCGA-BRCA/manifest.parquet") == 3
     assert f"slides/TCGA-A1-A0SD-01Z-00-DX2/{identifier(902)}/TCGA-A1-A0SD-01Z-00-DX2.c.dcm" in text
 
 
@@ -246,19 +259,19 @@ def test_expression_options_reach_the_command(small_brca, tmp_path):
     target, plan = "results/tcga-brca/expression.parquet", ("--dry-run", "--printshellcmds")
     usual = small_brca.run(*plan, target)
     assert f"--annotation resources/gdc/TCGA-BRCA/annotation/{GENE_ANNOTATION}/gencode.v36.annotation.gtf.gz " in usual
-    assert "--gene-type=protein_coding --unit log2-tpm --workers 2 " in usual
+    assert "--gene-type=protein_coding --unit=log2-tpm --workers 2 " in usual
     assert "--gene-type=all " in small_brca.run(*plan, target, "--config", "expression={gene_types: []}")
     for name in ("my genes.txt", "places.tsv"):
         (tmp_path / name).touch()
     settings = f"genes: {tmp_path}/my genes.txt, positions: {tmp_path}/places.tsv, unit: log2-fpkm-uq"
     own = small_brca.run(*plan, target, "--config", f"expression={{{settings}}}")
-    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit log2-fpkm-uq" in own
+    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit=log2-fpkm-uq" in own
     assert "--gene-type" not in own and "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
 
 
 def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
     text = small_brca.refusal("--dry-run", "--config", "expression={genes: absent.txt}")
-    assert "configuration: 'expression.genes' is absent.txt, which is not there" in text
+    assert "configuration: 'expression.genes' is absent.txt, which does not exist" in text
 
 
 def test_own_positions_need_no_annotation_pinned(tmp_path):
@@ -272,7 +285,7 @@ def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{identifier(901)}\tpen marks\n")
     text = small_brca.refusal("--dry-run", "--config", f"gdc={{exclude: {table}}}")
-    assert f"pins 1 files that gdc.exclude leaves out, {identifier(901)} the first" in text
+    assert f"pins 1 files that gdc.exclude leaves out, '{identifier(901)}'" in text
     table.write_text(f"file_id\treason\n{identifier(77)}\tpen marks\n")
     assert small_brca.planned("--config", f"gdc={{exclude: {table}}}")
 

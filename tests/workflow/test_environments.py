@@ -40,7 +40,10 @@ ALSO = {
     "pyarrow": "pandas reads and writes Parquet with it",
     "snakemake-executor-plugin-slurm": "found by Snakemake",
     "torchvision": "timm imports it",
+    "nibabel": "the reader of NIfTI",
+    "numba": "the scan on a CPU",
     "numpy": "what pandas holds",
+    "requests": "`mgi doctor` asks the GDC with it",
     "pip": "installs idc-index",
 }
 
@@ -121,8 +124,8 @@ def modules_run_in(file: Path) -> Iterator[str]:
         yield from known["evaluate"]
     for text in map(Path.read_text, RULES):
         for _, _, body in RULE.findall(text):
-            shell = re.search(r'shell:\n +"python -m mgi (\w+)(?: (\w+))?', body)
-            environment = re.search(r"conda:\n +(?:\"\.\./envs/(.*)\.yaml\"|(TRAINING_ENV))", body)
+            shell = re.search(r'shell:\n +"\{params\.mgi:q\} (\w+)(?: (\w+))?', body)
+            environment = re.search(r"conda:\n +(?:environment\(\"(.*)\"\)|(TRAINING_ENV))", body)
             if shell and file.stem in ([environment[1]] if environment[1] else ["train-cpu", "train-gpu"]):
                 yield from ENTRY
                 yield from known.get(f"{shell[1]} {shell[2]}") or known[shell[1]]

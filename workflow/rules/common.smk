@@ -1,75 +1,49 @@
-"""What the rules share: the validated configuration, and small getters that turn it into file names."""
+"""What the rules share: the plan of the configuration, and small getters that turn it into file names and options."""
 
 import functools
-import json
-import re
-import shlex
-import sys
 
-from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
-CHECKOUT = Path(workflow.basedir).parent
-sys.path.insert(0, str(CHECKOUT))
-
-from mgi.acquire.manifest import ANNOTATION, EXPRESSION
-from mgi.acquire.manifest import dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.prepare.mri import fingerprint
-from mgi.config import load_config
 from mgi.errors import MGIError
-from mgi.prepare.annotations import check_annotations, find_annotation
-from mgi.prepare.cohort import slide_batches
+from mgi.plan import Plan, match_exactly, read_configuration
+
+MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
+# Module and path variables of this workflow; while jobs are planned, Snakemake has those of the importing workflow.
+MODIFIER, PATHVARS = workflow.modifier, workflow.pathvars
 
 
-def refused(function):
-    """Turn an error that the user can put right into Snakemake's own, which shows its sentence without a traceback."""
+def refusing(function):
+    """Turn an error that the user can correct into Snakemake's own, which shows its sentence without a traceback."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except MGIError as problem:
-            raise WorkflowError(str(problem)) from None
+        except MGIError as error:
+            raise WorkflowError(str(error)) from error
 
     return wrapper
 
 
-CFG = refused(load_config)(config)
-PROJECTS = CFG.gdc.projects if CFG.gdc else []
-SIMULATED = CFG.gdc.api_url.removeprefix("local:") if CFG.simulate else None
-FOLDS = CFG.folds_to_run()
-ENCODERS = CFG.finetune[CFG.evaluate.reference].encoders
-GPU = 1 if CFG.device == "cuda" else 0
-TRAINING_ENV = f"../envs/train-{'gpu' if GPU else 'cpu'}.yaml"
-
-# A manifest pins a cohort: one that is there is an input like any other, which no change of the configuration or of
-# this workflow makes anew. The simulated cohort's follows its simulation.
-MANIFEST = "resources/gdc/{project}/manifest.parquet"
-PINNED = [] if CFG.simulate else [name for name in PROJECTS if Path(MANIFEST.format(project=name)).exists()]
+def manifest_path(project):
+    """Where a project's manifest lies, under the prefix and the path variables of this workflow."""
+    return Path(PATHVARS.apply(str(MODIFIER.modify_path(MANIFEST.format(project=project)))))
 
 
-def one_of(names):
-    """A regular expression for exactly these names; it matches nothing where there are none."""
-    return "|".join(map(re.escape, names)) or "(?!)"
+CFG = refusing(read_configuration)(config)
+PLAN = refusing(Plan)(CFG, manifest_path)
+TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
 
 
 wildcard_constraints:
-    cohort=re.escape(CFG.cohort),
-    project=one_of(PROJECTS),
-    source=r"[^/.]+",
-    part=r"\d+",
-    variant=one_of([*CFG.pretrain, *CFG.finetune]),
-    fold=one_of(map(str, range(CFG.split.folds))),
-    run=one_of([*(f"fold{fold}" for fold in range(CFG.split.folds)), "all"]),
-
-
-# Rules call this checkout's code in whatever environment they run; without conda or containers that is the one of the
-# running Snakemake, activated or not.
-DEPLOYED = bool(workflow.deployment_settings.deployment_method)
-shell.prefix(
-    "set -euo pipefail; "
-    + ("" if DEPLOYED else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
-    + f"export PYTHONPATH={shlex.quote(str(CHECKOUT))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
-)
+    cohort=match_exactly([CFG.cohort]),
+    project=match_exactly(PLAN.projects),
+    # Not the table of what became of a batch's slides.
+    source=r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.status)",
+    part="[0-9]+",
+    variant=match_exactly([*CFG.pretrain, *CFG.finetune]),
+    fold=match_exactly(range(CFG.split.folds)),
+    run=match_exactly([*(f"fold{fold}" for fold in range(CFG.split.folds)), "all"]),
 
 
 # A slide is on the disk from its fetch to its tiles. Tiling goes first, so this bounds both together.
@@ -77,90 +51,83 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
     workflow.register_resource("slides_in_flight", CFG.slides.in_flight)
 
 
-# What the user gives is looked for now: an error in an input function would come with a traceback.
-for key, path in CFG.given_files().items():
-    if not Path(path).exists():
-        raise WorkflowError(f"configuration: '{key}' is {path}, which is not there: put it there or correct the key")
+def deployed():
+    """Whether rules run in an environment of their own: conda, or a container that the user added."""
+    methods = workflow.deployment_settings.deployment_method
+    in_container = DeploymentMethod.APPTAINER in methods and MODIFIER.global_container_img
+    return DeploymentMethod.CONDA in methods or bool(in_container)
+
+
+PYTHON = "python" if deployed() else sys.executable
+
+
+def mgi_command(wildcards, threads):
+    """The command `mgi` of this checkout, without the working directory on Python's path.
+
+    It asks for `threads` because Snakemake does not compare such parameters with those of an earlier run: another
+    place of the checkout or of Python is no reason to run a job again.
+    """
+    inherited = "" if deployed() else os.getenv("PYTHONPATH", "")
+    settings = [f"PYTHONPATH={os.pathsep.join(filter(None, [str(CHECKOUT), inherited]))}"]
+    settings += ["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else []
+    return ["env", *settings, PYTHON, "-P", "-m", "mgi"]
+
+
+def given(path):
+    """An input function for a file that the user names: no prefix of a module is put before it."""
+    return lambda wildcards: local(path) if path else []
+
+
+def within_results(names):
+    """Files of the cohort's results."""
+    return [f"<results>/{CFG.cohort}/{name}" for name in names]
 
 
 # ---- acquire
 
 
+def project_manifest(project):
+    """The manifest of a project, awaited where the workflow makes it."""
+    if project not in PLAN.pinned:
+        checkpoints.query.get(project=project)
+    return MANIFEST.format(project=project)
+
+
 def manifest(wildcards):
-    """The manifest of a project."""
-    pinned = MANIFEST.format(project=wildcards.project)
-    return pinned if wildcards.project in PINNED else checkpoints.query.get(project=wildcards.project).output.manifest
+    """The manifest of a job's project."""
+    return project_manifest(wildcards.project)
+
+
+def unchanged_manifest(wildcards):
+    """The manifest of a batch's project. A slide is fetched again when its own row changed, not when any row did."""
+    return ancient(manifest(wildcards))
 
 
 def manifests(wildcards):
     """The manifests of all projects."""
+    return [project_manifest(name) for name in PLAN.projects]
+
+
+def fetch_options(wildcards, threads):
+    """Where files come from and how. A file is the same wherever it comes from, so a change fetches nothing again."""
+    return PLAN.fetch_options()
+
+
+@refusing
+def expression_receipts(wildcards):
+    """The receipts of the jobs that fetch the STAR tables of every project, so many at a time."""
+    manifests(wildcards)
     return [
-        MANIFEST.format(project=name) if name in PINNED else checkpoints.query.get(project=name).output.manifest
-        for name in PROJECTS
+        f"<resources>/gdc/{project}/receipts/expression/{part}.tsv"
+        for project in PLAN.projects
+        for part in PLAN.expression_parts(project)
     ]
 
 
-def queried():
-    """Options of `mgi gdc query`: only what this configuration reads is pinned."""
-    star = "--data-type expression "
-    star += "" if CFG.expression.positions else f"--annotation-file-id {CFG.expression.annotation_file_id} "
-    options = [f"--slides={name}" for name in CFG.gdc.slides]
-    options += [f"--sample-type={name}" for name in CFG.gdc.sample_types]
-    options += [f"--aliquots={CFG.gdc.aliquots}", f"--slides-per-case={CFG.gdc.slides_per_case}"]
-    options += [f"--exclude={CFG.gdc.exclude}"] if CFG.gdc.exclude else []
-    kinds = (star if CFG.expression.table is None else "") + ("--data-type slides " if CFG.slides else "")
-    return kinds + shlex.join(options)
-
-
-def source_options(wildcards):
-    """Options of `mgi gdc fetch` that say where from and how.
-
-    They are given as a resource, which a job is not run again for: a file is the same wherever it comes from.
-    """
-    options = ["--api-url", CFG.gdc.api_url, "--workers", str(CFG.gdc.workers)]
-    options += [f"--mirror={address}" for address in CFG.gdc.mirrors]
-    options += [f"--token-file={CFG.gdc.token_file}"] if CFG.gdc.token_file else []
-    return shlex.join(options)
-
-
-@refused
-def refuse_excluded(path):
-    """A pinned manifest is not made anew, so one that holds what is to be left out is refused."""
-    excluded = read_exclusions(CFG.gdc.exclude)
-    held = [file_id for file_id in read_manifest(path).file_id if file_id in excluded]
-    if held:
-        raise WorkflowError(
-            f"{path} pins {len(held)} files that gdc.exclude leaves out, {held[0]} the first: "
-            "move it away and run `snakemake pin` to pin the cohort anew"
-        )
-
-
-for name in PINNED:
-    if CFG.gdc.exclude:
-        refuse_excluded(MANIFEST.format(project=name))
-    refused(refuse_other_choice)(
-        MANIFEST.format(project=name),
-        slides=sorted(CFG.gdc.slides),
-        sample_types=CFG.gdc.sample_types,
-        aliquots=CFG.gdc.aliquots,
-        slides_per_case=CFG.gdc.slides_per_case,
-    )
-
-
-def expression_receipts(wildcards):
-    """The receipts of the jobs that fetch the STAR tables of every project, so many at a time."""
-    receipts = []
-    for project, path in zip(PROJECTS, manifests(wildcards), strict=True):
-        files = int((refused(read_manifest)(path).data_type == EXPRESSION).sum())
-        parts = range(-(-files // CFG.gdc.files_per_job))
-        receipts += [f"resources/gdc/{project}/receipts/expression/{part}.tsv" for part in parts]
-    return receipts
-
-
-def rows_of_part(wildcards):
-    """The STAR tables that one job fetches."""
-    start = int(wildcards.part) * CFG.gdc.files_per_job
-    return f"{start}:{start + CFG.gdc.files_per_job}"
+def annotation_receipt(wildcards):
+    """The gene annotation: the user's, or the receipt of the one that is fetched."""
+    fetched = f"<resources>/gdc/{PLAN.projects[0]}/receipts/annotation.tsv"
+    return local(CFG.expression.positions) if CFG.expression.positions else fetched
 
 
 def kept_or_temporary(folder):
@@ -168,139 +135,69 @@ def kept_or_temporary(folder):
     return directory(folder) if CFG.slides.keep_slides else temp(directory(folder))
 
 
-@refused
-@functools.cache
-def batches_of(*paths):
-    """The batches of these manifests, once it is sure that every annotation belongs to a slide of theirs."""
-    found = {
-        name: (project, rows)
-        for project, path in zip(PROJECTS, paths, strict=True)
-        for name, rows in slide_batches(read_manifest(path), CFG.slides.per_job).items()
-    }
-    if CFG.slides.annotations:
-        check_annotations(CFG.slides.annotations, [name for _, rows in found.values() for name in rows.source_id])
-    return found
-
-
-def batches(wildcards):
-    """The slides that one job fetches and one job tiles: {name: (project, their rows of its manifest)}."""
-    return batches_of(*manifests(wildcards))
-
-
+@refusing
 def batch(wildcards):
-    """The project and the rows of one batch."""
-    found = batches(wildcards)
-    if wildcards.source not in found:
-        raise WorkflowError(f"no slides are taken together as {wildcards.source}; the batches are {', '.join(found)}")
-    return found[wildcards.source]
-
-
-def slide_folder(wildcards):
-    """The folder of a batch's slides."""
-    return f"resources/gdc/{batch(wildcards)[0]}/slides/{wildcards.source}"
-
-
-def slide_files(wildcards):
-    """The slides of a batch."""
-    folder, rows = slide_folder(wildcards), batch(wildcards)[1]
-    names = rows.file_name.map(dicom_name) if CFG.slides.fetch_from == "idc" else rows.file_name
-    return [f"{folder}/{file_id}/{name}" for file_id, name in zip(rows.file_id, names, strict=True)]
-
-
-def kept_genes():
-    """Options of `mgi expression build` that say which genes are kept."""
-    if CFG.expression.genes:
-        return [f"--genes={CFG.expression.genes}"]
-    return [f"--gene-type={name}" for name in CFG.expression.gene_types or ["all"]]
-
-
-def annotation_files(wildcards):
-    """The annotations of a batch's slides: a slide that gains one, or whose own changes, is tiled again."""
-    if not CFG.slides.annotations:
-        return []
-    found = (find_annotation(CFG.slides.annotations, name) for name in batch(wildcards)[1].source_id)
-    return [str(path) for path in found if path]
-
-
-@refused
-def annotation_file(wildcards):
-    """The gene annotation: the user's, or the one that the manifest of the first project pins."""
-    if CFG.expression.positions:
-        return CFG.expression.positions
-    path = manifests(wildcards)[0]
-    pinned = read_manifest(path)
-    for row in pinned[pinned.data_type == ANNOTATION].itertuples():
-        return f"resources/gdc/{PROJECTS[0]}/annotation/{row.file_id}/{row.file_name}"
-    raise WorkflowError(f"{path} pins no gene annotation: move it away and run `snakemake pin` to pin the cohort anew")
-
-
-if CFG.slides and len(PINNED) == len(PROJECTS):
-    batches_of(*(MANIFEST.format(project=name) for name in PROJECTS))
+    """The project and the rows of one batch of slides."""
+    manifests(wildcards)
+    return PLAN.batch(wildcards.source)
 
 
 # ---- prepare to report
 
 
+def slide_folder(wildcards):
+    """The folder of a batch's slides."""
+    return f"<resources>/gdc/{batch(wildcards).project}/slides/{wildcards.source}"
+
+
+@refusing
+def slide_files(wildcards, input):
+    """The slides of a batch."""
+    batch(wildcards)
+    return [f"{input.slides}/{name}" for name in PLAN.slide_files(wildcards.source)]
+
+
+@refusing
+def annotation_files(wildcards):
+    """The annotations of a batch's slides."""
+    batch(wildcards)
+    return [local(path) for path in PLAN.annotation_files(wildcards.source)]
+
+
+@refusing
+def gene_annotation(wildcards, input):
+    """The gene annotation: the user's, or the one that the first project's manifest pins."""
+    if CFG.expression.positions:
+        return CFG.expression.positions
+    manifests(wildcards)
+    return Path(input.annotation).parents[1] / "annotation" / PLAN.gene_annotation()
+
+
+@refusing
+def image_names(wildcards):
+    """The names of the cohort's tables of images."""
+    manifests(wildcards)
+    return ["mri"] if CFG.mri else list(PLAN.batches)
+
+
 def image_tables(wildcards):
     """The tables of images of the cohort."""
-    names = ["mri"] if CFG.mri else batches(wildcards)
-    return [f"results/{CFG.cohort}/images/{name}.parquet" for name in names]
+    return within_results(f"images/{name}.parquet" for name in image_names(wildcards))
 
 
 def status_tables(wildcards):
     """What became of the slides of every batch."""
-    return [f"results/{CFG.cohort}/images/{name}.status.parquet" for name in batches(wildcards)]
-
-
-def stratification():
-    """Options of `mgi split` that name the classes which every fold holds alike."""
-    if CFG.split.stratify_table is None:
-        return ""
-    return f"--stratify-table {shlex.quote(CFG.split.stratify_table)} --stratify-column {CFG.split.stratify_column}"
-
-
-def options(stage):
-    """A function that gives a variant's options as text, so that only a change of its own options reruns it."""
-    return lambda wildcards: json.dumps(getattr(CFG, f"{stage}_options")(wildcards.variant), sort_keys=True)
+    return within_results(f"images/{name}.status.parquet" for name in image_names(wildcards))
 
 
 def profiles(wildcards):
     """The expression and its genes, where a fine-tuning variant reads them."""
-    read = CFG.finetune[wildcards.variant].genes != "none"
-    return [f"results/{{cohort}}/{name}.parquet" for name in ("expression", "genes")] if read else []
+    return within_results(["expression.parquet", "genes.parquet"]) if PLAN.reads_genes(wildcards.variant) else []
 
 
-def encoders(run):
-    """An input function for the pre-trained encoders that a fine-tuning variant starts from, if it does."""
-
-    def getter(wildcards):
-        if not CFG.needs_pretraining(wildcards.variant):
-            return []
-        folder = f"results/{{cohort}}/pretrain/{CFG.finetune[wildcards.variant].encoders}/{run}"
-        return [f"{folder}/model.safetensors", f"{folder}/config.json"]
-
-    return getter
-
-
-def compared(file):
-    """The file of each variant that is compared."""
-    return [f"results/{CFG.cohort}/finetune/{variant}/{file}" for variant in CFG.evaluate.variants]
-
-
-def metrics():
-    """The training curves of every run that the comparison rests on."""
-    fine = [f"finetune/{variant}/fold{fold}" for variant in CFG.evaluate.variants for fold in FOLDS]
-    used = {CFG.finetune[name].encoders: None for name in CFG.evaluate.variants if CFG.needs_pretraining(name)}
-    pre = [f"pretrain/{variant}/fold{fold}" for variant in used for fold in FOLDS]
-    return [f"results/{CFG.cohort}/{run}/metrics.csv" for run in pre + fine]
-
-
-def final_outputs():
-    """What a bare `snakemake` makes."""
-    names = [
-        "evaluate/comparison.csv",
-        *(f"report/{name}.png" for name in ("flow", "losses", "comparison", "overlays")),
-    ]
-    if CFG.needs_pretraining(CFG.evaluate.reference):
-        names.append("evaluate/retrieval.csv")
-    return [f"results/{CFG.cohort}/{name}" for name in names]
+def encoders(wildcards):
+    """The pre-trained encoders that a fine-tuning variant starts from, if it does."""
+    name = PLAN.encoders(wildcards.variant)
+    run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
+    files = ("model.safetensors", "config.json") if name else ()
+    return within_results(f"pretrain/{name}/{run}/{file}" for file in files)

@@ -1,106 +1,112 @@
 rule draw_flow:
     input:
-        "results/{cohort}/cohort_flow.csv",
+        "<results>/{cohort}/cohort_flow.csv",
     output:
         report(
-            "results/{cohort}/report/flow.png",
+            "<results>/{cohort}/report/flow.png",
             caption="../report/flow.rst",
             category="Cohort",
             labels={"shown": "cases kept at each step"},
         ),
     log:
-        "logs/{cohort}/report/flow.log",
+        "<logs>/{cohort}/report/flow.log",
     benchmark:
-        "logs/{cohort}/report/flow.tsv"
+        "<benchmarks>/{cohort}/report/flow.tsv"
     conda:
-        "../envs/report.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
+    params:
+        mgi=mgi_command,
     shell:
-        "python -m mgi report flow {input:q} -o {output:q} > {log} 2>&1"
+        "{params.mgi:q} report flow {input:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule draw_losses:
     input:
-        metrics(),
+        within_results(f"{run}/metrics.csv" for run in PLAN.runs()),
     output:
         report(
-            "results/{cohort}/report/losses.png",
+            "<results>/{cohort}/report/losses.png",
             caption="../report/losses.rst",
             category="Training",
             labels={"shown": "loss and validation curves"},
         ),
     log:
-        "logs/{cohort}/report/losses.log",
+        "<logs>/{cohort}/report/losses.log",
     benchmark:
-        "logs/{cohort}/report/losses.tsv"
+        "<benchmarks>/{cohort}/report/losses.tsv"
     conda:
-        "../envs/report.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
+    params:
+        mgi=mgi_command,
     shell:
-        "python -m mgi report losses {input:q} -o {output:q} > {log} 2>&1"
+        "{params.mgi:q} report losses {input:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule draw_comparison:
     input:
-        comparison="results/{cohort}/evaluate/comparison.csv",
-        per_patient="results/{cohort}/evaluate/per_patient.parquet",
+        comparison="<results>/{cohort}/evaluate/comparison.csv",
+        per_patient="<results>/{cohort}/evaluate/per_patient.parquet",
     output:
         report(
-            "results/{cohort}/report/comparison.png",
+            "<results>/{cohort}/report/comparison.png",
             caption="../report/comparison.rst",
             category="Segmentation",
             labels={"shown": "Dice by patient"},
         ),
     log:
-        "logs/{cohort}/report/comparison.log",
+        "<logs>/{cohort}/report/comparison.log",
     benchmark:
-        "logs/{cohort}/report/comparison.tsv"
+        "<benchmarks>/{cohort}/report/comparison.tsv"
     conda:
-        "../envs/report.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
     params:
+        mgi=mgi_command,
         folder=lambda wildcards, input: Path(input.comparison).parent,
     shell:
-        "python -m mgi report comparison {params.folder:q} -o {output:q} > {log} 2>&1"
+        "{params.mgi:q} report comparison {params.folder:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule draw_overlays:
     input:
         images=image_tables,
-        sources="results/{cohort}/sources.parquet",
-        per_patient=f"results/{{cohort}}/finetune/{CFG.evaluate.reference}/per_patient.parquet",
+        sources="<results>/{cohort}/sources.parquet",
+        per_patient=f"<results>/{{cohort}}/finetune/{CFG.evaluate.reference}/per_patient.parquet",
         predictions=expand(
-            "results/{{cohort}}/finetune/{variant}/fold{fold}/predictions.parquet",
+            "<results>/{{cohort}}/finetune/{variant}/fold{fold}/predictions.parquet",
             variant=CFG.evaluate.reference,
-            fold=FOLDS,
+            fold=PLAN.folds,
         ),
     output:
         report(
-            "results/{cohort}/report/overlays.png",
+            "<results>/{cohort}/report/overlays.png",
             caption="../report/overlays.rst",
             category="Segmentation",
             labels={"shown": "best, median and worst patient"},
         ),
     log:
-        "logs/{cohort}/report/overlays.log",
+        "<logs>/{cohort}/report/overlays.log",
     benchmark:
-        "logs/{cohort}/report/overlays.tsv"
+        "<benchmarks>/{cohort}/report/overlays.tsv"
     conda:
-        "../envs/report.yaml"
+        environment("base")
     threads: 1
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
     params:
+        mgi=mgi_command,
         folder=lambda wildcards, input: Path(input.per_patient).parent,
     shell:
-        "python -m mgi report overlays {params.folder:q} --sources {input.sources:q} -o {output:q} > {log} 2>&1"
+        "{params.mgi:q} report overlays {params.folder:q} --sources {input.sources:q} -o {output:q} > {log:q} 2>&1"

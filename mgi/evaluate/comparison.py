@@ -1,0 +1,107 @@
+"""Variants compared patient by patient."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mgi.errors import CohortError
+from mgi.evaluate.statistics import (
+    DECIMALS,
+    adjust_holm,
+    detectable_difference,
+    estimate_mean,
+    p_value_of_sign_flips,
+    resample_patients,
+)
+from mgi.tables import read_table, write_csv, write_table
+
+COLUMNS = (
+    "variant", "n_patients", "dice", "low", "high", "difference", "difference_low", "difference_high", "p_value",
+    "p_holm", "primary", "detectable", "n_paired",
+)  # fmt: skip
+
+
+def compare(
+    folder: Path,
+    variants: list[str],
+    output: Path,
+    reference: str = "mgi",
+    bootstrap_samples: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Compare variants patient by patient.
+
+    Reads {folder}/{variant}/per_patient.parquet and per_image.parquet, as `summarise` wrote them, and writes into
+    `output` the same two tables with a first column `variant`, and comparison.csv: for each variant its mean Dice with
+    a 95% interval, and the mean difference `reference` - variant over the patients that both have, with the interval
+    of the paired bootstrap and the two-sided p-value of the sign-flip permutation test of that mean. One set of
+    resamples serves all variants. The reference's own row has no difference, and with fewer than 6 patients there are
+    neither intervals nor p-values.
+
+    The first variant that is not the reference is the primary contrast (`primary`), whose p-value stands for itself;
+    `p_holm` holds the others' p-values adjusted for one another (Holm, 1979). `detectable` is the smallest mean
+    difference that a paired t-test of these patients would detect with 80% power at the 5% level.
+
+    Raises
+    ------
+    CohortError
+        If `reference` is not among `variants`, or shares no patient with one of them.
+    MissingInputError
+        If a variant was not summarised.
+    """
+    if reference not in variants:
+        raise CohortError(f"the reference '{reference}' is not among the variants compared: {', '.join(variants)}")
+    tables = {name: _read_tables(Path(folder), variants, name) for name in ("per_patient", "per_image")}
+    patients = tables["per_patient"].select(["variant", "case_id", "dice"]).to_pandas()
+    scores = patients.pivot(index="case_id", columns="variant", values="dice").sort_index()[list(variants)]
+    resamples = resample_patients(len(scores), bootstrap_samples, seed)
+    rows = pd.DataFrame([_compare_variant(scores, variant, reference, resamples, seed) for variant in variants])
+    others = rows.index[rows["variant"] != reference]
+    rows["primary"] = rows.index == others[0] if len(others) else False
+    rows["p_holm"] = adjust_holm(rows["p_value"].where(~rows["primary"]).to_numpy(float))
+
+    output = Path(output)
+    for name, table in tables.items():
+        write_table(table, output / f"{name}.parquet")
+    write_csv(rows[list(COLUMNS)], output / "comparison.csv", f"%.{DECIMALS}f")
+
+
+def _read_tables(folder: Path, variants: list[str], name: str) -> pa.Table:
+    """Read one table of every variant into one, with a first column `variant`."""
+    parts = []
+    for variant in variants:
+        part = read_table(folder / variant / f"{name}.parquet", f"the metrics of variant '{variant}'")
+        parts.append(part.add_column(0, "variant", pa.array([variant] * len(part), pa.string())))
+    return pa.concat_tables(parts)
+
+
+def _compare_variant(
+    scores: pd.DataFrame, variant: str, reference: str, resamples: np.ndarray, seed: int
+) -> dict[str, object]:
+    """Return one row of comparison.csv from the Dice [cases, variants], NaN where a variant lacks a case."""
+    own = estimate_mean(scores[variant].to_numpy(), resamples)
+    row: dict[str, object] = {
+        "variant": variant,
+        "n_patients": own["n"],
+        "dice": own["mean"],
+        "low": own["low"],
+        "high": own["high"],
+    }
+    if variant == reference:
+        empty = dict.fromkeys(("difference", "difference_low", "difference_high", "p_value", "detectable"))
+        return row | empty | {"n_paired": own["n"]}
+    difference = (scores[reference] - scores[variant]).to_numpy()
+    paired = estimate_mean(difference, resamples)
+    if not paired["n"]:
+        raise CohortError(f"the variants '{reference}' and '{variant}' were tested on no common patient")
+    both = difference[~np.isnan(difference)]
+    return row | {
+        "difference": paired["mean"],
+        "difference_low": paired["low"],
+        "difference_high": paired["high"],
+        "p_value": p_value_of_sign_flips(both, seed),
+        "detectable": detectable_difference(both),
+        "n_paired": paired["n"],
+    }

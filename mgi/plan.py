@@ -1,0 +1,335 @@
+"""What the workflow asks of a configuration: what is refused, which files there are, and which options a job gets.
+
+The Snakefile calls this while it builds its graph; nothing here knows Snakemake.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
+from mgi.config import Config, load_config
+from mgi.errors import ConfigError, ManifestError
+from mgi.names import first_few
+from mgi.prepare.annotations import check_annotations, find_annotation
+from mgi.prepare.cohort import slide_batches
+from mgi.prepare.mri import fingerprint
+
+PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
+# A key that Snakemake itself reads from a configuration file.
+SNAKEMAKE_KEYS = ("pathvars",)
+
+
+def read_configuration(settings: Mapping[str, Any]) -> Config:
+    """Validate the mapping that Snakemake merged from configuration files and its command line.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value impossible.
+    """
+    return load_config({key: value for key, value in settings.items() if key not in SNAKEMAKE_KEYS})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The slides that one job fetches and one job tiles.
+
+    Parameters
+    ----------
+    project : str
+        Their project.
+    rows : pandas.DataFrame
+        Their rows of its manifest, with a column source_id.
+    """
+
+    project: str
+    rows: pd.DataFrame
+
+
+class Plan:
+    """The jobs that a configuration asks for.
+
+    Parameters
+    ----------
+    config : Config
+        A valid configuration.
+    manifest_path : callable
+        The path of a project's manifest, given the project's name.
+
+    Raises
+    ------
+    MGIError
+        If the configuration, a file that it names or a pinned manifest tells that a job would fail.
+    """
+
+    def __init__(self, config: Config, manifest_path: Callable[[str], Path]) -> None:
+        self.config = config
+        self.projects = config.gdc.projects if config.gdc else []
+        self.folds = config.folds_to_run()
+        self._manifest_path = manifest_path
+        # A manifest that is there pins the cohort: no change of the configuration or of the workflow makes it again.
+        # That of the simulated cohort follows its simulation.
+        self.pinned = [] if config.simulate else [name for name in self.projects if manifest_path(name).exists()]
+        self._check()
+
+    def _check(self) -> None:
+        for key, path in self.config.given_files().items():
+            if not Path(path).exists():
+                raise ConfigError(
+                    f"configuration: '{key}' is {path}, which does not exist; create it or correct the key"
+                )
+        for name in self.pinned:
+            self._check_pinned(self._manifest_path(name))
+        if self.config.slides and len(self.pinned) == len(self.projects):
+            _ = self.batches
+        _ = self.mri_state
+
+    def _check_pinned(self, path: Path) -> None:
+        """Refuse a pinned manifest that does not hold what the configuration asks for: it is not made again."""
+        gdc = self.config.gdc
+        assert gdc is not None
+        if gdc.exclude:
+            excluded = read_exclusions(gdc.exclude)
+            held = [file_id for file_id in read_manifest(path)["file_id"] if file_id in excluded]
+            if held:
+                raise ManifestError(
+                    f"{path} pins {len(held)} files that gdc.exclude leaves out, {first_few(held)}: {PIN_AGAIN}"
+                )
+        refuse_other_choice(
+            path,
+            slides=sorted(gdc.slides),
+            sample_types=gdc.sample_types,
+            aliquots=gdc.aliquots,
+            slides_per_case=gdc.slides_per_case,
+        )
+
+    # ---- acquire
+
+    @property
+    def simulated(self) -> str | None:
+        """The folder of the simulated cohort, or None for real data."""
+        if self.config.simulate is None or self.config.gdc is None:
+            return None
+        return self.config.gdc.api_url.removeprefix("local:")
+
+    def simulate_options(self) -> list[str]:
+        """Return the options of `mgi simulate`."""
+        simulate = self.config.simulate
+        if simulate is None:
+            return []
+        sizes = [f"--cases={simulate.cases}", f"--genes={simulate.genes}", f"--slide-px={simulate.slide_px}"]
+        return [*sizes, f"--seed={self.config.seed}"]
+
+    def query_options(self) -> list[str]:
+        """Return the options of `mgi gdc query`: only what this configuration reads is pinned."""
+        gdc, expression = self.config.gdc, self.config.expression
+        if gdc is None:
+            return []
+        options = ["--data-type=expression"] if expression.table is None else []
+        if expression.table is None and expression.positions is None:
+            options.append(f"--annotation-file-id={expression.annotation_file_id}")
+        options += ["--data-type=slides"] if self.config.slides else []
+        options += [f"--slides={name}" for name in gdc.slides]
+        options += [f"--sample-type={name}" for name in gdc.sample_types]
+        options += [f"--aliquots={gdc.aliquots}", f"--slides-per-case={gdc.slides_per_case}"]
+        return options + ([f"--exclude={gdc.exclude}"] if gdc.exclude else [])
+
+    def fetch_options(self) -> list[str]:
+        """Return the options of `mgi gdc fetch` that say where from and how; they do not change what is fetched."""
+        gdc = self.config.gdc
+        if gdc is None:
+            return []
+        options = [f"--api-url={gdc.api_url}", f"--workers={gdc.workers}"]
+        options += [f"--mirror={address}" for address in gdc.mirrors]
+        return options + ([f"--token-file={gdc.token_file}"] if gdc.token_file else [])
+
+    def manifest(self, project: str) -> pd.DataFrame:
+        """Read the manifest of a project, once."""
+        if project not in self._manifests:
+            self._manifests[project] = read_manifest(self._manifest_path(project))
+        return self._manifests[project]
+
+    @cached_property
+    def _manifests(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def expression_parts(self, project: str) -> range:
+        """Return the numbers of the jobs that fetch a project's STAR tables."""
+        files = int((self.manifest(project)["data_type"] == EXPRESSION).sum())
+        return range(-(-files // self._files_per_job))
+
+    def rows_of_part(self, part: int) -> str:
+        """Return the STAR tables that one job fetches, as START:STOP."""
+        return f"{part * self._files_per_job}:{(part + 1) * self._files_per_job}"
+
+    @property
+    def _files_per_job(self) -> int:
+        return self.config.gdc.files_per_job if self.config.gdc else 1
+
+    def gene_annotation(self) -> str:
+        """Return {file_id}/{file_name} of the gene annotation that the first project's manifest pins.
+
+        Raises
+        ------
+        ManifestError
+            If it pins none.
+        """
+        project = self.projects[0]
+        manifest = self.manifest(project)
+        for row in manifest[manifest["data_type"] == ANNOTATION].itertuples():
+            return f"{row.file_id}/{row.file_name}"
+        raise ManifestError(f"{self._manifest_path(project)} pins no gene annotation: {PIN_AGAIN}")
+
+    @cached_property
+    def batches(self) -> dict[str, Batch]:
+        """The batches of slides of all manifests, by the name of their image table.
+
+        Raises
+        ------
+        ManifestError
+            If two files are one slide.
+        AnnotationError
+            If an annotation belongs to no slide.
+        """
+        slides = self.config.slides
+        if slides is None:
+            return {}
+        found: dict[str, Batch] = {}
+        for project in self.projects:
+            for name, rows in slide_batches(self.manifest(project), slides.per_job).items():
+                if name in found:
+                    raise ManifestError(
+                        f"the projects {found[name].project} and {project} both have the slide {name}: keep one of them"
+                    )
+                found[name] = Batch(project, rows)
+        if slides.annotations:
+            check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])
+        return found
+
+    def batch(self, source: str) -> Batch:
+        """Return the batch named `source`, or raise `ManifestError` naming those there are."""
+        if source not in self.batches:
+            raise ManifestError(f"no batch of slides is named '{source}'; there are {first_few(self.batches)}")
+        return self.batches[source]
+
+    def slide_files(self, source: str) -> list[str]:
+        """List the slides of a batch as {file_id}/{file_name}."""
+        rows = self.batch(source).rows
+        from_idc = self.config.slides is not None and self.config.slides.fetch_from == "idc"
+        names = rows["file_name"].map(dicom_name) if from_idc else rows["file_name"]
+        return [f"{file_id}/{name}" for file_id, name in zip(rows["file_id"], names, strict=True)]
+
+    # ---- prepare
+
+    def annotation_files(self, source: str) -> list[str]:
+        """List the annotations of a batch's slides: a slide that gains one, or whose own changes, is tiled again."""
+        if self.config.slides is None or not self.config.slides.annotations:
+            return []
+        found = (find_annotation(self.config.slides.annotations, name) for name in self.batch(source).rows["source_id"])
+        return [str(path) for path in found if path]
+
+    def expression_options(self) -> list[str]:
+        """Return the options of `mgi expression build`: which genes are kept, and the unit."""
+        expression = self.config.expression
+        kept = [f"--gene-type={name}" for name in expression.gene_types or ["all"]]
+        kept = [f"--genes={expression.genes}"] if expression.genes else kept
+        return [*kept, f"--unit={expression.unit}"]
+
+    def import_options(self) -> list[str]:
+        """Return the options of `mgi expression import`."""
+        return [f"--options={json.dumps(self.config.import_options(), sort_keys=True)}"]
+
+    def tile_options(self) -> list[str]:
+        """Return the options of `mgi slide tile`."""
+        slides = self.config.slides
+        if slides is None:
+            return []
+        options = [f"--mpp={slides.mpp}", f"--tile-px={slides.tile_px}", f"--min-tissue={slides.min_tissue}"]
+        options += [f"--default-mpp={slides.default_mpp}"] if slides.default_mpp else []
+        return options + self.annotation_options()
+
+    def annotation_options(self) -> list[str]:
+        """Return the option that names the folder of annotations, if there is one."""
+        slides = self.config.slides
+        return [f"--annotations={slides.annotations}"] if slides and slides.annotations else []
+
+    def source_options(self) -> list[str]:
+        """Return the options of `mgi sources`."""
+        return [f"--per-job={self.config.slides.per_job}", *self.annotation_options()] if self.config.slides else []
+
+    def mri_options(self) -> list[str]:
+        """Return the options of `mgi mri import`."""
+        return [f"--image-px={self.config.mri.image_px}"] if self.config.mri else []
+
+    @cached_property
+    def mri_state(self) -> str:
+        """A hash of the names, sizes and times of the MRI folder's files: it tells a corrected mask."""
+        return fingerprint(self.config.mri.folder) if self.config.mri else ""
+
+    def split_options(self) -> list[str]:
+        """Return the options of `mgi split`."""
+        split = self.config.split
+        options = [f"--folds={split.folds}", f"--val-fraction={split.val_fraction}", f"--by={split.by}"]
+        if split.stratify_table:
+            options += [f"--stratify-table={split.stratify_table}", f"--stratify-column={split.stratify_column}"]
+        if split.site_table:
+            options += [f"--site-table={split.site_table}", f"--site-column={split.site_column}"]
+        return [*options, f"--seed={self.config.seed}"]
+
+    # ---- train and evaluate
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a training job asks for."""
+        return 1 if self.config.device == "cuda" else 0
+
+    def pretrain_options(self, variant: str) -> str:
+        """Return a pre-training variant's options as JSON."""
+        return json.dumps(self.config.pretrain_options(variant), sort_keys=True)
+
+    def finetune_options(self, variant: str) -> str:
+        """Return a fine-tuning variant's options as JSON."""
+        return json.dumps(self.config.finetune_options(variant), sort_keys=True)
+
+    def reads_genes(self, variant: str) -> bool:
+        """Return whether a fine-tuning variant reads gene expression."""
+        return self.config.finetune[variant].genes != "none"
+
+    def encoders(self, variant: str) -> str | None:
+        """Return the pre-training variant that a fine-tuning variant starts from, if it does."""
+        return self.config.finetune[variant].encoders if self.config.needs_pretraining(variant) else None
+
+    def runs(self) -> list[str]:
+        """List the folders of the training runs that the comparison rests on."""
+        variants = self.config.evaluate.variants
+        stages = {f"pretrain/{name}": None for name in map(self.encoders, variants) if name}
+        stages |= {f"finetune/{name}": None for name in variants}
+        return [f"{stage}/fold{fold}" for stage in stages for fold in self.folds]
+
+    def bootstrap_options(self) -> list[str]:
+        """Return the options of a bootstrap over patients."""
+        return [f"--bootstrap-samples={self.config.evaluate.bootstrap_samples}", f"--seed={self.config.seed}"]
+
+    def compare_options(self) -> list[str]:
+        """Return the options of `mgi compare`."""
+        evaluate = self.config.evaluate
+        variants = [f"--variant={variant}" for variant in evaluate.variants]
+        return [*variants, f"--reference={evaluate.reference}", *self.bootstrap_options()]
+
+    def final_outputs(self) -> list[str]:
+        """List what the default target makes, within results/{cohort}."""
+        names = ["evaluate/comparison.csv"]
+        names += [f"report/{name}.png" for name in ("flow", "losses", "comparison", "overlays")]
+        return names + (["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else [])
+
+
+def match_exactly(names: Iterable[object]) -> str:
+    """Return a regular expression for exactly these safe names; it matches nothing where there are none."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"

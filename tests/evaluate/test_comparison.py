@@ -1,0 +1,116 @@
+"""Variants compared patient by patient."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mgi.errors import CohortError, MissingInputError
+from mgi.evaluate.comparison import compare
+from mgi.evaluate.segmentation import summarise
+from mgi.evaluate.statistics import detectable_difference
+from mgi.tables import write_table
+from tests.evaluate.predictions import prediction_row, random_mask, write_predictions
+
+
+def write_dice(folder: Path, variant: str, scores: dict[str, float]) -> None:
+    table = pd.DataFrame({"case_id": list(scores), "dice": list(scores.values())})
+    write_table(table, folder / variant / "per_patient.parquet")
+    write_table(table, folder / variant / "per_image.parquet")
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(6)
+    cases = [f"TCGA-{n:02d}" for n in range(30)]
+    better = rng.uniform(0.8, 1, 30)
+    write_dice(tmp_path, "mgi", dict(zip(cases, better, strict=True)))
+    write_dice(tmp_path, "image-only", dict(zip(cases, better - rng.uniform(0.1, 0.3, 30), strict=True)))
+    write_dice(tmp_path, "noise", dict(zip(cases[5:], (better + rng.normal(0, 0.05, 30))[5:], strict=True)))
+    return tmp_path
+
+
+def test_comparison_pairs_patients_and_finds_the_difference(compared: Path) -> None:
+    compare(compared, ["image-only", "mgi", "noise"], compared / "evaluate", "mgi", 1000)
+    table = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")
+    assert list(table.index) == ["image-only", "mgi", "noise"]
+    scores = pd.read_parquet(compared / "evaluate" / "per_patient.parquet").pivot(
+        index="case_id", columns="variant", values="dice"
+    )
+    difference = scores["mgi"] - scores["image-only"]
+    row = table.loc["image-only"]
+    assert row["difference"] == pytest.approx(difference.mean(), abs=1e-6)
+    assert 0.1 < row["difference_low"] < row["difference"] < row["difference_high"] < 0.3
+    assert row["p_value"] < 0.001 and row["n_paired"] == 30
+    assert table.loc["noise", "n_paired"] == 25 and table.loc["noise", "p_value"] > 0.01
+    assert table.loc["mgi", ["difference", "difference_low", "difference_high", "p_value"]].isna().all()
+
+
+def test_paired_interval_is_narrower_than_unpaired_ones(compared: Path) -> None:
+    compare(compared, ["mgi", "image-only"], compared / "evaluate", "mgi", 1000)
+    table = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")
+    other = table.loc["image-only"]
+    spread = (table["high"] - table["low"]).max()
+    assert other["difference_high"] - other["difference_low"] < spread
+
+
+def test_variants_of_the_same_dice_get_the_same_interval_as_their_summary(compared: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    rows = [prediction_row(f"C{n}", random_mask(rng), random_mask(rng)) for n in range(8)]
+    path = write_predictions(tmp_path / "p.parquet", rows)
+    for variant in ("mgi", "twin"):
+        summarise([path], tmp_path / variant / "summary.json", 300, seed=3)
+    compare(tmp_path, ["mgi", "twin"], tmp_path / "evaluate", "mgi", 300, seed=3)
+    table = pd.read_csv(tmp_path / "evaluate" / "comparison.csv").set_index("variant")
+    summary = json.loads((tmp_path / "twin" / "summary.json").read_text())["dice"]
+    assert tuple(table.loc["twin", ["dice", "low", "high"]]) == (summary["mean"], summary["low"], summary["high"])
+    assert tuple(table.loc["twin", ["difference", "difference_low", "difference_high"]]) == (0, 0, 0)
+    assert table.loc["twin", "p_value"] == 1
+
+
+def test_comparison_names_the_missing_variant_or_reference(compared: Path) -> None:
+    with pytest.raises(MissingInputError, match="no-vit"):
+        compare(compared, ["mgi", "no-vit"], compared / "evaluate")
+    with pytest.raises(CohortError, match="'mgi' is not among"):
+        compare(compared, ["image-only"], compared / "evaluate")
+
+
+def test_variants_without_a_common_patient_are_refused(compared: Path) -> None:
+    write_dice(compared, "elsewhere", {"TCGA-ZZ": 0.5})
+    with pytest.raises(CohortError, match="no common patient"):
+        compare(compared, ["mgi", "elsewhere"], compared / "evaluate")
+
+
+def test_first_variant_is_the_primary_contrast_and_the_rest_are_adjusted(compared: Path) -> None:
+    variants = ["image-only", "mgi", "noise", "twin"]
+    scores = pd.read_parquet(compared / "noise" / "per_patient.parquet").set_index("case_id")["dice"]
+    write_dice(compared, "twin", (scores + np.random.default_rng(8).normal(0, 0.1, len(scores))).to_dict())
+    compare(compared, variants, compared / "evaluate", "mgi", 200)
+    table = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")
+    assert table["primary"].to_dict() == {"image-only": True, "mgi": False, "noise": False, "twin": False}
+    assert np.isnan(table.loc["image-only", "p_holm"]) and np.isnan(table.loc["mgi", "p_holm"])
+    rest = table.loc[["noise", "twin"], "p_value"]
+    assert table.loc[rest.idxmin(), "p_holm"] == pytest.approx(min(2 * rest.min(), 1), abs=2e-6)
+    assert table.loc[rest.idxmax(), "p_holm"] >= rest.max()
+    compare(compared, ["mgi", "noise"], compared / "evaluate", "mgi", 200)
+    assert pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")["primary"]["noise"]
+
+
+def test_table_tells_the_smallest_difference_that_can_be_detected(compared: Path) -> None:
+    compare(compared, ["image-only", "mgi"], compared / "evaluate", "mgi", 200)
+    table = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")
+    scores = [pd.read_parquet(compared / name / "per_patient.parquet")["dice"] for name in ("mgi", "image-only")]
+    expected = detectable_difference((scores[0] - scores[1]).to_numpy())
+    assert table.loc["image-only", "detectable"] == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(table.loc["mgi", "detectable"])
+
+
+def test_five_patients_have_differences_without_intervals_or_p_values(tmp_path: Path) -> None:
+    for variant, dice in (("mgi", 0.9), ("image-only", 0.5)):
+        write_dice(tmp_path, variant, {f"C{n}": dice + n / 100 for n in range(5)})
+    compare(tmp_path, ["image-only", "mgi"], tmp_path / "evaluate")
+    row = pd.read_csv(tmp_path / "evaluate" / "comparison.csv").set_index("variant").loc["image-only"]
+    assert (row["dice"], row["difference"], row["n_paired"]) == pytest.approx((0.52, 0.4, 5))
+    assert row[["low", "high", "difference_low", "difference_high", "p_value", "detectable"]].isna().all()

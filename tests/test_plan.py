@@ -1,0 +1,196 @@
+"""The plan of a configuration: what it refuses, the batches of slides, and the options of each job."""
+
+import copy
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
+from mgi.config import load_config
+from mgi.errors import AnnotationError, ConfigError, ManifestError, MissingInputError
+from mgi.plan import Plan, match_exactly, read_configuration
+
+COHORT = {
+    "cohort": "small",
+    "gdc": {"projects": ["TCGA-AA"], "files_per_job": 2, "mirrors": ["/a mirror"], "token_file": None},
+    "slides": {"per_job": 2},
+    "pretrain": {"mgi": {}},
+    "finetune": {
+        "mgi": {},
+        "image-only": {"base": "mgi", "genes": "none"},
+        "no-vit": {"base": "image-only", "vit": False},
+        "shuffled-genes": {"base": "mgi", "genes": "shuffled"},
+    },
+    "split": {"folds": 2},
+}
+
+
+def file_id(number: int) -> str:
+    return f"00000000-0000-4000-9000-{number:012d}"
+
+
+def rows(names: list[str], kind: str, first: int) -> list[dict]:
+    return [
+        {
+            "file_id": file_id(first + number), "file_name": name, "md5": "0" * 32, "size": 1, "data_type": kind,
+            "case_id": "TCGA-AA-0001", "sample_type": "Primary Tumor", "aliquot": None, "project": "TCGA-AA",
+        }
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def write_manifest(folder: Path, slides: list[str], project: str = "TCGA-AA") -> Path:
+    """A manifest of these slides, three STAR tables and the gene annotation."""
+    tables = [f"{number}.rna_seq.augmented_star_gene_counts.tsv" for number in range(3)]
+    table = rows(["genes.gtf.gz"], ANNOTATION, 900) + rows(tables, EXPRESSION, 800) + rows(slides, SLIDES, 0)
+    path = folder / f"{project}.parquet"
+    pd.DataFrame(table).to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def make_plan(tmp_path, monkeypatch):
+    """Make the plan of a changed configuration in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(change=lambda config: None, slides=("S1.svs", "S2.svs", "S3.svs")) -> Plan:
+        if slides:
+            write_manifest(tmp_path, list(slides))
+        config = copy.deepcopy(COHORT)
+        change(config)
+        return Plan(load_config(config), lambda project: tmp_path / f"{project}.parquet")
+
+    return make
+
+
+def test_batches_are_named_after_their_first_slide(make_plan):
+    plan = make_plan()
+    assert {name: list(batch.rows.source_id) for name, batch in plan.batches.items()} == {
+        "S1": ["S1", "S2"],
+        "S3": ["S3"],
+    }
+    assert plan.slide_files("S3") == [f"{file_id(2)}/S3.svs"]
+
+
+def test_slides_of_the_idc_have_dicom_names(make_plan):
+    plan = make_plan(lambda config: config["slides"].update(fetch_from="idc"))
+    assert plan.slide_files("S3") == [f"{file_id(2)}/S3.dcm"]
+
+
+def test_unknown_batch_is_refused_with_those_there_are(make_plan):
+    with pytest.raises(ManifestError, match="no batch of slides is named 'S2'; there are 'S1', 'S3'"):
+        make_plan().batch("S2")
+
+
+def test_slide_in_two_projects_is_refused(make_plan, tmp_path):
+    write_manifest(tmp_path, ["S1.svs"], "TCGA-BB")
+    with pytest.raises(ManifestError, match="TCGA-AA and TCGA-BB both have the slide S1"):
+        make_plan(lambda config: config["gdc"].update(projects=["TCGA-AA", "TCGA-BB"]))
+
+
+def test_star_tables_are_fetched_so_many_per_job(make_plan):
+    plan = make_plan()
+    assert list(plan.expression_parts("TCGA-AA")) == [0, 1]
+    assert plan.rows_of_part(1) == "2:4"
+
+
+def test_gene_annotation_is_the_pinned_one(make_plan):
+    assert make_plan().gene_annotation() == f"{file_id(900)}/genes.gtf.gz"
+
+
+def test_manifest_without_gene_annotation_is_refused_where_it_is_asked_for(make_plan, tmp_path):
+    plan = make_plan()
+    table = pd.read_parquet(tmp_path / "TCGA-AA.parquet")
+    table[table.data_type != ANNOTATION].to_parquet(tmp_path / "TCGA-AA.parquet")
+    plan._manifests.clear()
+    with pytest.raises(ManifestError, match="pins no gene annotation: move it away"):
+        plan.gene_annotation()
+
+
+def test_missing_file_is_refused_by_the_key_that_names_it(make_plan):
+    with pytest.raises(ConfigError, match=r"'expression.genes' is absent.txt, which does not exist"):
+        make_plan(lambda config: config.update(expression={"genes": "absent.txt"}))
+
+
+def test_excluded_file_that_is_pinned_is_refused(make_plan, tmp_path):
+    (tmp_path / "exclude.tsv").write_text(f"file_id\treason\n{file_id(1)}\tpen marks\n")
+    with pytest.raises(ManifestError, match=f"pins 1 files that gdc.exclude leaves out, '{file_id(1)}'"):
+        make_plan(lambda config: config["gdc"].update(exclude="exclude.tsv"))
+
+
+def test_annotation_without_a_slide_is_refused(make_plan, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/S9.geojson").touch()
+    with pytest.raises(AnnotationError, match=r"S9.geojson"):
+        make_plan(lambda config: config["slides"].update(annotations="masks"))
+
+
+def test_missing_annotations_are_refused_once_slides_are_known(make_plan):
+    with pytest.raises(MissingInputError, match="annotations not found: masks"):
+        make_plan(lambda config: config["slides"].update(annotations="masks"))
+
+
+def test_unpinned_cohort_waits_for_its_manifest(make_plan):
+    plan = make_plan(slides=())
+    assert plan.pinned == []
+
+
+def test_query_asks_for_what_the_configuration_reads(make_plan, tmp_path):
+    usual = make_plan().query_options()
+    assert usual[:3] == [
+        "--data-type=expression",
+        f"--annotation-file-id={load_config(COHORT).expression.annotation_file_id}",
+        "--data-type=slides",
+    ]
+    (tmp_path / "places.tsv").touch()
+    own = make_plan(lambda config: config.update(expression={"positions": "places.tsv"})).query_options()
+    assert not [option for option in own if "annotation" in option]
+
+
+def test_options_keep_odd_text_in_one_piece(make_plan, tmp_path):
+    (tmp_path / "my table.csv").touch()
+    stratified = {"folds": 2, "stratify_table": "my table.csv", "stratify_column": "grade (WHO) {x}"}
+    options = make_plan(lambda config: config.update(split=stratified)).split_options()
+    assert "--stratify-column=grade (WHO) {x}" in options
+    assert "--stratify-table=my table.csv" in options
+
+
+def test_options_of_a_variant_are_its_own(make_plan):
+    plan = make_plan()
+    changed = make_plan(lambda config: config["finetune"]["image-only"].update(lr=0.5))
+    assert changed.finetune_options("mgi") == plan.finetune_options("mgi")
+    assert json.loads(changed.finetune_options("image-only"))["lr"] == 0.5
+
+
+def test_runs_are_those_that_the_comparison_rests_on(make_plan):
+    change = {"variants": ["no-vit", "mgi"], "reference": "mgi"}
+    plan = make_plan(lambda config: config.update(evaluate=change))
+    assert plan.runs() == [
+        "pretrain/mgi/fold0",
+        "pretrain/mgi/fold1",
+        "finetune/no-vit/fold0",
+        "finetune/no-vit/fold1",
+        "finetune/mgi/fold0",
+        "finetune/mgi/fold1",
+    ]
+    assert plan.encoders("no-vit") is None
+    assert not plan.reads_genes("no-vit")
+
+
+def test_retrieval_is_made_where_the_reference_is_pretrained(make_plan):
+    assert "evaluate/retrieval.csv" in make_plan().final_outputs()
+    alone = make_plan(lambda config: config["finetune"]["mgi"].update(pretrained=False))
+    assert "evaluate/retrieval.csv" not in alone.final_outputs()
+
+
+def test_key_of_snakemake_is_no_unknown_key():
+    assert read_configuration(COHORT | {"pathvars": {"results": "out"}}).cohort == "small"
+    with pytest.raises(ConfigError, match="unknown key 'pathvar'"):
+        read_configuration(COHORT | {"pathvar": {}})
+
+
+@pytest.mark.parametrize(("names", "pattern"), [(["a.b", "c"], r"a\.b|c"), ([], "(?!)")])
+def test_constraint_matches_exactly_these_names(names, pattern):
+    assert match_exactly(names) == pattern
