@@ -184,16 +184,14 @@ def _device(config: Config) -> Iterator[Finding]:
         return
     import torch
 
-    from mgi.train.loop import prepare_torch
+    from mgi.train.device import find_missing_for_cuda
 
     # Pre-training encodes genes whatever the variant that starts from it does.
     genes = any(
         config.finetune[name].genes != "none" or config.needs_pretraining(name) for name in config.evaluate.variants
     )
-    try:
-        prepare_torch(config.threads, config.device, config.seed, genes)
-    except MGIError as problem:
-        yield Finding(FAIL, "device", str(problem), "train on a machine with a GPU, or set 'device: cpu'")
+    if missing := find_missing_for_cuda(genes):
+        yield Finding(FAIL, "device", f"'device' is cuda, but {missing}", "train elsewhere, or set 'device: cpu'")
         return
     yield Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
 

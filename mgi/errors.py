@@ -58,7 +58,11 @@ class CohortError(MGIError):
 
 
 class TrainingError(MGIError):
-    """Training has left the numbers: its loss or its gradient is infinite or not a number."""
+    """The loss or the gradient is NaN or infinite, or the state of training cannot be written."""
+
+
+class TrainingInterruptedError(MGIError):
+    """Training was told to end before it was complete; its state is saved."""
 
 
 class CheckpointError(MGIError):

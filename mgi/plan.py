@@ -323,11 +323,18 @@ class Plan:
         variants = [f"--variant={variant}" for variant in evaluate.variants]
         return [*variants, f"--reference={evaluate.reference}", *self.bootstrap_options()]
 
-    def final_outputs(self) -> list[str]:
-        """List what the default target makes, within results/{cohort}."""
+    def page_inputs(self) -> list[str]:
+        """List what the report's page shows, within results/{cohort}."""
         names = ["evaluate/comparison.csv"]
         names += [f"report/{name}.png" for name in ("flow", "losses", "comparison", "overlays")]
-        return names + (["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else [])
+        names += ["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else []
+        summaries = [f"finetune/{name}/summary.json" for name in self.config.evaluate.variants]
+        return [*names, "cohort_flow.csv", "expression.parquet", *summaries]
+
+    def final_outputs(self) -> list[str]:
+        """List what the default target makes, within results/{cohort}."""
+        names = [name for name in self.page_inputs() if name.startswith(("evaluate/", "report/"))]
+        return [*names, "report/index.html"]
 
 
 def match_exactly(names: Iterable[object]) -> str:

@@ -20,6 +20,7 @@ TINY = {
     "steps": 6,
     "val_every": 2,
     "warmup_steps": 1,
+    "precision": "float32",
     "gene_encoder": {"dim": 16, "depth": 1, "stride": 8, "state_dim": 4},
     "image_encoder": {"options": {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}},
 }

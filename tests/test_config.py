@@ -111,7 +111,7 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("split",), {"folds": 5, "run": []}, "'split.run' is empty"),
         (("split",), {"folds": 5, "run": [0, 0]}, "'split.run' has 0 twice"),
         (("simulate",), {"cases": 8}, "'simulate' makes the folder that 'gdc.api_url' names: write it as local:DIR"),
-        (("finetune", "mgi", "channels"), [8, 0], "'finetune.mgi.channels' cannot be [8, 0]: a width is at least 1"),
+        (("finetune", "mgi", "channels"), [8, 0], "'finetune.mgi.channels' cannot be [8, 0]: a width is 1 to 16384"),
         (("finetune", "mgi", "channels"), [8, 18], "cannot be [8, 18]: the last is divided among 4 attention heads"),
     ],
 )
@@ -288,7 +288,7 @@ def test_reference_replaces_only_what_is_between_the_markers(tmp_path: Path) -> 
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
     assert "| `slides.mpp` | number, above 0, at most 16 | `0.5` | microns per pixel of a tile |" in text
-    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` |" in text
+    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` or `noise` |" in text
     assert json.loads((tmp_path / "schema.json").read_text())["additionalProperties"] is False
     write_reference(tmp_path)
     assert readme.read_text() == text

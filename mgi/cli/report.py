@@ -7,7 +7,7 @@ import typer
 
 from mgi.cli.common import Output, Sources, add_group
 
-report_app = add_group("report", "Draw the figures of the report.")
+report_app = add_group("report", "Draw and write the report.")
 
 
 @report_app.command("flow", epilog="Example: mgi report flow cohort_flow.csv -o flow.png")
@@ -50,6 +50,14 @@ def report_overlays(
     from mgi.report.figures import draw_overlays
 
     draw_overlays(variant, sources, output)
+
+
+@report_app.command("page", epilog="Example: mgi report page results/simulated -o results/simulated/report/index.html")
+def report_page(results: Annotated[Path, typer.Argument(help="results/{cohort}.")], output: Output) -> None:
+    """Write the report of a finished run as one self-contained HTML page."""
+    from mgi.report.page import write_page
+
+    write_page(results, output)
 
 
 @report_app.command("table", epilog="Example: mgi report table results/simulated")

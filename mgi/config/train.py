@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
 from mgi.config.section import Section, invalid, sentence
-from mgi.config.vit import VIT_NAME_PATTERN, check_options
+from mgi.config.vit import MAX_DEPTH, MAX_WIDTH, VIT_NAME_PATTERN, check_options
 
 ATTENTION_HEADS = 4
 MAX_STEPS = 10_000_000
@@ -21,13 +21,32 @@ class Seed(Section):
 
 
 class GeneEncoder(Section):
-    """A stack of Mamba blocks over the genes in genomic order."""
+    """The encoder of the genes: tokens in genomic order through Mamba, or what it is compared with."""
 
-    dim: int = Field(128, ge=8, le=16384, description="width of a gene token")
-    depth: int = Field(4, ge=1, le=256, description="Mamba blocks")
-    stride: int = Field(1, ge=1, description="neighbouring genes folded into one token")
-    state_dim: int = Field(16, ge=1, le=1024, description="state of the selective scan per channel")
-    bidirectional: bool = Field(False, description="scan the genome in both directions")
+    kind: Literal["mamba", "transformer", "mlp", "linear"] = Field(
+        "mamba",
+        description="`mamba` and `transformer` read a token per gene; `mlp` and `linear` the whole profile at once",
+    )
+    dim: int = Field(128, ge=8, le=MAX_WIDTH, description="width of a gene token")
+    depth: int = Field(4, ge=1, le=MAX_DEPTH, description="blocks of a Mamba or Transformer, hidden layers of an MLP")
+    stride: int = Field(1, ge=1, le=MAX_WIDTH, description="neighbouring genes folded into one token")
+    order: Literal["genome", "random", "shuffled-fixed"] = Field(
+        "genome",
+        description="sequence of the genes; an ablation: `random` draws one in each training step, `shuffled-fixed` "
+        "one for good",
+    )
+    state_dim: int = Field(16, ge=1, le=1024, description="state of Mamba's selective scan per channel")
+    bidirectional: bool = Field(False, description="Mamba scans the genome in both directions")
+    pooling: Literal["mean", "attention"] = Field(
+        "mean", description="how tokens become one vector; `attention` weights them by a learnt score"
+    )
+    dropped_genes: Literal["mean", "mask"] = Field(
+        "mean",
+        description="what `gene_dropout` makes of a gene: the training mean, the others scaled up, or a learnt mask",
+    )
+    linear_branch: bool = Field(
+        False, description="add a linear map of the profile, started at the training profiles' principal components"
+    )
 
 
 class ImageEncoder(Section):
@@ -63,17 +82,43 @@ class Optimisation(Section):
         None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
     )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running average of the weights, such as 0.999, which is validated and kept in place of "
+        "the best validated step; 0 for none",
+    )
+    max_missing_genes: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="largest share of the model's genes that another expression table may lack; they are set to their "
+        "training mean",
+    )
+    sd_prior: float = Field(
+        0.0,
+        ge=0,
+        description="weight, in patients, of the genes' median standard deviation against each gene's own, which few "
+        "training patients measure badly",
+    )
 
 
 class Pretrain(Optimisation):
     """Contrastive pre-training of the two encoders on paired training patients."""
 
     base: Name | None = Field(None, description="the variant that this one differs from")
-    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the Mamba encoder of the genes")
+    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")
-    embed_dim: int = Field(128, ge=2, le=16384, description="width of the space that genes and images share")
+    embed_dim: int = Field(128, ge=2, le=MAX_WIDTH, description="width of the space that genes and images share")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
     images_per_patient: int = Field(4, ge=1, description="images of each patient in a batch")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images, and patients' profiles, encoded at once in a step: less memory and the same gradient for "
+        "a third more time; null encodes the whole batch",
+    )
 
 
 class Finetune(Optimisation):
@@ -82,8 +127,13 @@ class Finetune(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     encoders: Name = Field("mgi", description="the pre-training variant that defines the encoders")
     pretrained: bool = Field(True, description="start from that variant's weights")
-    genes: Literal["matched", "none", "shuffled"] = Field(
-        "matched", description="`shuffled`: the negative control, another patient's profile of the same fold and role"
+    genes: Literal["matched", "none", "shuffled", "noise"] = Field(
+        "matched",
+        description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
+        "nobody's, of each gene's training mean and standard deviation",
+    )
+    patient_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
     )
     vit: bool = Field(True, description="use the ViT; without it the convolutional path is alone")
     channels: list[int] = Field(
@@ -99,8 +149,8 @@ class Finetune(Optimisation):
     @field_validator("channels")
     @classmethod
     def _check_widths(cls, channels: list[int]) -> list[int]:
-        if min(channels) < 1:
-            raise invalid("a width is at least 1")
+        if not 1 <= min(channels) <= max(channels) <= MAX_WIDTH:
+            raise invalid(f"a width is 1 to {MAX_WIDTH}")
         return channels
 
     @model_validator(mode="after")
@@ -122,6 +172,9 @@ class RunOptions(Seed):
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of a training job; results depend on it, so it is a setting"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of training: `auto` is bfloat16 where the processor or GPU computes it in hardware"
+    )
 
 
 class PretrainOptions(Pretrain, RunOptions):
@@ -131,5 +184,5 @@ class PretrainOptions(Pretrain, RunOptions):
 class FinetuneOptions(Finetune, RunOptions):
     """The options of `mgi finetune`, complete."""
 
-    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the Mamba encoder of the genes")
+    gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mgi.console import log
 from mgi.errors import CohortError, ImageTableError
 from mgi.evaluate.segmentation import summarise
-from mgi.inference import load_segmenter, placed, profiles_for
+from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.tables import read_table
 from mgi.train import checkpoint
-from mgi.train.data import Images, Profiles, read_image_table
+from mgi.train.data import Images, read_image_table
+from mgi.train.description import SegmenterDescription
+from mgi.train.profiles import Profiles
 from mgi.train.validation import write_predictions
 
 
@@ -41,12 +42,12 @@ def evaluate_tables(
     model = load_segmenter(folder)
     tables = [table for path in images for table in _tables(path)]
     cases = {case for path in tables for case in _cases(path)}
-    profiles = profiles_for(model, expression, folder, cases)
+    profiles = read_profiles_for(model, expression, folder, cases)
     if model.gene_encoder is not None and expression is not None:
         _check_paired(cases, profiles, expression)
-    model, device = placed(model, device)
-    parts = _labelled(tables, model.config, folder)
-    write_predictions(model, parts, profiles, 0, model.config["threshold"], device, output)
+    model, place = move_to_device(model, device)
+    parts = _labelled(tables, model.description, folder)
+    write_predictions(model, parts, profiles, 0, model.description.threshold, place, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, sources=sources)
 
 
@@ -77,14 +78,14 @@ def _check_paired(cases: set[str], profiles: Profiles, expression: Path) -> None
                     len(lacking), len(cases), expression, ", ".join(lacking[:5]))  # fmt: skip
 
 
-def _labelled(tables: list[Path], config: dict[str, Any], folder: Path) -> Iterator[Images]:
+def _labelled(tables: list[Path], description: SegmenterDescription, folder: Path) -> Iterator[Images]:
     """Read one table after the other, of each the images with a mask."""
     found = False
     for path in tables:
         part = read_image_table(path, labelled=True)
         if len(part):
             found = True
-            checkpoint.check_images(config, part.image_px, part.mpp, folder, path)
+            checkpoint.check_images(description, part.image_px, part.mpp, folder, path)
             yield part
     if not found:
         names = ", ".join(map(str, tables[:3]))

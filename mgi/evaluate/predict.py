@@ -17,7 +17,7 @@ from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.geojson import coordinates, polygons, tumour_feature
-from mgi.inference import load_segmenter, placed, profiles_for
+from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
 from mgi.prepare.slides import opened, scaled, tile_slides
 from mgi.tables import source_of
@@ -82,7 +82,7 @@ def predict(
     require_file(image, "image")
     if (expression is None) != (case_id is None):
         raise CohortError("a profile needs both --expression and --case-id: give the other, too, or neither")
-    mpp = model.config.get("mpp")
+    mpp = model.description.mpp
     of_slide = not image.is_dir()
     if of_slide and mpp is None:
         raise CheckpointError(
@@ -93,11 +93,11 @@ def predict(
         raise CheckpointError(f"the model in {folder} was trained on slides, of {mpp:g} mpp: give a slide")
     _refuse_to_overwrite(image, output, of_slide)
     case = case_id or source_of(image)
-    profiles = profiles_for(model, expression, folder, {case})
+    profiles = read_profiles_for(model, expression, folder, {case})
     if expression is not None and model.gene_encoder is not None and case not in profiles.row:
         raise CohortError(f"{expression} has no profile of the case {case}: correct --case-id, or leave both out")
-    model, place = placed(model, device)
-    image_px, threshold = model.config["image_px"], model.config["threshold"]
+    model, place = move_to_device(model, device)
+    image_px, threshold = model.description.image_px, model.description.threshold
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         table = Path(scratch) / "images.parquet"

@@ -12,8 +12,9 @@ from mgi.errors import CheckpointError, CohortError
 from mgi.model.alignment import Aligner
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
-from mgi.train.data import iterate_images, read_profiles, read_roles
-from mgi.train.loop import prepare_torch
+from mgi.train.data import iterate_images, read_roles
+from mgi.train.device import prepare_torch
+from mgi.train.profiles import read_profiles
 from mgi.train.validation import embed_genes, embed_images
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
@@ -48,17 +49,19 @@ def embed(
         raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
     tested = read_roles(splits, str(fold))["test"]
     profiles = read_profiles(expression, set(tested))
-    checkpoint.check_expression(model.config, profiles, folder)
-    options = model.config["options"]
-    device = prepare_torch(options["threads"], device, options["seed"], genes=True)
-    model = model.to(device)
+    description = model.description
+    checkpoint.check_unit(description, profiles.unit, folder)
+    genes, names, means = description.genes, description.gene_names, model.gene_encoder.mean
+    profiles = profiles.match(genes, names, means, description.options.max_missing_genes, folder)
+    place = prepare_torch(description.options, device, genes=True)
+    model = model.to(place.device)
     cases = [case for case in tested if case in profiles.row]
     frames, vectors = [], []
     for images in iterate_images(sources, set(cases)):
-        checkpoint.check_images(model.config, images.image_px, images.mpp, folder, sources)
+        checkpoint.check_images(description, images.image_px, images.mpp, folder, sources)
         frames.append(images.frame.assign(kind="image"))
-        vectors.append(embed_images(model, images, np.arange(len(images)), device))
-    vectors.append(embed_genes(model, profiles, cases, device))
+        vectors.append(embed_images(model, images, np.arange(len(images)), place))
+    vectors.append(embed_genes(model, profiles, cases, place))
     frame = pd.concat([*frames, pd.DataFrame({"case_id": cases, "kind": "gene"})])
     stacked = torch.cat(vectors).numpy()
     table = pa.table(

@@ -57,6 +57,9 @@ class ImageEncoder(nn.Module):
         patches do not fill the images.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, image_px: int, options: dict[str, Any] | None = None, weights: bool = False) -> None:
         super().__init__()
         settings = {"img_size": image_px} | (options or {})

@@ -41,7 +41,7 @@ def print_summary(results: Path | str) -> None:
     if flow.exists():
         for line in _lost(pd.read_csv(flow)):
             console.print(Text(make_printable(line)), soft_wrap=True)
-    if _scaled_outside(results / "expression.parquet"):
+    if is_scaled_outside_folds(results / "expression.parquet"):
         console.print(
             "Note: the expression values were scaled outside the folds (z-scores of the whole cohort, test patients"
             " included), so they carry a little of the test patients into training."
@@ -126,7 +126,8 @@ def _lost(flow: pd.DataFrame) -> list[str]:
     return [f"Cases {row.step}: {row.cases}; {row.lost} left out: {row.reason}" for row in lossy.itertuples()]
 
 
-def _scaled_outside(expression: Path) -> bool:
+def is_scaled_outside_folds(expression: Path) -> bool:
+    """Return whether expression.parquet says that its z-scores were fitted over all patients; False without it."""
     if not expression.exists():
         return False
     return (pq.read_schema(expression).metadata or {}).get(b"scale_fitted") == b"outside the folds"

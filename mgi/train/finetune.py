@@ -1,36 +1,34 @@
 """Segmentation fine-tuning on a fold, with or without genes, and prediction of its test patients."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mgi import __version__
 from mgi.config import FinetuneOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
+from mgi.names import first_few
 from mgi.train import checkpoint
-from mgi.train.data import (
-    NO_PROFILES,
-    Ahead,
-    Images,
-    Profiles,
-    augment,
-    iterate_images,
-    read_images,
-    read_profiles,
-    read_roles,
-    to_tensor,
-)
-from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
+from mgi.train.batches import Ahead, Augmentation, to_tensor
+from mgi.train.data import Images, iterate_images, read_images, read_roles
+from mgi.train.description import SegmenterDescription
+from mgi.train.device import Place, prepare_torch
+from mgi.train.distributed import Ranks, join_ranks
+from mgi.train.loop import Score, TrainingRun, parameter_groups
+from mgi.train.profiles import NO_PROFILES, Profiles, read_profiles
+from mgi.train.resume import code_hash
 from mgi.train.validation import score, write_predictions
 
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
+DEFAULT_THRESHOLD = 0.5
 # In a batch's masks, beside 0 and 1: neither tumour nor background.
 IGNORED = 2
 
@@ -48,104 +46,158 @@ def finetune(
 
     The validation patients choose the step and the threshold; the test patients are read once, at the end. The fold
     `all` trains on every patient for the fixed number of steps with the threshold 0.5. A variant without genes reads no
-    `expression`.
+    `expression`. Processes started by torchrun share each batch, and the first of them writes.
 
     Raises
     ------
     MissingInputError
         If a table is not there, or a variant with genes is given no `expression`.
     CohortError
-        If the fold has no training image with tumour, or fewer than two training patients to standardise genes by.
+        If the fold's training or validation patients have no tumour, or fewer than two training patients have a profile
+        to standardise genes by.
     CheckpointError
         If `pretrained` was made for other genes, images or encoders.
     TrainingError
         If the loss or its gradient is not finite.
+    TrainingInterruptedError
+        At SIGTERM, once the state is saved.
     """
-    device = prepare_torch(options.threads, options.device, options.seed, options.genes != "none")
+    ranks, place = join_ranks(prepare_torch(options, options.device, options.genes != "none"))
     roles = read_roles(splits, fold)
-    profiles = _profiles(options, expression, roles)
-    train, val = (_labelled(options, sources, roles[role]) for role in ("train", "val"))
+    source = None if pretrained is None else _load_aligner(pretrained)
+    profiles = _read_profiles(options, expression, roles, source, pretrained)
+    train, val = _read_labelled(options, sources, roles["train"]), None
     if not train.positive.any():
-        raise CohortError(f"no training image of fold {fold} holds tumour: check the annotations")
-    config = {
-        "kind": "segmenter",
-        "options": options.model_dump(exclude={"base", "device"}),
-        "fold": fold,
-        "image_px": train.image_px,
-        "mpp": train.mpp,
-        "genes": profiles.genes,
-        "unit": profiles.unit,
-        "threshold": 0.5,
-    }
-    _check_edges(config)
-    model = _model(options, config, profiles, roles["train"], pretrained)
-    model = model.to(device, memory_format=torch.channels_last)
+        raise CohortError(f"no training image of fold {fold} has tumour: check the annotations")
+    if roles["val"]:
+        val = _read_labelled(options, sources, roles["val"])
+        if not val.positive.any():
+            raise CohortError(
+                f"no validation image of fold {fold} has tumour, so they cannot choose a step or a threshold: use "
+                "other folds, more validation patients, or folds stratified by tumour"
+            )
+    description = SegmenterDescription(
+        mgi=__version__,
+        code=code_hash(),
+        options=options,
+        fold=fold,
+        image_px=train.image_px,
+        mpp=train.mpp,
+        genes=profiles.genes,
+        gene_names=profiles.names,
+        unit=profiles.unit,
+        threshold=DEFAULT_THRESHOLD,
+    )
+    _check_edges(description)
+    model = _build_model(description, profiles, roles["train"], source, pretrained)
+    model = model.to(place.device, memory_format=torch.channels_last)
     identity = {
-        "config": config,
-        "device": options.device,
-        "patients": roles,
-        "images": [part.digest() for part in (train, val) if part is not None],
-        "profiles": profiles.digest(roles["train"] + roles["val"]),
-        "pretrained": _digest(pretrained),
+        "configuration": description.model_dump(mode="json", exclude={"code"}),
+        "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
+        "set of patients": roles,
+        "set of images": [part.digest() for part in (train, val) if part is not None],
+        "set of profiles": profiles.digest(roles["train"] + roles["val"]),
+        "pre-training": _digest(pretrained),
     }
-    run = TrainingRun(model, options, identity, output, parameter_groups(model, options, options.encoder_lr_scale))
-    batches = ImageBatches(train, profiles, options, device)
+    groups = parameter_groups(model, options, options.encoder_lr_scale)
+    run = TrainingRun(model, options, identity, output, groups, options.batch_images, ranks)
+    batches = ImageBatches(train, profiles, options, place, ranks)
     log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
-    validate = None if val is None else partial(_validate, model, val, profiles, device)
-    run.train(options.seed, partial(batches.loss, model), validate)
-    if val is not None:
-        dice, _ = score(model, val, profiles, THRESHOLDS, device)
-        config["threshold"] = THRESHOLDS[int(np.argmax(dice))]
-    if roles["test"]:
-        test = iterate_images(sources, set(roles["test"]), labelled=True)
-        write_predictions(model, test, profiles, int(fold), config["threshold"], device, output)
-    checkpoint.save(model, config, output)
+    validate = None if val is None else partial(_validate, model, val, profiles, place)
+    run.train(options.seed, partial(batches.backward, model), validate)
+    if ranks.first:
+        if val is not None:
+            dice, _ = score(model, val, profiles, THRESHOLDS, place)
+            description = description.model_copy(update={"threshold": choose_threshold(dice)})
+        if roles["test"]:
+            test = iterate_images(sources, set(roles["test"]), labelled=True)
+            write_predictions(model, test, profiles, int(fold), description.threshold, place, output)
+        checkpoint.save(model, description, output)
     run.finish()
+
+
+def choose_threshold(dice: np.ndarray) -> float:
+    """Return the threshold of the highest Dice in `THRESHOLDS`; of equal ones the nearest to 0.5, then the lower."""
+    best = [threshold for threshold, value in zip(THRESHOLDS, dice, strict=True) if np.isclose(value, dice.max())]
+    return min(best, key=lambda threshold: (round(abs(threshold - DEFAULT_THRESHOLD), 6), threshold))
 
 
 class ImageBatches:
     """Batches of labelled images, patients drawn evenly; a batch depends on seed and step alone."""
 
-    def __init__(self, images: Images, profiles: Profiles, options: FinetuneOptions, device: torch.device) -> None:
-        self.images, self.profiles, self.options, self.device = images, profiles, options, device
+    def __init__(
+        self,
+        images: Images,
+        profiles: Profiles,
+        options: FinetuneOptions,
+        place: Place,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.images, self.profiles, self.options, self.place = images, profiles, options, place
+        self.ranks = ranks or Ranks()
+        if options.batch_images < self.ranks.world:
+            raise CohortError(
+                f"a batch of {options.batch_images} images cannot be shared by {self.ranks.world} processes: start "
+                "fewer, or use larger batches"
+            )
+        self.case_ids = images.frame.case_id.to_numpy(dtype=str)
         self.pools = [
-            [np.flatnonzero(chosen) for chosen in _by_case(images, keep)]
+            [np.flatnonzero((self.case_ids == case) & keep) for case in np.unique(self.case_ids[keep])]
             for keep in (images.positive, np.ones(len(images), dtype=bool))
         ]
+        self._pool = ThreadPoolExecutor(options.threads)
         self._ahead = Ahead(self._draw, options.steps)
 
+    def backward(self, model: Segmenter, step: int) -> Tensor:
+        """Compute the gradient of one step's loss, through this process's share of the batch, and return the loss."""
+        loss = self.loss(model, step)
+        loss.backward()
+        return loss.detach()
+
     def loss(self, model: Segmenter, step: int) -> Tensor:
-        """Give the loss of one step's batch."""
-        rows, pictures, masks = self._ahead(step)
-        cases, patient = np.unique(self.images.frame.case_id.to_numpy(dtype=str)[rows], return_inverse=True)
+        """Return the loss of one step's batch."""
+        rows, pictures, masks, dropped = self._ahead(step)
+        cases, patient = np.unique(self.case_ids[rows], return_inverse=True)
         values, present = self.profiles.of(cases.tolist())
-        inputs = to_tensor(pictures, self.device).contiguous(memory_format=torch.channels_last)
-        target = torch.from_numpy(masks == 1).to(self.device).float()
-        counted = torch.from_numpy(masks != IGNORED).to(self.device)
-        with autocast(self.device):
+        present &= torch.from_numpy(~np.isin(cases, dropped))
+        device = self.place.device
+        inputs = to_tensor(pictures, device).contiguous(memory_format=torch.channels_last)
+        labels = torch.from_numpy(masks).to(device)
+        with self.place.autocast():
             logits = model(
                 inputs,
-                values.to(self.device),
-                torch.from_numpy(patient).to(self.device),
-                present.to(self.device),
+                values.to(device),
+                torch.from_numpy(patient).to(device),
+                present.to(device),
                 self.options.gene_dropout,
             )
+        count = self.options.batch_images
+        logits, labels = self.ranks.gather(logits.float(), count), self.ranks.gather(labels, count)
+        target, counted = (labels == 1).float(), labels != IGNORED
         if counted.all():
-            return dice_cross_entropy(logits.float(), target)
+            return dice_cross_entropy(logits, target)
         # The loss of no pixel at all is 0, not the mean of nothing.
-        return dice_cross_entropy(logits.float()[counted], target[counted]) if counted.any() else 0 * logits.sum()
+        return dice_cross_entropy(logits[counted], target[counted]) if counted.any() else 0 * logits.sum()
 
-    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw rows, and decode and augment their images and masks."""
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw rows, decode and augment their images and masks, and draw the patients without a profile in this step.
+
+        All processes draw the same, and each returns its share.
+        """
         options = self.options
         random = np.random.default_rng([options.seed, step])
         positives = round(options.positive_fraction * options.batch_images)
         counts = (positives, options.batch_images - positives)
-        rows = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
-        rows = np.concatenate(rows)
-        images, masks = self.images.load(rows), self.images.load_masks(rows)
-        masks[self.images.load_ignore(rows)] = IGNORED
-        return rows, *augment(images, masks, options.augment, options.intensity_jitter, random)
+        drawn = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
+        rows = np.concatenate(drawn)
+        augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
+        cases = np.unique(self.case_ids[rows])
+        dropped = cases[random.random(len(cases)) < options.patient_dropout]
+        own = self.ranks.share(len(rows))
+        images, masks = self.images.load(rows[own], self._pool), self.images.load_masks(rows[own], self._pool)
+        masks[self.images.load_ignore(rows[own], self._pool)] = IGNORED
+        images, masks = augmentation.share(own).apply(images, masks)
+        return rows[own], images, masks, dropped
 
     @staticmethod
     def _draw_rows(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:
@@ -153,79 +205,98 @@ class ImageBatches:
         return np.array([random.choice(pool[case]) for case in cases], dtype=np.int64)
 
 
-def _by_case(images: Images, keep: np.ndarray) -> list[np.ndarray]:
-    cases = images.frame.case_id.to_numpy(dtype=str)
-    return [(cases == case) & keep for case in np.unique(cases[keep])]
-
-
-def _profiles(options: FinetuneOptions, expression: Path | None, roles: dict[str, list[str]]) -> Profiles:
-    """Read the profiles as the variant wants them: none, matched, or shuffled within each role."""
+def _read_profiles(
+    options: FinetuneOptions,
+    expression: Path | None,
+    roles: dict[str, list[str]],
+    source: Aligner | None,
+    pretrained: Path | None,
+) -> Profiles:
+    """Read the profiles that the variant trains on, over the genes of the pre-trained model."""
     if options.genes == "none":
         return NO_PROFILES
     if expression is None:
-        raise MissingInputError(f"'genes' is {options.genes}, which needs the expression table: give --expression")
+        raise MissingInputError(f"training with {options.genes} genes needs an expression table, and none is given")
     profiles = read_profiles(expression, {case for cases in roles.values() for case in cases})
-    return profiles.deranged(list(roles.values()), options.seed) if options.genes == "shuffled" else profiles
+    if source is not None and pretrained is not None:
+        checkpoint.check_unit(source.description, profiles.unit, pretrained)
+        genes, names = source.description.genes, source.description.gene_names
+        profiles = profiles.match(genes, names, source.gene_encoder.mean, options.max_missing_genes, pretrained)
+    if options.genes == "shuffled":
+        return profiles.shuffle(list(roles.values()), options.seed)
+    return profiles.randomise(roles["train"], options.seed) if options.genes == "noise" else profiles
 
 
-def _labelled(options: FinetuneOptions, sources: Path, cases: list[str]) -> Images | None:
-    """Read the images with a mask of the cases of a role; None where it has no case."""
-    return read_images(sources, set(cases), True, options.images_per_source) if cases else None
+def _read_labelled(options: FinetuneOptions, sources: Path, cases: list[str]) -> Images:
+    """Read the images with a mask of some cases."""
+    return read_images(sources, set(cases), True, options.images_per_source)
 
 
-def _model(
-    options: FinetuneOptions, config: dict[str, Any], profiles: Profiles, train: list[str], pretrained: Path | None
+def _build_model(
+    description: SegmenterDescription,
+    profiles: Profiles,
+    train: list[str],
+    source: Aligner | None,
+    pretrained: Path | None,
 ) -> Segmenter:
     """Build the segmenter with the encoders it starts from, their standardisation included."""
-    model = checkpoint.build_segmenter(config, options.image_encoder.weights and pretrained is None)
-    if pretrained is not None:
-        _load_encoders(model, config, profiles, pretrained)
+    options = description.options
+    model = checkpoint.build_segmenter(description, options.image_encoder.weights and source is None)
+    if source is not None and pretrained is not None:
+        _copy_encoders(model, description, source, pretrained)
     elif model.gene_encoder is not None:
         values, present = profiles.of(train)
         if present.sum() < 2:
             raise CohortError(
-                f"fold {config['fold']} has {present.sum()} training patients with expression, and standardising the "
-                "genes needs two or more: pair more cases, lower split.folds, or set 'genes: none'"
+                f"fold {description.fold} has {present.sum()} training patients with expression, and standardising the "
+                "genes needs two or more: pair more cases, use fewer folds, or train without genes"
             )
-        model.gene_encoder.fit_standardisation(values[present])
+        model.gene_encoder.fit_standardisation(values[present], options.sd_prior)
     return model
 
 
-def _validate(
-    model: Segmenter, val: Images, profiles: Profiles, device: torch.device
-) -> tuple[float, dict[str, float]]:
-    """Give what selects the step, the patient-mean Dice of the validation patients, and what is recorded."""
-    (dice,), loss = score(model, val, profiles, (0.5,), device)
-    return float(dice), {"val_loss": loss, "val_dice": float(dice)}
+def _validate(model: Segmenter, val: Images, profiles: Profiles, place: Place) -> tuple[Score, dict[str, float]]:
+    """Return what selects the step, and what is recorded.
+
+    Steps are compared by the patient-mean Dice of the validation patients at the step's best threshold; of equal ones
+    the lower loss counts.
+    """
+    dice, loss = score(model, val, profiles, THRESHOLDS, place)
+    best = float(dice.max())
+    return (best, -loss), {"val_loss": loss, "val_dice": best, "val_threshold": choose_threshold(dice)}
 
 
-def _check_edges(config: dict[str, Any]) -> None:
-    halvings = len(config["options"]["channels"]) - 1
-    if config["image_px"] % 2**halvings:
+def _check_edges(description: SegmenterDescription) -> None:
+    halvings = len(description.options.channels) - 1
+    if description.image_px % 2**halvings:
         raise CohortError(
-            f"images of {config['image_px']} px cannot be halved {halvings} times: "
-            f"make slides.tile_px or mri.image_px a multiple of {2**halvings}, or shorten 'channels'"
+            f"images of {description.image_px} px cannot be halved {halvings} times: use images of a multiple of "
+            f"{2**halvings} px, or fewer widths of the convolutional path"
         )
 
 
-def _load_encoders(model: Segmenter, config: dict[str, Any], profiles: Profiles, folder: Path) -> None:
-    """Copy the encoders of a pre-trained model that this segmenter has, its standardisation included."""
+def _load_aligner(folder: Path) -> Aligner:
     source = checkpoint.load(folder)
     if not isinstance(source, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model, not pre-trained encoders")
-    checkpoint.check_images(source.config, config["image_px"], config["mpp"], folder, "the training set")
-    if model.gene_encoder is not None:
-        checkpoint.check_expression(source.config, profiles, folder)
-    try:
-        for name in ("gene_encoder", "image_encoder"):
-            target = getattr(model, name)
-            if target is not None:
-                target.load_state_dict(getattr(source, name).state_dict())
-    except RuntimeError as problem:
-        reason = str(problem).splitlines()[-1].strip()
-        raise CheckpointError(f"the encoders in {folder} are of another shape: {reason}") from None
+    return source
+
+
+def _copy_encoders(model: Segmenter, description: SegmenterDescription, source: Aligner, folder: Path) -> None:
+    """Copy the encoders of a pre-trained model that this segmenter has, the genes' standardisation included."""
+    checkpoint.check_images(source.description, description.image_px, description.mpp, folder, "the training set")
+    for name in ("gene_encoder", "image_encoder"):
+        target, values = getattr(model, name), getattr(source, name).state_dict()
+        if target is None:
+            continue
+        expected = {key: value.shape for key, value in target.state_dict().items()}
+        differing = sorted(key for key in expected.keys() | values.keys() if key not in expected or key not in values
+                           or expected[key] != values[key].shape)  # fmt: skip
+        if differing:
+            raise CheckpointError(f"the encoders in {folder} are of another shape: {first_few(differing)} differ")
+        target.load_state_dict(values)
 
 
 def _digest(folder: Path | None) -> str | None:
-    """Tell one set of pre-trained weights from another."""
+    """Content hash of pre-trained weights."""
     return None if folder is None else hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()

@@ -2,64 +2,28 @@
 
 import csv
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgi import __version__
 from mgi.config import Optimisation
 from mgi.console import log, progress
-from mgi.errors import ConfigError, TrainingError
+from mgi.errors import TrainingError, TrainingInterruptedError
 from mgi.files import atomic_write
-from mgi.model.scan import missing_kernel
+from mgi.train.distributed import Ranks
+from mgi.train.interruption import Interruption
+from mgi.train.resume import LAST, code_hash, read_state, write_state
 
-LAST = "last.ckpt"
-LARGEST_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 # A step's seed is the run's times SEED_STRIDE plus the step, and torch takes 64 bits.
 SEED_STRIDE = 1_000_003
-MAX_SEED = 2**32 - 1
 
-
-def prepare_torch(threads: int, device: str | None, seed: int, genes: bool) -> torch.device:
-    """Fix threads, seed and deterministic algorithms, and give the device.
-
-    Parameters
-    ----------
-    device : {"cpu", "cuda"} or None
-        None takes CUDA where the machine can.
-    genes : bool
-        Whether genes are encoded, which on CUDA needs mamba-ssm's kernel or Triton.
-
-    Raises
-    ------
-    ConfigError
-        If CUDA is asked for and there is none, or the kernel that it needs is not installed.
-    """
-    lacking = lacks_for_cuda(genes)
-    if device == "cuda" and lacking:
-        raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
-    device = device or ("cpu" if lacking else "cuda")
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(device == "cpu")
-    return torch.device(device)
-
-
-def lacks_for_cuda(genes: bool) -> str | None:
-    """Return what this machine lacks to train on CUDA, with or without genes; None where it can."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device here; set 'device: cpu'"
-    missing = missing_kernel() if genes else None
-    return missing and f"encoding genes there needs mamba-ssm or Triton ({missing}): use workflow/envs/train-gpu.yaml"
-
-
-def autocast(device: torch.device) -> AbstractContextManager:
-    """Compute in bfloat16 on CUDA and in float32 on the CPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+Score = tuple[float, ...] | None
 
 
 def parameter_groups(model: nn.Module, options: Optimisation, encoder_lr_scale: float = 1.0) -> list[dict[str, Any]]:
@@ -101,117 +65,220 @@ class TrainingRun:
     model : nn.Module
     options : Optimisation
     identity : dict
-        What the checkpoint must agree on to be resumed, besides the version of mgi: options, fold, data.
+        What the checkpoint must agree on to be resumed, besides the code: options, fold, data.
     folder : Path
         Where last.ckpt and metrics.csv go.
     groups : list of dict
         Parameter groups of the optimiser.
+    images_per_step : int
+        Images in a step's batch, for the speed in metrics.csv.
+    ranks : Ranks
+        This process among those that train together; the first writes.
     """
 
     def __init__(
-        self, model: nn.Module, options: Optimisation, identity: dict[str, Any], folder: Path, groups: list[dict]
+        self,
+        model: nn.Module,
+        options: Optimisation,
+        identity: dict[str, Any],
+        folder: Path,
+        groups: list[dict[str, Any]],
+        images_per_step: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.options, self.folder = model, options, folder
-        self.identity = identity | {"mgi": __version__}
+        self.ranks = ranks or Ranks()
+        self.device = next(model.parameters()).device
+        self.identity = identity | {"code": code_hash()}
         self.optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
         self.step = 0
+        self.running: list[float] = []  # losses since the last row of the history
         self.history: list[dict[str, float]] = []
-        self.best = -math.inf
+        self.best: tuple[float, ...] = (-math.inf,)
         self.best_weights: dict[str, Tensor] | None = None
+        self.average = _copy_weights(model) if options.ema_decay else None
+        self._images_per_step, self._timed_steps, self._seconds = images_per_step, 0, 0.0
+        self._interruption = Interruption(at_once=self.ranks.world == 1)
         self._resume()
 
     def train(
         self,
         seed: int,
-        loss_at: Callable[[int], Tensor],
-        validate: Callable[[], tuple[float, dict[str, float]]] | None,
+        backward: Callable[[int], Tensor],
+        validate: Callable[[], tuple[Score, dict[str, float]]] | None,
     ) -> nn.Module:
-        """Run the remaining steps and give the model with the best validated weights (or the last, unvalidated).
+        """Run the remaining steps and return the model with the weights to keep.
+
+        These are the running average of the weights where there is one, else those of the best validation, else the
+        last.
 
         Parameters
         ----------
         seed : int
-        loss_at : callable
-            The loss of a step.
+        backward : callable
+            Computes the gradient of a step's loss, for this process's share of the batch, and returns the loss.
         validate : callable or None
-            A score (higher is better) and what to record; None trains for the fixed number of steps.
+            A score, compared item by item (higher is better; None where nothing is to be chosen), and what to record.
 
         Raises
         ------
         TrainingError
             If the loss or its gradient is not finite; nothing is learnt from it, and last.ckpt stays as it was.
+        TrainingInterruptedError
+            At SIGTERM, once the state is saved.
         """
-        options, running = self.options, []
-        for step in progress(range(self.step, options.steps), "training steps", options.steps - self.step):
-            running.append(self._update(step, seed, loss_at))
-            self.step = step + 1
-            if self.step % options.val_every and self.step < options.steps:
-                continue
-            row = {"step": self.step, "loss": sum(running) / len(running), "lr": learning_rate(step, options)}
-            running = []
-            if validate is not None:
-                self.model.eval()
-                score, measured = validate()
-                row |= measured
-                if score > self.best:
-                    self.best = score
-                    self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.history.append(row)
-            log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-            self._checkpoint()
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
+        with self._interruption.watched():
+            try:
+                self._run(seed, backward, validate)
+            except TrainingInterruptedError as error:
+                with Interruption(at_once=False).watched():  # a second signal must not spoil the state
+                    self._checkpoint()
+                raise TrainingInterruptedError(
+                    f"{error}: the state at step {self.step} of {self.options.steps} is saved, and running again "
+                    "resumes from there"
+                ) from error
+        kept = self.average or self.best_weights
+        if kept is not None:
+            self.model.load_state_dict(kept)
         return self.model.eval()
 
     def finish(self) -> None:
         """Write metrics.csv and remove last.ckpt: the run is complete."""
+        if not self.ranks.first:
+            return
         with atomic_write(self.folder / "metrics.csv") as aside, open(aside, "w", newline="") as handle:
             writer = csv.DictWriter(handle, self.history[-1].keys())
             writer.writeheader()
             writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in self.history)
         (self.folder / LAST).unlink(missing_ok=True)
 
-    def _update(self, step: int, seed: int, loss_at: Callable[[int], Tensor]) -> float:
+    def _run(
+        self,
+        seed: int,
+        backward: Callable[[int], Tensor],
+        validate: Callable[[], tuple[Score, dict[str, float]]] | None,
+    ) -> None:
+        if self.running and self._is_due():  # interrupted while it validated
+            self._record(validate)
+        for step in progress(range(self.step, self.options.steps), "training steps", self.options.steps - self.step):
+            with self._interruption.deferred():
+                self.running.append(self._update(step, seed, backward))
+                self.step = step + 1
+            if self.ranks.any(self._interruption.requested, self.device):
+                raise TrainingInterruptedError("training was told to end (SIGTERM)")
+            if self._is_due():
+                self._record(validate)
+
+    def _is_due(self) -> bool:
+        return self.step % self.options.val_every == 0 or self.step == self.options.steps
+
+    def _record(self, validate: Callable[[], tuple[Score, dict[str, float]]] | None) -> None:
+        """Validate, add a row to the history and save the state."""
+        row = {
+            "step": self.step,
+            "loss": sum(self.running) / len(self.running),
+            "lr": learning_rate(self.step - 1, self.options),
+            "images_per_second": self._images_per_step * self._timed_steps / max(self._seconds, 1e-9),
+        }
+        score, weights = None, None
+        if validate is not None:
+            with self._averaged():
+                score, measured = validate()
+                row |= measured
+                if score is not None and score > self.best and self.average is None:
+                    weights = _copy_weights(self.model)
+        with self._interruption.deferred():
+            if weights is not None and score is not None:
+                self.best, self.best_weights = score, weights
+            self.history.append(row)
+            self.running, self._timed_steps, self._seconds = [], 0, 0.0
+            log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+            self._checkpoint()
+
+    def _update(self, step: int, seed: int, backward: Callable[[int], Tensor]) -> float:
+        started = time.perf_counter()
         self.model.train()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, self.options) * group["lr_scale"]
-        torch.manual_seed(seed * SEED_STRIDE + step)
+        torch.manual_seed((self.ranks.rank << 53) + seed * SEED_STRIDE + step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = loss_at(step)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
-        for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+        loss = backward(step).item()
+        self.ranks.sum_gradients(self.model.parameters())
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM).item()
+        for name, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"step {step + 1} of {self.options.steps}: the {name} is {value}; lower 'lr' "
-                    f"({self.options.lr:g}) or raise 'warmup_steps'"
+                    f"step {step + 1} of {self.options.steps}: the {name} is {value}; use a lower learning rate than "
+                    f"{self.options.lr:g} or a longer warm-up"
                 )
         self.optimiser.step()
-        return loss.item()
+        self._update_average(step)
+        self._timed_steps += 1
+        self._seconds += time.perf_counter() - started
+        return loss
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        """Move the running average towards the weights: faster at first, when they are still far from it."""
+        if self.average is None:
+            return
+        decay = min(self.options.ema_decay, (1 + step) / (10 + step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the model in evaluation mode, with the running average of its weights where there is one."""
+        self.model.eval()
+        own = None
+        try:
+            if self.average is not None:
+                own = _copy_weights(self.model)
+                self.model.load_state_dict(self.average)
+            yield
+        finally:
+            if own is not None:
+                self.model.load_state_dict(own)
 
     def _checkpoint(self) -> None:
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "history": self.history,
-            "best": self.best,
-            "best_weights": self.best_weights,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        with atomic_write(self.folder / LAST) as aside:
-            torch.save(state, aside)
+        if not self.ranks.first:
+            return
+        write_state(
+            {
+                "identity": self.identity,
+                "step": self.step,
+                "running": self.running,
+                "history": self.history,
+                "best": self.best,
+                "best_weights": self.best_weights,
+                "average": self.average,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+            },
+            self.folder / LAST,
+        )
 
     def _resume(self) -> None:
-        path = self.folder / LAST
-        if not path.exists():
+        state = read_state(self.folder / LAST, self.identity, self.device)
+        if state is None:
             return
-        state = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
-        if state["identity"] != self.identity:
-            log.warning("%s was written under another configuration or other data and is not resumed", path)
+        own = _copy_weights(self.model)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            self.model.load_state_dict(own)
+            log.warning(
+                "%s is damaged and is ignored; training starts from the beginning: %s", self.folder / LAST, error
+            )
             return
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.history = state["step"], state["history"]
-        self.best, self.best_weights = state["best"], state["best_weights"]
-        log.info("resuming from %s at step %d", path, self.step)
+        self.step, self.running, self.history = state["step"], state["running"], state["history"]
+        self.best, self.best_weights, self.average = state["best"], state["best_weights"], state["average"]
+        log.info("resuming from %s at step %d", self.folder / LAST, self.step)
+
+
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -13,7 +13,7 @@ from mgi.model.image_encoder import ImageEncoder as Vit
 from mgi.model.image_encoder import import_timm
 from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
-from mgi.train.loop import MAX_SEED, lacks_for_cuda
+from mgi.train.device import find_missing_for_cuda
 from mgi.train.vit import check_vit
 
 # The number of genes is not known before they are fetched, and no shape that can be wrong depends on it.
@@ -28,7 +28,7 @@ def check_models(config: Config) -> None:
     Raises
     ------
     ConfigError
-        If a variant cannot be built, the device is missing on this machine, or the seed is out of range; in one
+        If a variant cannot be built, the device is missing on this machine; in one
         sentence that names the key.
     """
     image_px, key = (
@@ -36,10 +36,8 @@ def check_models(config: Config) -> None:
         if config.slides is not None
         else (config.mri.image_px, "mri.image_px")
     )
-    if config.seed > MAX_SEED:
-        raise ConfigError(f"configuration: 'seed' is {config.seed}: use at most {MAX_SEED}")
-    if config.device == "cuda" and (lacking := lacks_for_cuda(_encodes_genes(config))):
-        raise ConfigError(f"configuration: 'device' is cuda, but {lacking}")
+    if config.device == "cuda" and (missing := find_missing_for_cuda(_encodes_genes(config))):
+        raise ConfigError(f"configuration: 'device' is cuda, but {missing}; set 'device: cpu', or train elsewhere")
     vits = {}
     for name, variant in config.pretrain.items():
         where = f"pretrain.{name}"
@@ -70,7 +68,10 @@ def _encodes_genes(config: Config) -> bool:
 
 
 def _check_image_encoder(encoder: ImageEncoder, image_px: int, key: str, where: str) -> Vit:
-    check_vit(encoder, where)
+    try:
+        check_vit(encoder, where)
+    except ConfigError as error:
+        raise ConfigError(f"configuration: {error}") from error
     patch = encoder.options.get("patch_size")
     if patch and image_px % patch:
         raise ConfigError(
@@ -108,7 +109,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _build_gene_encoder(options: GeneEncoder) -> nn.Module:
     with torch.device("meta"):
-        return checkpoint.build_gene_encoder(options.model_dump(), GENES)
+        return checkpoint.build_gene_encoder(options, GENES)
 
 
 def _run_segmenter(channels: list[int], vit: Vit | None, genes: nn.Module | None, image_px: int) -> None:

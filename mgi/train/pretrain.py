@@ -1,5 +1,6 @@
 """Contrastive pre-training of the gene encoder and the image encoder on a fold's paired training patients."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -7,14 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgi import __version__
 from mgi.config import PretrainOptions
 from mgi.console import log
 from mgi.errors import CohortError
 from mgi.model.alignment import Aligner, symmetric_info_nce
 from mgi.train import checkpoint
-from mgi.train.data import Ahead, Images, Profiles, augment, read_images, read_profiles, read_roles, spread, to_tensor
-from mgi.train.loop import TrainingRun, autocast, parameter_groups, prepare_torch
-from mgi.train.validation import embed_genes, embed_images
+from mgi.train.batches import Ahead, Augmentation, to_tensor
+from mgi.train.data import Images, read_images, read_roles, spread
+from mgi.train.description import AlignerDescription
+from mgi.train.device import Place, prepare_torch
+from mgi.train.distributed import Ranks, join_ranks
+from mgi.train.gradients import backward_in_parts
+from mgi.train.loop import Score, TrainingRun, parameter_groups
+from mgi.train.profiles import Profiles, read_profiles
+from mgi.train.resume import code_hash
+from mgi.train.validation import effective_rank, embed_genes, embed_images
 
 VAL_IMAGES_PER_PATIENT = 16
 
@@ -22,7 +31,8 @@ VAL_IMAGES_PER_PATIENT = 16
 def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: Path, fold: str, output: Path) -> None:
     """Train an `Aligner` and write model.safetensors, config.json and metrics.csv to `output`.
 
-    The validation patients choose the step; where fewer than two of them are paired, the last step is kept.
+    The validation patients choose the step; where fewer than two of them are paired, the last step is kept. Processes
+    started by torchrun share each batch, and the first of them writes.
 
     Raises
     ------
@@ -30,93 +40,150 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
         If fewer than two training patients have both images and expression.
     TrainingError
         If the loss or its gradient is not finite.
+    TrainingInterruptedError
+        At SIGTERM, once the state is saved.
     """
-    device = prepare_torch(options.threads, options.device, options.seed, genes=True)
+    ranks, place = join_ranks(prepare_torch(options, options.device, genes=True))
     roles = read_roles(splits, fold)
     profiles = read_profiles(expression, {case for cases in roles.values() for case in cases})
     paired = {role: [case for case in cases if case in profiles.row] for role, cases in roles.items()}
     if len(paired["train"]) < 2:
         raise CohortError(
             f"fold {fold} has {len(paired['train'])} training patients with both images and expression; "
-            "contrastive pre-training needs two or more: lower split.folds or add paired cases"
+            "contrastive pre-training needs two or more: add paired cases or use fewer folds"
         )
     images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
-    config = {
-        "kind": "aligner",
-        "options": options.model_dump(exclude={"base", "device"}),
-        "fold": fold,
-        "image_px": images.image_px,
-        "mpp": images.mpp,
-        "genes": profiles.genes,
-        "unit": profiles.unit,
-    }
-    model = checkpoint.build_aligner(config, options.image_encoder.weights)
-    model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0])
-    model = model.to(device)
-    batches = PatientBatches(images, profiles, paired["train"], options, device)
+    description = AlignerDescription(
+        mgi=__version__,
+        code=code_hash(),
+        options=options,
+        fold=fold,
+        image_px=images.image_px,
+        mpp=images.mpp,
+        genes=profiles.genes,
+        gene_names=profiles.names,
+        unit=profiles.unit,
+    )
+    model = checkpoint.build_aligner(description, options.image_encoder.weights)
+    model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0], options.sd_prior)
+    model = model.to(place.device)
+    batches = PatientBatches(images, profiles, paired["train"], options, place, ranks)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
-    data = {"images": images.digest(), "profiles": profiles.digest(paired["train"] + paired["val"])}
-    identity = {"config": config, "device": options.device, "patients": paired} | data
-    run = TrainingRun(model, options, identity, output, parameter_groups(model, options))
+    identity = {
+        "configuration": description.model_dump(mode="json", exclude={"code"}),
+        "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
+        "set of patients": paired,
+        "set of images": images.digest(),
+        "set of profiles": profiles.digest(paired["train"] + paired["val"]),
+    }
+    size = batches.patients_per_step * options.images_per_patient
+    run = TrainingRun(model, options, identity, output, parameter_groups(model, options), size, ranks)
     run.optimiser.register_step_post_hook(lambda *_: model.limit_logit_scale())
-    validate = None
-    if len(paired["val"]) > 1:
-        validate = partial(_validate, model, batches, paired["val"], device)
-    run.train(options.seed, partial(batches.loss, model), validate)
-    checkpoint.save(model, config, output)
+    run.train(options.seed, partial(batches.backward, model), partial(_validate, model, batches, paired["val"]))
+    if ranks.first:
+        checkpoint.save(model, description, output)
     run.finish()
 
 
 class PatientBatches:
-    """Batches of patients, each with some of its images; a batch depends on seed and step alone."""
+    """Batches of patients, each with some of its images; a batch depends on seed and step alone.
+
+    Attributes
+    ----------
+    patients : list of str
+        Those that have an image.
+    patients_per_step : int
+        Patients in a batch of all processes.
+    """
 
     def __init__(
-        self, images: Images, profiles: Profiles, patients: list[str], options: PretrainOptions, device: torch.device
+        self,
+        images: Images,
+        profiles: Profiles,
+        patients: list[str],
+        options: PretrainOptions,
+        place: Place,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.images, self.profiles, self.options, self.device = images, profiles, options, device
+        self.images, self.profiles, self.options, self.place = images, profiles, options, place
+        self.ranks = ranks or Ranks()
         rows = images.frame.groupby("case_id").indices
         self.rows = {case: np.sort(rows[case]) for case in rows}
         self.patients = [case for case in patients if case in self.rows]
+        self.patients_per_step = min(options.batch_patients, len(self.patients))
+        if self.patients_per_step < self.ranks.world:
+            raise CohortError(
+                f"a batch of {self.patients_per_step} patients cannot be shared by {self.ranks.world} processes: start "
+                "fewer, or use larger batches"
+            )
+        self._pool = ThreadPoolExecutor(options.threads)
         self._ahead = Ahead(self._draw, options.steps)
 
-    def loss(self, model: Aligner, step: int) -> Tensor:
-        """Give the loss of one step's batch."""
+    def backward(self, model: Aligner, step: int) -> Tensor:
+        """Compute the gradient of one step's loss, through this process's share of the batch, and return the loss."""
         cases, pictures = self._ahead(step)
-        patient = torch.arange(len(cases), device=self.device).repeat_interleave(self.options.images_per_patient)
+        count, each = self.patients_per_step, self.options.images_per_patient
+        patient = torch.arange(count, device=self.place.device).repeat_interleave(each)
         values, _ = self.profiles.of(cases)
-        inputs = to_tensor(pictures, self.device)
-        with autocast(self.device):
-            return model(inputs, values.to(self.device), patient, self.options.gene_dropout)
+        inputs = to_tensor(pictures, self.place.device)
+        parts = self.options.micro_batch or len(inputs)
+
+        def embed_pictures(part: Tensor) -> Tensor:
+            with self.place.autocast():
+                return model.embed_images(part)
+
+        def embed_profiles(part: Tensor) -> Tensor:
+            with self.place.autocast():
+                return model.embed_genes(part, self.options.gene_dropout)
+
+        def loss_of(images: Tensor, genes: Tensor) -> Tensor:
+            images, genes = self.ranks.gather(images, count, each), self.ranks.gather(genes, count)
+            return symmetric_info_nce(images, genes, patient, self.ranks.once(model.logit_scale).exp())
+
+        groups = [
+            [partial(embed_pictures, part) for part in inputs.split(parts)],
+            [partial(embed_profiles, part) for part in values.to(self.place.device).split(parts)],
+        ]
+        return backward_in_parts(groups, loss_of, self.place.device)
 
     def _draw(self, step: int) -> tuple[list[str], np.ndarray]:
-        """Draw patients and so many images of each: uint8 [patients * images_per_patient, height, width, 3]."""
+        """Draw patients and some images of each: uint8 [patients * images_per_patient, height, width, 3].
+
+        All processes draw the same, and each returns its share.
+        """
         options = self.options
         random = np.random.default_rng([options.seed, step])
-        size = min(options.batch_patients, len(self.patients))
-        cases = [self.patients[index] for index in random.permutation(len(self.patients))[:size]]
+        drawn = random.permutation(len(self.patients))[: self.patients_per_step]
+        cases = [self.patients[index] for index in drawn]
         rows = np.concatenate([random.choice(self.rows[case], options.images_per_patient) for case in cases])
-        pictures, _ = augment(self.images.load(rows), None, options.augment, options.intensity_jitter, random)
-        return cases, pictures
+        augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
+        own = self.ranks.share(len(cases))
+        part = slice(own.start * options.images_per_patient, own.stop * options.images_per_patient)
+        pictures, _ = augmentation.share(part).apply(self.images.load(rows[part], self._pool))
+        return cases[own], pictures
 
-    def held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
-        """Give other patients that have images, evenly spread images of theirs, and which belongs to which."""
+    def select_held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
+        """Return other patients that have images, evenly spread images of theirs, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
         chosen = [spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
         patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in chosen]))
-        return cases, np.concatenate(chosen), patient
+        return cases, np.concatenate([np.empty(0, np.int64), *chosen]), patient
 
 
 @torch.inference_mode()
-def _validate(
-    model: Aligner, batches: PatientBatches, patients: list[str], device: torch.device
-) -> tuple[float, dict[str, float]]:
-    """Give what selects the step, the negated contrastive loss over held-out patients, and what is recorded.
+def _validate(model: Aligner, batches: PatientBatches, patients: list[str]) -> tuple[Score, dict[str, float]]:
+    """Return what selects the step, the negated contrastive loss over held-out patients, and what is recorded.
 
-    `val_recall` is how often an image finds its patient's genes first.
+    `val_recall` is how often an image finds its patient's genes first, `val_rank` the effective rank of the images'
+    embeddings: it falls towards 1 where they collapse. With fewer than two patients there is nothing to contrast.
     """
-    cases, rows, patient = batches.held_out(patients)
-    images = embed_images(model, batches.images, rows, device)
-    genes = embed_genes(model, batches.profiles, cases, device)
+    measured = {"temperature": (-model.logit_scale).exp().item()}
+    cases, rows, patient = batches.select_held_out(patients)
+    if len(cases) < 2:
+        return None, measured
+    images = embed_images(model, batches.images, rows, batches.place)
+    genes = embed_genes(model, batches.profiles, cases, batches.place)
     loss = symmetric_info_nce(images, genes, patient, model.logit_scale.exp().cpu()).item()
     nearest = (images @ genes.T).argmax(dim=1)
-    return -loss, {"val_loss": loss, "val_recall": (nearest == patient).float().mean().item()}
+    recall = (nearest == patient).float().mean().item()
+    return (-loss,), {"val_loss": loss, "val_recall": recall, "val_rank": effective_rank(images)} | measured

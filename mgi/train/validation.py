@@ -15,37 +15,49 @@ from mgi.files import atomic_write
 from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter
 from mgi.tables import PREDICTIONS_SCHEMA
-from mgi.train.data import Images, Profiles, to_tensor
-from mgi.train.loop import autocast
+from mgi.train.batches import to_tensor
+from mgi.train.data import Images
+from mgi.train.device import Place
+from mgi.train.profiles import Profiles
 
 BATCH = 32
 
 
 @torch.inference_mode()
-def embed_images(model: Aligner, images: Images, rows: np.ndarray, device: torch.device) -> Tensor:
+def embed_images(model: Aligner, images: Images, rows: np.ndarray, place: Place) -> Tensor:
     """Embed some rows of `images`, a batch at a time, as unit vectors float32 [rows, embed_dim] on the CPU."""
     vectors = []
     for start in range(0, len(rows), BATCH):
-        pictures = to_tensor(images.load(rows[start : start + BATCH]), device)
-        with autocast(device):
+        pictures = to_tensor(images.load(rows[start : start + BATCH]), place.device)
+        with place.autocast():
             vectors.append(model.embed_images(pictures).float().cpu())
     return torch.cat(vectors)
 
 
 @torch.inference_mode()
-def embed_genes(model: Aligner, profiles: Profiles, cases: list[str], device: torch.device) -> Tensor:
+def embed_genes(model: Aligner, profiles: Profiles, cases: list[str], place: Place) -> Tensor:
     """Embed the profiles of `cases`, a batch at a time, as unit vectors float32 [cases, embed_dim] on the CPU."""
     vectors = []
     for start in range(0, len(cases), BATCH):
         values, _ = profiles.of(cases[start : start + BATCH])
-        with autocast(device):
-            vectors.append(model.embed_genes(values.to(device)).float().cpu())
+        with place.autocast():
+            vectors.append(model.embed_genes(values.to(place.device)).float().cpu())
     return torch.cat(vectors)
+
+
+def effective_rank(vectors: Tensor) -> float:
+    """Return the exponential of the entropy of the normalised singular values, from 1 to the rank of [rows, dim].
+
+    Source: Garrido et al., "RankMe", 2023, arXiv 2210.02885.
+    """
+    values = torch.linalg.svdvals(vectors.double())
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.special.entr(share).sum().exp().item()
 
 
 @torch.inference_mode()
 def predict_probabilities(
-    model: Segmenter, images: Images, profiles: Profiles, device: torch.device
+    model: Segmenter, images: Images, profiles: Profiles, place: Place
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Segment images a batch at a time, patient by patient, each patient's genes encoded once.
 
@@ -64,28 +76,28 @@ def predict_probabilities(
         rows = order[start : start + BATCH]
         cases, patient = np.unique(case_ids[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
-        inputs = to_tensor(images.load(rows), device).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
+        inputs = to_tensor(images.load(rows), place.device).contiguous(memory_format=torch.channels_last)
+        with place.autocast():
             # The patient of the last batch may go on in this one; those before it are done with.
             tokens = {
-                case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(device))
+                case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(place.device))
                 for index, case in enumerate(cases)
             }
             genes = None if model.gene_encoder is None else torch.cat(list(tokens.values()))
-            logits = model.segment(inputs, genes, torch.from_numpy(patient).to(device), present.to(device))
+            logits = model.segment(inputs, genes, torch.from_numpy(patient).to(place.device), present.to(place.device))
         yield rows, logits.float().sigmoid().cpu().numpy()
 
 
 def score(
-    model: Segmenter, images: Images, profiles: Profiles, thresholds: tuple[float, ...], device: torch.device
+    model: Segmenter, images: Images, profiles: Profiles, thresholds: tuple[float, ...], place: Place
 ) -> tuple[np.ndarray, float]:
-    """Give the patient-mean Dice at each threshold and the mean cross-entropy per pixel.
+    """Return the patient-mean Dice at each threshold and the mean cross-entropy per pixel.
 
     A patient's Dice is taken over all its pixels; it is 1 where reference and prediction are both empty.
     """
     counts = np.zeros((2, len(thresholds), len(images)), dtype=np.int64)  # overlap; predicted plus reference
     cross_entropy = 0.0
-    for rows, probability in predict_probabilities(model, images, profiles, device):
+    for rows, probability in predict_probabilities(model, images, profiles, place):
         reference, counted = images.load_masks(rows).astype(bool), ~images.load_ignore(rows)
         clipped = probability.clip(1e-4, 1 - 1e-4)
         pixels = np.where(reference, np.log(clipped), np.log1p(-clipped))
@@ -109,14 +121,14 @@ def write_predictions(
     profiles: Profiles,
     fold: int,
     threshold: float,
-    device: torch.device,
+    place: Place,
     folder: Path,
 ) -> None:
     """Segment labelled images, part by part, and write predictions.parquet: place, fold, prediction and reference."""
     with atomic_write(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS_SCHEMA) as writer:
         for images in parts:
             masks: list[bytes] = [b""] * len(images)
-            for rows, probability in predict_probabilities(model, images, profiles, device):
+            for rows, probability in predict_probabilities(model, images, profiles, place):
                 for row, mask in zip(rows, probability >= threshold, strict=True):
                     masks[row] = encode_mask(mask)
             frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)

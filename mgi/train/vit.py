@@ -28,6 +28,4 @@ def check_vit(encoder: ImageEncoder, where: str = "image_encoder") -> None:
     if not timm.is_model(encoder.name) or ":" in encoder.name:
         near = difflib.get_close_matches(encoder.name, timm.list_models("*vit*"), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models('vit*')` lists them"
-        raise ConfigError(
-            f"configuration: '{where}.name' is {quote(encoder.name)}, which is not in timm's registry: {hint}"
-        )
+        raise ConfigError(f"'{where}.name' is {quote(encoder.name)}, which is not in timm's registry: {hint}")

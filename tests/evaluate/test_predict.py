@@ -34,10 +34,15 @@ from mgi.evaluate.retrieval import embed
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
 from mgi.tables import write_table
-from mgi.train import inference
-from mgi.train.data import Images, read_images, read_profiles, to_tensor
+from mgi.train import validation
+from mgi.train.batches import to_tensor
+from mgi.train.data import Images, read_images
+from mgi.train.device import Place
 from mgi.train.finetune import finetune
+from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, patient_dice, write_cohort
+
+CPU = Place(torch.device("cpu"))
 
 
 def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_them(cohort, pretrained, tmp_path):
@@ -57,18 +62,18 @@ def test_embeddings_do_not_depend_on_the_batches_they_were_made_in(cohort, pretr
     model, load = mgi.load(pretrained), Images.load
     monkeypatch.setattr(Images, "load", lambda self, rows: seen.append(len(rows)) or load(self, rows))
     for batch in (32, 5):
-        monkeypatch.setattr(inference, "BATCH", batch)
+        monkeypatch.setattr(validation, "BATCH", batch)
         embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
         tables.append(np.stack(pq.read_table(tmp_path / "e.parquet")["vector"].to_numpy()))
     np.testing.assert_allclose(*tables, atol=1e-6)
     assert seen == [12, 5, 5, 2]
-    genes = inference.embed_genes(model, read_profiles(cohort.expression), CASES[:3], torch.device("cpu"))
+    genes = validation.embed_genes(model, read_profiles(cohort.expression), CASES[:3], CPU)
     assert genes.shape == (3, 8)
 
 
 def test_embedding_refuses_other_genes_and_fine_tuned_models(cohort, pretrained, finetuned, tmp_path):
-    other = write_cohort(tmp_path / "other", genes=44)
-    with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
+    other = write_cohort(tmp_path / "other", genes=30)
+    with pytest.raises(CheckpointError, match="lacks 10 of the 40 genes of the model"):
         embed(pretrained, other.sources, other.expression, other.splits, 0, tmp_path / "e.parquet")
     with pytest.raises(CheckpointError, match="embeddings come from a pre-trained one"):
         embed(finetuned, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet")
@@ -169,15 +174,15 @@ def test_a_table_that_states_no_unit_and_no_mpp_is_taken_at_its_word(finetuned, 
 
 
 def test_external_validation_refuses_other_genes(cohort, finetuned, tmp_path):
-    other = write_cohort(tmp_path / "other", genes=44)
-    with pytest.raises(CheckpointError, match="trained on 40 genes and the expression table has 44"):
+    other = write_cohort(tmp_path / "other", genes=30)
+    with pytest.raises(CheckpointError, match="lacks 10 of the 40 genes of the model"):
         evaluate_tables(finetuned, [cohort.folder / "images" / "all.parquet"], other.expression, tmp_path, 100)
 
 
 def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
     cohort, finetuned, tmp_path, monkeypatch
 ):
-    model, device = mgi.load(finetuned), torch.device("cpu")
+    model = mgi.load(finetuned)
     images, profiles = read_images(cohort.sources, set(CASES)), read_profiles(cohort.expression)
     frame = images.frame.assign(encoded=images.encoded, masks=images.masks, positive=images.positive)
     frame = frame.sample(frac=1, random_state=0, ignore_index=True)
@@ -185,18 +190,18 @@ def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
         frame[images.frame.columns], frame.encoded.tolist(), frame.masks.tolist(), frame.positive.to_numpy()
     )
     values, present = profiles.of(frame.case_id.tolist())
-    inputs = to_tensor(shuffled.load(np.arange(len(shuffled))), device)
+    inputs = to_tensor(shuffled.load(np.arange(len(shuffled))), CPU.device)
     with torch.inference_mode():
         expected = model(inputs, values, torch.arange(len(shuffled)), present).sigmoid().numpy()
     encoded, encode = [], model.encode_genes
     monkeypatch.setattr(model, "encode_genes", lambda values: encoded.append(len(values)) or encode(values))
-    monkeypatch.setattr(inference, "BATCH", 7)
+    monkeypatch.setattr(validation, "BATCH", 7)
     found = np.zeros_like(expected)
-    for rows, probability in inference.predict_probabilities(model, shuffled, profiles, device):
+    for rows, probability in validation.predict_probabilities(model, shuffled, profiles, CPU):
         found[rows] = probability
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert sum(encoded) == len(CASES)
-    inference.write_predictions(model, [shuffled], profiles, 0, 0.5, device, tmp_path)
+    validation.write_predictions(model, [shuffled], profiles, 0, 0.5, CPU, tmp_path)
     table = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
     assert table.case_id.tolist() == frame.case_id.tolist()
     written = np.stack([decode_mask(png) for png in table.prediction])
@@ -219,7 +224,7 @@ def test_images_of_another_size_are_refused(cohort, finetuned, tmp_path, monkeyp
 def sees_dark(monkeypatch):
     """Let any model take the dark pixels for the tumour, so that what is written can be checked against the image."""
 
-    def probabilities(model, images, profiles, device):
+    def probabilities(model, images, profiles, place):
         for row in range(len(images)):
             yield np.array([row]), (images.load(np.array([row])).mean(axis=-1) < 100).astype(np.float32)
 
@@ -304,7 +309,7 @@ def test_what_is_predicted_is_a_folder_of_annotations_that_tiling_reads(of_slide
 
 def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
     series = write_series(tmp_path / "s" / "TCGA_CS_4941_19960909", [1])
-    monkeypatch.setattr(stage, "placed", lambda *_: pytest.fail("refused before computing"))
+    monkeypatch.setattr(stage, "move_to_device", lambda *_: pytest.fail("refused before computing"))
     for model, image, own in ((of_slides, slide, slide.parent), (of_mri, series, series)):
         with pytest.raises(ConfigError, match="the folder of the image itself: name another folder"):
             predict(model, image, own / ".")
@@ -353,7 +358,7 @@ def test_predict_names_the_package_that_its_environment_lacks(monkeypatch):
     monkeypatch.delitem(sys.modules, "mgi.evaluate.predict")
     monkeypatch.setitem(sys.modules, "openslide", None)
     with pytest.raises(MissingPackageError, match=r"mgi predict needs openslide, .*pip install"):
-        cli.predict(None, None, None)
+        cli.evaluate.predict(None, None, None)
 
 
 def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_options, tmp_path, caplog):
@@ -362,7 +367,7 @@ def test_expression_for_a_model_without_genes_is_a_warning(cohort, finetune_opti
     table = cohort.folder / "images" / "all.parquet"
     with caplog.at_level("WARNING", logger="mgi"):
         evaluate_tables(tmp_path / "model", [table], cohort.expression, tmp_path / "out", 100)
-    assert "was trained without genes: --expression is not used" in caplog.text
+    assert "was trained without genes: the expression table is not used" in caplog.text
 
 
 def write_series(folder, numbers):

@@ -10,7 +10,9 @@ import pytest
 from mgi.codecs import encode_png
 from mgi.errors import CohortError, ImageTableError
 from mgi.tables import write_table
-from mgi.train.data import Ahead, augment, read_images, read_profiles, read_roles
+from mgi.train.batches import Ahead, Augmentation
+from mgi.train.data import read_images, read_roles
+from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
 
@@ -65,7 +67,7 @@ def test_profiles_are_read_for_the_cases_asked_for(cohort):
 def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group(cohort):
     profiles = read_profiles(cohort.expression)
     groups = [CASES[:4], CASES[4:6], CASES[6:]]
-    deranged = profiles.deranged(groups, seed=3)
+    deranged = profiles.shuffle(groups, seed=3)
     for group in groups:
         own = {case: profiles.row[case] for case in group if case in profiles.row}
         given = {case: deranged.row[case] for case in group if case in deranged.row}
@@ -74,7 +76,7 @@ def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group
 
 
 def test_a_lone_case_loses_its_profile_in_the_control(cohort):
-    deranged = read_profiles(cohort.expression).deranged([[CASES[0]], CASES[1:3]], seed=0)
+    deranged = read_profiles(cohort.expression).shuffle([[CASES[0]], CASES[1:3]], seed=0)
     assert deranged.of([CASES[0]])[1].tolist() == [False]
 
 
@@ -126,7 +128,7 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
     masks = (random.random((40, 8, 8)) < 0.3).astype(np.uint8)
     images = np.repeat(masks[..., None] * 200, 3, axis=-1).astype(np.uint8)
     before = images.copy()
-    moved, moved_masks = augment(images, masks, "dihedral", 0.0, np.random.default_rng(1))
+    moved, moved_masks = Augmentation.draw(40, "dihedral", 0.0, np.random.default_rng(1)).apply(images, masks)
     assert (moved[..., 0] == moved_masks * 200).all()
     assert (images == before).all()
     poses = [tuple(image[..., 0].ravel()) for image in moved]
@@ -138,4 +140,4 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
 
 def test_flip_never_turns_upside_down():
     images = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (20, 1, 8, 3))
-    assert (augment(images, None, "flip", 0.0, np.random.default_rng(1))[0] == images).all()
+    assert (Augmentation.draw(20, "flip", 0.0, np.random.default_rng(1)).apply(images)[0] == images).all()

@@ -6,12 +6,14 @@ import torch
 
 import mgi.train.validation as validation
 from mgi.codecs import encode_mask
-from mgi.train.data import NO_PROFILES, read_images
+from mgi.train.data import read_images
+from mgi.train.device import Place
 from mgi.train.finetune import ImageBatches
+from mgi.train.profiles import NO_PROFILES
 from mgi.train.validation import score
 from tests.tables import CASES, PX
 
-CPU = torch.device("cpu")
+CPU = Place(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import yaml
 
 from mgi.config import load_config
 from mgi.errors import ConfigError
-from mgi.train import loop
+from mgi.train import device
 from mgi.train.preflight import check_models
 from tests.conftest import ROOT
 
@@ -42,7 +42,7 @@ def changed(key: str, value: object) -> dict:
 @pytest.mark.parametrize("name", ["config.yaml", "tcga-lgg-mri.yaml", "tcga-brca.yaml"])
 def test_accepts_the_shipped_configurations_in_seconds(name, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(loop, "missing_kernel", lambda: None)
+    monkeypatch.setattr(device, "missing_kernel", lambda: None)
     config = load_config(ROOT / "config" / name)
     start = time.monotonic()
     check_models(config)

@@ -191,6 +191,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
         "draw_losses": 1,
         "draw_comparison": 1,
         "draw_overlays": 1,
+        "write_page": 1,
     }
     tiled = {job.wildcards["source"] for job in planned if job.rule == "tile_slides"}
     assert tiled == set(slides.file_name.str.split(".").str[0])

@@ -21,6 +21,7 @@ RESULTS = (
     "report/losses.png",
     "report/comparison.png",
     "report/overlays.png",
+    "report/index.html",
 )
 
 
@@ -69,7 +70,15 @@ def test_changed_variant_reruns_itself_and_its_aggregates_only(copy):
 def test_forced_finetuning_reruns_every_variant_and_no_pretraining(tiny):
     planned = counted(tiny.planned("--forcerun", "finetune"))
     assert planned["finetune"] == 6
-    assert set(planned) == {"finetune", "summarise", "compare", "draw_losses", "draw_comparison", "draw_overlays"}
+    assert set(planned) == {
+        "finetune",
+        "summarise",
+        "compare",
+        "draw_losses",
+        "draw_comparison",
+        "draw_overlays",
+        "write_page",
+    }
 
 
 def test_same_seed_gives_the_same_bytes(copy):

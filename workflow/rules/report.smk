@@ -110,3 +110,25 @@ rule draw_overlays:
         folder=lambda wildcards, input: Path(input.per_patient).parent,
     shell:
         "{params.mgi:q} report overlays {params.folder:q} --sources {input.sources:q} -o {output:q} > {log:q} 2>&1"
+
+
+rule write_page:
+    input:
+        within_results(PLAN.page_inputs()),
+    output:
+        "<results>/{cohort}/report/index.html",
+    log:
+        "<logs>/{cohort}/report/page.log",
+    benchmark:
+        "<benchmarks>/{cohort}/report/page.tsv"
+    conda:
+        environment("base")
+    threads: 1
+    resources:
+        mem_mb=CFG.resources.prepare_mem_mb,
+        runtime=CFG.resources.prepare_runtime_min,
+    params:
+        mgi=mgi_command,
+        folder=lambda wildcards, output: Path(output[0]).parents[1],
+    shell:
+        "{params.mgi:q} report page {params.folder:q} -o {output:q} > {log:q} 2>&1"

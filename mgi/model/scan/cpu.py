@@ -28,12 +28,13 @@ def load_kernels() -> ModuleType:
     """
     import numba
 
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _find_cache_folder(before)
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = _find_cache_folder(before)
     try:
         from mgi.model.scan import kernels
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return kernels
 
 

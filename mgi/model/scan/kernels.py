@@ -7,6 +7,8 @@ are read where they lie, whatever their strides, a tile of one segment by 16 cha
 Every task writes to places of its own and sums in one order, so the number of threads does not change a bit.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import config, float32, float64, intp, njit, void
 
@@ -18,7 +20,7 @@ ONE, ZERO = np.float32(1), np.float32(0)
 
 sequence = float32[:, :, :]  # [batch, channels or state, length], any strides
 # `load_kernels` sets the folder, empty where none can be written.
-OPTIONS = {"nogil": True, "cache": bool(config.CACHE_DIR)}
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": bool(vars(config)["CACHE_DIR"])}
 
 
 @njit(**OPTIONS)

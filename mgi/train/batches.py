@@ -1,0 +1,94 @@
+"""Batches of images on their way to the device: drawn ahead, decoded by several threads, augmented."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+STEPS_AHEAD = 2
+
+
+class Ahead(Generic[T]):
+    """Draw the batches of the next steps in a thread while that of this step is worked on.
+
+    Since a batch depends on its step alone, it is the same as if it were drawn when asked for.
+
+    Parameters
+    ----------
+    draw : callable
+        The batch of a step: decoding and augmentation, no computation on a device.
+    steps : int
+        Steps of the run; after the last, nothing is drawn and the thread ends.
+    """
+
+    def __init__(self, draw: Callable[[int], T], steps: int) -> None:
+        self._draw, self._steps = draw, steps
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: dict[int, Future[T]] = {}
+
+    def __call__(self, step: int) -> T:
+        """Return the batch of `step`; what its drawing raised is raised here."""
+        batch = self._drawn.get(step) or self._thread.submit(self._draw, step)
+        coming = range(step + 1, min(step + 1 + STEPS_AHEAD, self._steps))
+        self._drawn = {later: self._drawn.get(later) or self._thread.submit(self._draw, later) for later in coming}
+        if not coming:
+            self._thread.shutdown(wait=False)
+        return batch.result()
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """Turn uint8 [batch, height, width, 3] into float32 [batch, 3, height, width] in 0..1."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+class Augmentation(NamedTuple):
+    """What is done to each image of a batch.
+
+    Attributes
+    ----------
+    turns : int ndarray, [batch]
+        Quarter turns.
+    flips : bool ndarray, [batch]
+        Whether it is flipped left to right, after the turn.
+    gains : float ndarray, [batch, 3]
+        Factor of each channel's intensity.
+    """
+
+    turns: np.ndarray
+    flips: np.ndarray
+    gains: np.ndarray
+
+    @classmethod
+    def draw(cls, count: int, how: str, jitter: float, random: np.random.Generator) -> Self:
+        """Draw the augmentation of `count` images.
+
+        Parameters
+        ----------
+        how : {"none", "flip", "dihedral"}
+        jitter : float
+            Largest relative change of a channel's intensity: stain of a slide, gain of an MRI sequence.
+        """
+        turns = random.integers(0, 4, count) * (how == "dihedral")
+        flips = (random.random(count) < 0.5) & (how != "none")
+        return cls(turns, flips, 1 + jitter * random.uniform(-1, 1, (count, 3)))
+
+    def share(self, part: slice) -> Self:
+        """Return the augmentation of some images of the batch."""
+        return type(self)(self.turns[part], self.flips[part], self.gains[part])
+
+    def apply(self, images: np.ndarray, masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return copies of images, uint8 [batch, height, width, 3], and of their masks, [batch, height, width]."""
+        images = images.copy()
+        masks = None if masks is None else masks.copy()
+        for index, (turn, flip, gain) in enumerate(zip(*self, strict=True)):
+            for stack in (images, masks):
+                if stack is not None:
+                    picture = np.rot90(stack[index], turn)
+                    stack[index] = picture[:, ::-1] if flip else picture
+            if (gain != 1).any():
+                images[index] = np.clip(images[index] * gain, 0, 255).astype(np.uint8)
+        return images, masks
