@@ -234,9 +234,9 @@ def test_sources_state_project_site_and_tumour(tmp_path):
     statuses = [source(barcode(0, "A7"), tumour_px=5), source("C3L-00001", tumour_px=0, source_id="C3L-00001-21.A")]
     write_sources(statuses, tmp_path / f"{read_manifest(manifest).file_name[0].split('.')[0]}.status.parquet")
     collect_sources(tmp_path, [manifest], 2, None, tmp_path / "s.parquet")
-    found = pd.read_parquet(tmp_path / "s.parquet").set_index("case_id")[["project", "site", "has_tumour"]]
+    found = pd.read_parquet(tmp_path / "s.parquet").set_index("case_id")[["project", "site", "has_tumour"]].fillna("")
     assert found.loc[barcode(0, "A7")].tolist() == ["TCGA-BRCA", "A7", True]
-    assert found.loc["C3L-00001"].tolist() == ["CPTAC-3", None, False]
+    assert found.loc["C3L-00001"].tolist() == ["CPTAC-3", "", False]
 
 
 def test_tables_of_an_earlier_version_are_read(cohort):

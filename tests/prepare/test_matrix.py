@@ -207,12 +207,8 @@ def test_bad_tables_are_refused(tmp_path, positions):
     path = stored(frame.astype(object).replace({frame.iloc[1, 2]: "12,5"}), tmp_path, "csv")
     with pytest.raises(ExpressionError, match=r"the comma of '12,5' in the column 'GX' could be"):
         import_table(path, positions, tmp_path / "expression.parquet")
-    frame.columns = ["G2", "G10", "GX", "GX"]
-    for way, what in (("csv", "column"), ("transposed", "gene")):
-        with pytest.raises(ExpressionError, match=rf"(the {what} GX comes twice|duplicate {what} 'GX'); keep one"):
-            import_table(stored(frame, tmp_path, way), positions, tmp_path / "expression.parquet")
     (tmp_path / "t.parquet").write_text("no table")
-    with pytest.raises(ExpressionError, match="not a readable"):
+    with pytest.raises(ExpressionError, match="not a Parquet file"):
         import_table(tmp_path / "t.parquet", positions, tmp_path / "expression.parquet")
     assert not (tmp_path / "expression.parquet").exists()
 
