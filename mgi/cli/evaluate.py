@@ -5,9 +5,22 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import Device, ExpressionTable, Options, Output, Sources, Splits, TiledSources, app, flag
+from mgi.cli.common import (
+    Device,
+    ExpressionTable,
+    Options,
+    Output,
+    Sources,
+    Splits,
+    TiledSources,
+    app,
+    flag,
+    require_inputs,
+)
 from mgi.config import Evaluate, EvaluateOptions, TileOptions, load_options
 from mgi.errors import MissingPackageError
+
+DESCRIPTION = "config.json"
 
 
 @app.command(
@@ -23,6 +36,8 @@ def embed(
     device: Device = None,
 ) -> None:
     """Embed the images and genes of a fold's test patients in the shared space."""
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    require_inputs(description_of_a_model=model / DESCRIPTION)
     from mgi.evaluate.retrieval import embed as run
 
     run(model, sources, expression, splits, fold, output, device)
@@ -85,9 +100,10 @@ def evaluate(
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
+    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
+    require_inputs(description_of_a_model=model / DESCRIPTION, expression_table=expression, table_of_sources=sources)
     from mgi.evaluate.external import evaluate_tables
 
-    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
     evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources)
 
 
@@ -106,15 +122,16 @@ def predict(
 
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten.
     """
+    chosen = load_options(TileOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue)
+    require_inputs(description_of_a_model=model / DESCRIPTION, expression_table=expression)
     try:
         from mgi.evaluate.predict import predict as run
-    except ModuleNotFoundError as problem:
+    except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"mgi predict needs {problem.name}, which this environment lacks; run: pip install --no-deps -r "
+            f"mgi predict needs {error.name}, which this environment lacks; run: pip install --no-deps -r "
             "requirements.lock"
-        ) from None
+        ) from error
 
-    chosen = load_options(TileOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue)
     run(
         model, image, output, expression=expression, case_id=case_id, default_mpp=chosen.default_mpp,
         min_tissue=chosen.min_tissue, device=device,

@@ -109,12 +109,13 @@ def slide_tile(
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
-    from mgi.prepare import slides as stage
+    from mgi.prepare.slides import tile_slides
 
     chosen = load_options(
-        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue
-    )
-    stage.tile_slides(slides, case_id, output, **chosen.model_dump(), annotations=annotations, status=status)
+        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
+        annotations=None if annotations is None else str(annotations),
+    )  # fmt: skip
+    tile_slides(slides, case_id, output, chosen, status)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
@@ -128,12 +129,12 @@ def slide_preview(
     min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
-    from mgi.prepare import slides as stage
+    from mgi.prepare.slides import preview
 
     chosen = load_options(
         TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue
     )
-    stage.preview(slide, output, **chosen.model_dump())
+    preview(slide, output, chosen)
 
 
 @app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")

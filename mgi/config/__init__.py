@@ -19,6 +19,7 @@ from mgi.config.cohort import Config, Resources, load_config, load_options
 from mgi.config.evaluate import Evaluate, EvaluateOptions
 from mgi.config.prepare import (
     Expression,
+    MaskValues,
     Mri,
     MriOptions,
     Slides,
@@ -48,8 +49,8 @@ from mgi.config.vit import VitOptions
 __all__ = [
     "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END", "Config",
     "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc", "GeneEncoder",
-    "ImageEncoder", "Mri", "MriOptions", "Optimisation", "Pretrain", "PretrainOptions", "QueryOptions", "Resources",
-    "RunOptions", "Section", "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts",
-    "TableImport", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml",
-    "reference_files", "write_reference",
+    "ImageEncoder", "MaskValues", "Mri", "MriOptions", "Optimisation", "Pretrain", "PretrainOptions", "QueryOptions",
+    "Resources", "RunOptions", "Section", "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions",
+    "StarCounts", "TableImport", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping",
+    "read_yaml", "reference_files", "write_reference",
 ]  # fmt: skip

@@ -15,6 +15,9 @@ from mgi.config.train import Finetune, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
 
+# Keys that Snakemake itself reads from a configuration file.
+SNAKEMAKE_KEYS = ("pathvars",)
+
 
 class Resources(Section):
     """What a job asks of a cluster; `gpu: 1` is added to training where `device` is cuda."""
@@ -201,7 +204,8 @@ def load_config(source: Path | str | dict[str, Any]) -> Config:
     ConfigError
         For an unknown key (with the nearest valid one), an impossible value, or a variant or fold that does not exist.
     """
-    return validate_section(Config, source if isinstance(source, dict) else read_mapping(source, "configuration"))
+    raw = source if isinstance(source, dict) else read_mapping(source, "configuration")
+    return validate_section(Config, {key: value for key, value in raw.items() if key not in SNAKEMAKE_KEYS})
 
 
 def load_options(section: type[SectionType], source: str | dict[str, Any], **flags: object) -> SectionType:

@@ -78,26 +78,55 @@ class Expression(StarCounts, TableImport):
         return self
 
 
+class MaskValues(Section):
+    """What the values of a mask mean; all others are background."""
+
+    tumour: list[int] = Field(min_length=1, description="values that are tumour")
+    ignore: list[int] = Field([], description="values that are left out of loss and metrics")
+
+    @model_validator(mode="after")
+    def _refuse_double_meaning(self) -> Self:
+        if both := sorted(set(self.tumour) & set(self.ignore)):
+            raise sentence(f"the mask value {both[0]} is both tumour and ignored: give it one meaning")
+        return self
+
+
 class TileOptions(Section):
     """How slides are cut into tiles: the options of `mgi slide tile`."""
 
     mpp: float = Field(0.5, gt=0, le=16, description="microns per pixel of a tile")
     tile_px: int = Field(256, ge=32, le=4096, description="edge of a tile, pixels")
     default_mpp: float | None = Field(
-        None, gt=0, description="level-0 microns per pixel of slides that state none; null skips those slides"
+        None,
+        gt=0,
+        description="level-0 microns per pixel of slides that state none, or an impossible one; null skips them",
     )
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    annotations: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of tumour annotations, `{slide}.geojson` or a mask `{slide}_mask.tiff`, `.png` or `.jpg`; "
+        "slides without one train the encoders only",
+    )
+    tumour_classes: list[Label] = Field(
+        ["Tumor", "Tumour"],
+        min_length=1,
+        description="classes of outlines that are tumour, case ignored; `Ignore*` is left out of loss and metrics, "
+        "others are background; where no outline of a file has a class, all are tumour",
+    )
+    mask_values: MaskValues | None = Field(
+        None, description="what the values of masks mean; null: two values, of which the larger is tumour"
+    )
+    mpp_table: str | None = Field(
+        None,
+        min_length=1,
+        description="table (CSV, TSV or Parquet) of slide and mpp: level-0 mpp that beats what the files state",
+    )
 
 
 class Slides(TileOptions):
     """Whole-slide images cut into tiles of one physical size."""
 
-    annotations: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of tumour annotations, `{slide}.geojson` or `{slide}_mask.tiff`; slides without one train "
-        "the encoders only",
-    )
     fetch_from: Literal["gdc", "idc"] = Field(
         "gdc",
         description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",

@@ -13,13 +13,15 @@ import shapely
 from PIL import Image
 from scipy import ndimage
 
+from mgi.config import TileOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.geojson import coordinates, polygons, tumour_feature
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
-from mgi.prepare.slides import opened, scaled, tile_slides
+from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
+from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table
 from mgi.train.validation import predict_probabilities
@@ -102,9 +104,8 @@ def predict(
     with tempfile.TemporaryDirectory(dir=output) as scratch:
         table = Path(scratch) / "images.parquet"
         if of_slide:
-            tile_slides(
-                [image], [case], table, mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue
-            )
+            tiling = TileOptions(mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue)
+            tile_slides([image], [case], table, tiling)
         else:
             import_series(Series(image.name, case, image), table, image_px)
         images = read_image_table(table)
@@ -147,13 +148,16 @@ def _write_slide(path: Path, images: Images, batches: Batches, image_px: int, th
     tumour, pixel = _plane(frame, batches, image_px, threshold)
     corner = (int(frame.x.min()), int(frame.y.min()))
     try:
-        with opened(path) as slide:
+        with open_slide(path) as slide:
+            bounds = scanned_bounds(slide) or (0, 0)
             mask = _whole(tumour, corner, pixel, slide.dimensions)
-            thumbnail = Image.fromarray(scaled(slide, max(1.0, max(slide.dimensions) / OVERLAY_PX)))
+            thumbnail = Image.fromarray(read_downsampled(slide, max(1.0, max(slide.dimensions) / OVERLAY_PX)))
     except openslide.OpenSlideError as problem:
         raise SlideError(f"{path.name}: unreadable: {problem}") from None
+    # QuPath shows the scanned part of a slide alone, and counts from its corner.
+    shown = (corner[0] - bounds[0], corner[1] - bounds[1])
     with atomic_write(files["outlines"]) as aside:
-        aside.write_text(json.dumps(_geojson(tumour, corner, pixel, source)) + "\n")
+        aside.write_text(json.dumps(_geojson(tumour, shown, pixel, source)) + "\n")
     with atomic_write(files["mask"]) as aside:
         Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF", compression="tiff_deflate")
     with atomic_write(files["picture"]) as aside:

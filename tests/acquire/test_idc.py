@@ -15,6 +15,7 @@ from mgi.acquire import fetch as stage
 from mgi.acquire import idc
 from mgi.acquire.manifest import SLIDES
 from mgi.cli import app
+from mgi.config import TileOptions
 from mgi.errors import ConfigError, FetchError
 from mgi.prepare.slides import tile_slides
 from mgi.tables import MANIFEST_SCHEMA, write_table
@@ -91,7 +92,7 @@ def test_slides_are_asked_for_by_series_and_tiled_from_where_they_are_put(client
         name = receipt.file_name[file_id]
         assert {path.name for path in (out / file_id).iterdir()} == {f"{barcode}.A-B.dcm", "a.dcm"}
         tiles, status = tmp_path / f"{barcode}.parquet", tmp_path / f"{barcode}.status.parquet"
-        tile_slides([out / file_id / name], [barcode[:12]], tiles, mpp=1.0, tile_px=64, status=status)
+        tile_slides([out / file_id / name], [barcode[:12]], tiles, TileOptions(mpp=1.0, tile_px=64), status)
         assert pd.read_parquet(status)[["source_id", "status", "n_images"]].values.tolist() == [[barcode, "ok", 4]]
     assert set(receipt.idc_version) == {"v25"} and set(receipt.state) == {"complete"}
 
