@@ -28,6 +28,7 @@ from mgi.config.prepare import (
     Split,
     SplitOptions,
     StarCounts,
+    TableImport,
     TileOptions,
 )
 from mgi.config.reading import read_mapping, read_yaml
@@ -52,6 +53,6 @@ __all__ = [
     "Config", "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc",
     "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
     "Pretrain", "PretrainOptions", "QueryOptions", "Resources", "RunOptions", "Section", "Server", "Simulate",
-    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "TileOptions", "VitOptions", "load_config",
-    "load_options", "read_mapping", "read_yaml", "reference_files", "write_reference",
+    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "TableImport", "TileOptions", "VitOptions",
+    "load_config", "load_options", "read_mapping", "read_yaml", "reference_files", "write_reference",
 ]  # fmt: skip
