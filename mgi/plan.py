@@ -17,7 +17,7 @@ from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclus
 from mgi.config import Config, load_config, read_yaml
 from mgi.delimited import read_delimited
 from mgi.errors import CohortError, ConfigError, ManifestError
-from mgi.names import first_few
+from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
 from mgi.prepare.cohort import slide_batches
 from mgi.prepare.mri import fingerprint
@@ -229,6 +229,8 @@ class Plan:
                     raise ManifestError(
                         f"the projects {found[name].project} and {project} both have the slide {name}: keep one of them"
                     )
+                for source_id in rows["source_id"]:
+                    check_name(source_id, "slide", ManifestError)
                 found[name] = Batch(project, rows)
         if slides.annotations:
             check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])

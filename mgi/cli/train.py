@@ -5,26 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app
-from mgi.config import FinetuneOptions, PretrainOptions, load_config, load_options
-from mgi.console import log
-from mgi.files import atomic_write
-
-
-@app.command(epilog="Example: mgi check --options config/config.yaml")
-def check(
-    options: Annotated[str, typer.Option(help="A configuration: JSON text, or a YAML file.")],
-    receipt: Annotated[list[Path] | None, typer.Option(help="Write what was checked here; repeatable.")] = None,
-) -> None:
-    """Check that the device is there and that every variant's model can be built at the images' size."""
-    from mgi.train.preflight import check_models
-
-    config = load_config(options)
-    check_models(config)
-    for path in receipt or []:
-        with atomic_write(path) as aside:
-            aside.write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
-    log.info("%d models can be built and run on %s", len(config.pretrain) + len(config.finetune), config.device)
+from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app, require_inputs
+from mgi.config import FinetuneOptions, PretrainOptions, load_options
 
 
 @app.command(epilog="Example: mgi pretrain --sources S --expression E --splits P --fold 0 --options mgi.yaml -o fold0")
@@ -37,9 +19,11 @@ def pretrain(
     fold: Annotated[str, typer.Option(help="The fold whose training patients are used, or `all`.")] = "0",
 ) -> None:
     """Align the gene encoder and the image encoder on a fold's paired training patients."""
+    chosen = load_options(PretrainOptions, options)
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
     from mgi.train.pretrain import pretrain as run
 
-    run(load_options(PretrainOptions, options), sources, expression, splits, fold, output)
+    run(chosen, sources, expression, splits, fold, output)
 
 
 @app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained DIR -o fold0")
@@ -55,6 +39,10 @@ def finetune(
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
 ) -> None:
     """Fine-tune the segmenter on a fold and predict its test patients."""
+    chosen = load_options(FinetuneOptions, options)
+    require_inputs(
+        table_of_splits=splits, table_of_sources=sources, expression_table=expression, pretrained_encoders=pretrained
+    )
     from mgi.train.finetune import finetune as run
 
-    run(load_options(FinetuneOptions, options), sources, expression, splits, fold, pretrained, output)
+    run(chosen, sources, expression, splits, fold, pretrained, output)

@@ -18,5 +18,5 @@ rule check:
         mgi=mgi_command,
         options=lambda wildcards: PLAN.check_options(),
     shell:
-        "{params.mgi:q} check --options {params.options:q} --receipt {output.fetching:q} "
+        "{params.mgi:q} check {params.options:q} --receipt {output.fetching:q} "
         "--receipt {output.training:q} > {log:q} 2>&1"
