@@ -93,7 +93,7 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("slides",), None, "either 'slides' or 'mri'"),
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
         (("gdc",), None, "'slides' come from the GDC"),
-        (("expression",), {"table": "z.parquet"}, "needs 'expression.positions'"),
+        (("split",), {"site_table": "s.csv"}, "'split.site_table' and 'split.site_column' go together"),
         (
             ("expression",),
             {"table": "z.parquet", "positions": "p.tsv", "genes": "g.txt"},

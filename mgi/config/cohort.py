@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
 from mgi.config.evaluate import Bootstrap, Evaluate
 from mgi.config.names import Name
-from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TileOptions
+from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping
 from mgi.config.section import Section, SectionType, sentence, validate_section
 from mgi.config.train import Finetune, Pretrain, RunOptions
@@ -145,6 +145,10 @@ class Config(RunOptions, Cohort):
         """Return the options of `mgi expression build`."""
         return _select(self.expression, StarCounts)
 
+    def import_options(self) -> dict[str, Any]:
+        """Return the options of `mgi expression import`."""
+        return _select(self.expression, TableImport)
+
     def tile_options(self) -> dict[str, Any]:
         """Return the options of `mgi slide tile`."""
         return {} if self.slides is None else _select(self.slides, TileOptions)
@@ -187,7 +191,7 @@ class Config(RunOptions, Cohort):
         given = {f"expression.{key}": getattr(self.expression, key) for key in ("table", "positions", "genes")}
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
-        given["split.stratify_table"] = self.split.stratify_table
+        given |= {f"split.{key}": getattr(self.split, key) for key in ("stratify_table", "site_table")}
         return {key: path for key, path in given.items() if path and not self._is_simulated(path)}
 
     def warnings(self) -> list[str]:
