@@ -1,4 +1,4 @@
-"""What this machine lacks for a configuration, found before a run and not hours into it."""
+"""What this machine lacks for a configuration, found before a run instead of hours into it."""
 
 import importlib
 import importlib.metadata
@@ -14,12 +14,15 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mgi.config import Config, load_config
-from mgi.errors import MGIError
+from mgi.check import check_inputs, check_models
+from mgi.config import LOCAL, Config, load_config
+from mgi.errors import MGIError, MissingPackageError
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
-LEAST_CONDA = Version("24.7.1")
-LEAST_FREE_GB = 10
+MIN_CONDA = Version("24.7.1")
+MIN_FREE_GB = 10
+PROGRAM_SECONDS = 20
+SCAN_PACKAGES = {"cpu": "numba", "cuda": "mamba-ssm or triton"}
 REINSTALL = "run: pip install --no-deps -r requirements.lock"
 # Each loads a native library of its own, and fails in its own way where that library is missing or of another build.
 NATIVE = {"openslide": "openslide-bin", "pyvips": "pyvips-binary", "torchvision": "torchvision", "timm": "timm"}
@@ -36,36 +39,39 @@ class Finding:
 
 
 def examine(config_file: Path | None) -> Iterator[Finding]:
-    """Look at the machine and, with a configuration, at what it names; yield findings as they are made.
+    """Yield what this machine has and lacks and, with a configuration, what is wrong with what it names.
 
-    Nothing is written, and nothing but the GDC's `/status` is asked over the network.
+    Nothing is written, and only the GDC's `/status` is asked over the network.
     """
-    yield from _packages()
-    yield from (_native(module, package) for module, package in NATIVE.items())
-    yield _conda()
-    yield _slurm()
+    yield from _check_packages()
+    yield from (_check_native(module, package) for module, package in NATIVE.items())
+    yield _check_conda()
+    yield _check_slurm()
     if config_file is None:
-        yield Finding(WARN, "configuration", "none given", "name one with --config to have its inputs examined")
+        yield from _explain_failure("scan", _check_scan(None))
+        yield Finding(WARN, "configuration", "none given", "name one with --config to check its inputs and models")
         return
     try:
         config = load_config(config_file)
-    except MGIError as problem:
-        yield Finding(FAIL, "configuration", str(problem), f"correct {config_file}")
+    except MGIError as error:
+        yield Finding(FAIL, "configuration", str(error), f"correct {config_file}")
         return
     yield Finding(PASS, "configuration", f"{config_file} is valid")
-    yield from _inputs(config)
+    yield from (Finding(WARN, "configuration", sentence) for sentence in config.warnings())
     for subject, findings in {
-        "mri.folder": _mri(config),
-        "slides.fetch_from": _idc(config),
-        "device": _device(config),
-        "scan": _scan(config),
-        "gdc.api_url": _gdc(config),
+        "inputs": _check_inputs(config),
+        "mri.folder": _check_mri(config),
+        "slides.fetch_from": _check_idc(config),
+        "device": _check_device(config),
+        "scan": _check_scan(config),
+        "models": _check_models(config),
+        "gdc.api_url": _check_gdc(config),
     }.items():
-        yield from _or_why_not(subject, findings)
-    yield _room(Path.cwd())
+        yield from _explain_failure(subject, findings)
+    yield _check_disk(Path.cwd())
 
 
-def _packages() -> Iterator[Finding]:
+def _check_packages() -> Iterator[Finding]:
     """Compare what is installed with what mgi requires."""
     try:
         required = [Requirement(line) for line in importlib.metadata.requires("mgi") or ()]
@@ -90,82 +96,94 @@ def _packages() -> Iterator[Finding]:
         yield Finding(PASS, "packages", f"all {len(required)} requirements are met")
 
 
-def _native(module: str, package: str) -> Finding:
+def _check_native(module: str, package: str) -> Finding:
     try:
         if module in ("torchvision", "timm"):
             # Works around a CPU build of torch beside another build of torchvision.
             importlib.import_module("mgi.model.image_encoder").import_timm()
         importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as problem:
+    except (ImportError, OSError, RuntimeError) as error:
         fix = f"run: pip install --force-reinstall {package}, at the version of the lock"
-        return Finding(FAIL, module, _line(problem), fix)
+        return Finding(FAIL, module, _one_line(error), fix)
     return Finding(PASS, module, "loads")
 
 
-def _line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-def _or_why_not(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """Give the findings; where a package that they need cannot be imported, that is the finding."""
+def _explain_failure(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings; where a package that they need cannot be imported, that is the finding."""
     try:
         yield from findings
-    except (ImportError, OSError) as problem:
-        yield Finding(FAIL, subject, f"cannot be examined: {_line(problem)}", REINSTALL)
+    except (ImportError, OSError, RuntimeError) as error:
+        yield Finding(FAIL, subject, f"cannot be checked: {_one_line(error)}", REINSTALL)
 
 
 def _answer(*command: str) -> str | None:
-    """Give what a program prints, or None where there is no such program or it fails."""
+    """Return what a program prints, or None where there is no such program, or it fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _conda() -> Finding:
-    fix = f"only --use-conda needs it: install conda {LEAST_CONDA} or later, from conda-forge"
+def _check_conda() -> Finding:
+    fix = f"only --use-conda needs it: install conda {MIN_CONDA} or later, from conda-forge"
     found = _answer("conda", "--version")
     version = re.search(r"\d+(\.\d+)+", found or "")
     if version is None:
         return Finding(WARN, "conda", "not found", fix)
-    if Version(version[0]) < LEAST_CONDA:
+    if Version(version[0]) < MIN_CONDA:
         return Finding(WARN, "conda", version[0], fix)
     return Finding(PASS, "conda", version[0])
 
 
-def _slurm() -> Finding:
+def _check_slurm() -> Finding:
     found = _answer("sbatch", "--version")
     if found is None:
         return Finding(WARN, "slurm", "no sbatch", "only the SLURM profile needs it: run Snakemake on a login node")
     return Finding(PASS, "slurm", found)
 
 
-def _inputs(config: Config) -> Iterator[Finding]:
+def _check_inputs(config: Config) -> Iterator[Finding]:
+    """Look for every file that the configuration names, then check what is in them."""
     given = config.given_files()
     # Read where the GDC is looked at.
     given.pop("gdc.token_file", None)
     # Not among the files given first: a cohort can be pinned before its slides are annotated.
     if config.slides is not None and config.slides.annotations is not None and config.simulate is None:
         given["slides.annotations"] = config.slides.annotations
+    missing = [key for key, path in given.items() if not Path(path).exists()]
     for key, path in given.items():
-        if Path(path).exists():
-            yield Finding(PASS, key, path)
+        if key in missing:
+            yield Finding(FAIL, key, f"{path} does not exist", "create it or correct the key")
         else:
-            yield Finding(FAIL, key, f"{path} is not there", "put it there or correct the key")
+            yield Finding(PASS, key, path)
+    # A missing MRI folder is reported by itself.
+    if missing or (config.mri is not None and not Path(config.mri.folder).exists()):
+        return
+    try:
+        check_inputs(config)
+    except MGIError as error:
+        yield Finding(FAIL, "inputs", str(error))
 
 
-def _mri(config: Config) -> Iterator[Finding]:
+def _check_mri(config: Config) -> Iterator[Finding]:
     if config.mri is None:
         return
     from mgi.prepare.mri import find_series
 
     try:
         yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
-    except MGIError as problem:
-        yield Finding(FAIL, "mri.folder", str(problem))
+    except MGIError as error:
+        yield Finding(FAIL, "mri.folder", str(error))
 
 
-def _idc(config: Config) -> Iterator[Finding]:
+def _check_idc(config: Config) -> Iterator[Finding]:
     if config.slides is None or config.slides.fetch_from != "idc":
         return
     if importlib.util.find_spec("idc_index") is None:
@@ -174,7 +192,7 @@ def _idc(config: Config) -> Iterator[Finding]:
         yield Finding(PASS, "slides.fetch_from", "idc-index is installed")
 
 
-def _device(config: Config) -> Iterator[Finding]:
+def _check_device(config: Config) -> Iterator[Finding]:
     if config.device == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if config.threads > cores:
@@ -184,60 +202,76 @@ def _device(config: Config) -> Iterator[Finding]:
         return
     import torch
 
-    from mgi.train.device import find_missing_for_cuda
-
-    # Pre-training encodes genes whatever the variant that starts from it does.
-    genes = any(
-        config.finetune[name].genes != "none" or config.needs_pretraining(name) for name in config.evaluate.variants
-    )
-    if missing := find_missing_for_cuda(genes):
-        yield Finding(FAIL, "device", f"'device' is cuda, but {missing}", "train elsewhere, or set 'device: cpu'")
-        return
-    yield Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
+    if torch.cuda.is_available():
+        yield Finding(PASS, "device", f"cuda, {torch.cuda.device_count()} of {torch.cuda.get_device_name()}")
 
 
-def _scan(config: Config) -> Iterator[Finding]:
+def _check_scan(config: Config | None) -> Iterator[Finding]:
+    """Name the path that the selective scan takes on the device of a configuration, or the best one here."""
+    import torch
+
     from mgi.model.scan import describe_path
 
-    path = describe_path(config.device)
+    device = config.device if config else "cuda" if torch.cuda.is_available() else "cpu"
+    path = describe_path(device)
     if path.startswith("plain"):
-        yield Finding(WARN, "scan", path, f"install {'numba' if config.device == 'cpu' else 'Triton or mamba-ssm'}")
+        yield Finding(WARN, "scan", f"{device}: {path}", f"install {SCAN_PACKAGES[device]}")
     else:
-        yield Finding(PASS, "scan", path)
+        yield Finding(PASS, "scan", f"{device}: {path}")
 
 
-def _gdc(config: Config) -> Iterator[Finding]:
+def _check_models(config: Config) -> Iterator[Finding]:
+    try:
+        check_models(config)
+    except MissingPackageError as error:
+        yield Finding(WARN, "models", f"not built: {error}", "only training needs it")
+    except MGIError as error:
+        yield Finding(FAIL, "models", str(error))
+    else:
+        yield Finding(PASS, "models", f"{len(config.pretrain) + len(config.finetune)} can be built")
+
+
+def _check_gdc(config: Config) -> Iterator[Finding]:
     """Look at the token and at the mirrors that are folders, and ask the API for its status, once."""
     if config.gdc is None or config.simulate is not None:
         return
-    import requests
-
-    from mgi.acquire import web
-    from mgi.simulate import serve
+    from mgi.acquire.gdc import read_release
+    from mgi.acquire.web import Server, read_token
 
     if config.gdc.token_file:
         try:
-            web.read_token(config.gdc.token_file)
+            read_token(config.gdc.token_file)
             yield Finding(PASS, "gdc.token_file", config.gdc.token_file)
-        except MGIError as problem:
-            yield Finding(FAIL, "gdc.token_file", str(problem))
+        except MGIError as error:
+            yield Finding(FAIL, "gdc.token_file", str(error))
     for address in config.gdc.mirrors:
         if "://" not in address and not Path(address).is_dir():
-            yield Finding(FAIL, "gdc.mirrors", f"{address} is not there", "put it there or correct the key")
+            yield Finding(FAIL, "gdc.mirrors", f"{address} does not exist", "create it or correct the key")
+    if config.gdc.api_url.startswith(LOCAL):
+        yield _check_local_gdc(Path(config.gdc.api_url.removeprefix(LOCAL)))
+        return
     try:
-        with serve.endpoint(config.gdc.api_url) as url, web.Server(url) as server:
-            answer = server.request("GET", "/status")
-            web.check(answer)
-            yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {answer.json()['data_release']}")
-    except (MGIError, web.TryAgain, requests.RequestException, ValueError, KeyError) as problem:
+        with Server(config.gdc.api_url, allow_http=config.gdc.allow_http) as server:
+            yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {read_release(server, retry=False)}")
+    except MGIError as error:
         yield Finding(
-            FAIL, "gdc.api_url", f"{config.gdc.api_url} gives no status: {web.reason(problem)}",
+            FAIL, "gdc.api_url", str(error),
             "check the network and the proxy of this machine; compute nodes often have none, login nodes do",
         )  # fmt: skip
 
 
-def _room(folder: Path) -> Finding:
+def _check_local_gdc(folder: Path) -> Finding:
+    """Check a folder that takes the place of the GDC."""
+    missing = [name for name in ("manifest.tsv", "files.json", "status.json") if not (folder / name).is_file()]
+    if missing:
+        return Finding(
+            FAIL, "gdc.api_url", f"{folder} lacks {', '.join(missing)}", f"make it with: mgi simulate {folder}"
+        )
+    return Finding(PASS, "gdc.api_url", f"{LOCAL}{folder}")
+
+
+def _check_disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 1e9
-    if free < LEAST_FREE_GB:
-        return Finding(WARN, "disk", f"{free:.1f} GB free in {folder}", "make room: resources/ and results/ lie here")
+    if free < MIN_FREE_GB:
+        return Finding(WARN, "disk", f"{free:.1f} GB free in {folder}", "free some: resources/ and results/ are here")
     return Finding(PASS, "disk", f"{free:.0f} GB free in {folder}")

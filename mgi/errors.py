@@ -1,12 +1,18 @@
-"""Every error that a user can meet: one sentence with the offending value and the remedy.
+"""Every error that a user can meet: one sentence with the value that is wrong and the remedy.
 
-The command line prints the sentence and exits with 1, as it does for what the system refuses (no space, no permission);
-anything else is a defect of ours.
+The command line prints the sentence and exits with 1, as it does for errors of the operating system (disk full,
+permission denied); anything else is a bug of ours.
 """
+
+import errno
+
+# What the operating system refuses only to writers.
+WRITE_ERRORS = (errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOTEMPTY, errno.ETXTBSY)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class MGIError(Exception):
-    """The family: catch this to catch every error that a user can put right."""
+    """The base class: catch this to catch every error that a user can correct."""
 
 
 class ConfigError(MGIError):
@@ -18,11 +24,15 @@ class InvalidNameError(MGIError):
 
 
 class MissingInputError(MGIError):
-    """A file or folder that a step reads is not there or is not readable."""
+    """A file or folder that a step reads is missing or not readable."""
+
+
+class OutputError(MGIError):
+    """An output cannot be written where it was asked for."""
 
 
 class MissingPackageError(MGIError):
-    """An optional package that a command was asked to use is not installed."""
+    """A package that a command needs is not installed."""
 
 
 class ManifestError(MGIError):
@@ -34,7 +44,7 @@ class FetchError(MGIError):
 
 
 class ExpressionError(MGIError):
-    """An expression table is truncated, foreign, or disagrees with the others of its cohort."""
+    """An expression table is truncated, of another kind, or disagrees with the others of its cohort."""
 
 
 class SlideError(MGIError):
@@ -67,3 +77,12 @@ class TrainingInterruptedError(MGIError):
 
 class CheckpointError(MGIError):
     """A checkpoint is incomplete, or was made for other genes, images or settings."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return an error of the operating system as one sentence: `cannot write PATH: file exists`."""
+    paths = " to ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    action = "write" if error.errno in WRITE_ERRORS else "open"
+    remedy = "; free some space and run the same command again" if error.errno in DISK_FULL else ""
+    return f"cannot {action} {paths or 'a file'}: {reason[0].lower()}{reason[1:]}{remedy}"

@@ -90,7 +90,12 @@ def quote(value: object, length: int = 80) -> str:
     """Return `value` in quotes for a message, cut to `length`, with control and invisible characters escaped."""
     text = value if isinstance(value, str) else repr(value)
     shown = text if len(text) <= length else f"{text[: length - 3]}..."
-    return "'" + "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown) + "'"
+    return f"'{escape(shown)}'"
+
+
+def escape(text: str) -> str:
+    """Return text in one line, with control and invisible characters escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def first_few(values: Iterable[object]) -> str:

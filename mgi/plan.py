@@ -3,6 +3,7 @@
 The Snakefile calls this while it builds its graph; nothing here knows Snakemake.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,26 +15,38 @@ from typing import Any
 import pandas as pd
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.config import Config, load_config
-from mgi.errors import ConfigError, ManifestError
-from mgi.names import first_few
+from mgi.config import Config, load_config, read_yaml
+from mgi.delimited import read_delimited
+from mgi.errors import CohortError, ConfigError, ManifestError
+from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
 from mgi.prepare.cohort import slide_batches
 from mgi.prepare.mri import fingerprint
+from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
 # A key that Snakemake itself reads from a configuration file.
 SNAKEMAKE_KEYS = ("pathvars",)
 
 
-def read_configuration(settings: Mapping[str, Any]) -> Config:
+def read_configuration(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> Config:
     """Validate the mapping that Snakemake merged from configuration files and its command line.
+
+    Parameters
+    ----------
+    settings : mapping
+        What Snakemake merged.
+    files : iterable of Path
+        The files that it read; they are read again, strictly, since Snakemake takes the last of duplicate keys and
+        numbers such as 010.
 
     Raises
     ------
     ConfigError
-        If a key is unknown or a value impossible.
+        If a file is not read as it is meant, a key is unknown or a value impossible.
     """
+    for file in files:
+        read_yaml(file)
     return load_config({key: value for key, value in settings.items() if key not in SNAKEMAKE_KEYS})
 
 
@@ -91,6 +104,19 @@ class Plan:
             _ = self.batches
         _ = self.mri_state
 
+        self._check_stratification()
+
+    def _check_stratification(self) -> None:
+        """Refuse a table to stratify by that is there and lacks the column."""
+        split = self.config.split
+        if split.stratify_table is None or not Path(split.stratify_table).exists():
+            return
+        columns = ["case_id", str(split.stratify_column)]
+        if split.stratify_table.endswith(".parquet"):
+            read_table(split.stratify_table, "table to stratify by", columns, CohortError)
+        else:
+            read_delimited(split.stratify_table, "table to stratify by", columns, CohortError)
+
     def _check_pinned(self, path: Path) -> None:
         """Refuse a pinned manifest that does not hold what the configuration asks for: it is not made again."""
         gdc = self.config.gdc
@@ -119,36 +145,36 @@ class Plan:
             return None
         return self.config.gdc.api_url.removeprefix("local:")
 
-    def simulate_options(self) -> list[str]:
-        """Return the options of `mgi simulate`."""
-        simulate = self.config.simulate
-        if simulate is None:
-            return []
-        sizes = [f"--cases={simulate.cases}", f"--genes={simulate.genes}", f"--slide-px={simulate.slide_px}"]
-        return [*sizes, f"--seed={self.config.seed}"]
+    def options(self, command: str, *arguments: str) -> str:
+        """Return the options of a command as JSON: what of the configuration decides its outputs, and nothing else."""
+        return json.dumps(getattr(self.config, f"{command}_options")(*arguments), sort_keys=True)
 
-    def query_options(self) -> list[str]:
-        """Return the options of `mgi gdc query`: only what this configuration reads is pinned."""
-        gdc, expression = self.config.gdc, self.config.expression
-        if gdc is None:
-            return []
-        options = ["--data-type=expression"] if expression.table is None else []
-        if expression.table is None and expression.positions is None:
-            options.append(f"--annotation-file-id={expression.annotation_file_id}")
-        options += ["--data-type=slides"] if self.config.slides else []
-        options += [f"--slides={name}" for name in gdc.slides]
-        options += [f"--sample-type={name}" for name in gdc.sample_types]
-        options += [f"--aliquots={gdc.aliquots}", f"--slides-per-case={gdc.slides_per_case}"]
-        return options + ([f"--exclude={gdc.exclude}"] if gdc.exclude else [])
+    def check_options(self) -> str:
+        """Return as JSON what of the configuration decides whether models can be built here."""
+        config = self.config
+        known = {"cohort", "seed", "device", "threads", "pretrain", "finetune"}
+        options = config.model_dump(include=known, exclude_defaults=True)
+        for variant in (*options["pretrain"].values(), *options["finetune"].values()):
+            # A variant is complete by now.
+            variant.pop("base", None)
+        options["evaluate"] = {"variants": config.evaluate.variants, "reference": config.evaluate.reference}
+        if config.gdc:
+            options["gdc"] = {"projects": config.gdc.projects}
+        if config.expression.table:
+            options["expression"] = config.expression.model_dump(include={"table", "positions"})
+        if config.slides:
+            options["slides"] = {"tile_px": config.slides.tile_px}
+        if config.mri:
+            options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
+        return json.dumps(options, sort_keys=True)
 
-    def fetch_options(self) -> list[str]:
-        """Return the options of `mgi gdc fetch` that say where from and how; they do not change what is fetched."""
-        gdc = self.config.gdc
-        if gdc is None:
-            return []
-        options = [f"--api-url={gdc.api_url}", f"--workers={gdc.workers}"]
-        options += [f"--mirror={address}" for address in gdc.mirrors]
-        return options + ([f"--token-file={gdc.token_file}"] if gdc.token_file else [])
+    def check_digest(self) -> str:
+        """Return a name for what is checked: another configuration is checked again, one that passed is not."""
+        return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
+
+    def warnings(self) -> list[str]:
+        """Return what is valid but probably not meant, one sentence each."""
+        return self.config.warnings()
 
     def manifest(self, project: str) -> pd.DataFrame:
         """Read the manifest of a project, once."""
@@ -208,6 +234,8 @@ class Plan:
                     raise ManifestError(
                         f"the projects {found[name].project} and {project} both have the slide {name}: keep one of them"
                     )
+                for source_id in rows["source_id"]:
+                    check_name(source_id, "slide", ManifestError)
                 found[name] = Batch(project, rows)
         if slides.annotations:
             check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])
@@ -235,47 +263,17 @@ class Plan:
         found = (find_annotation(self.config.slides.annotations, name) for name in self.batch(source).rows["source_id"])
         return [str(path) for path in found if path]
 
-    def expression_options(self) -> list[str]:
-        """Return the options of `mgi expression build`: which genes are kept, and the unit."""
-        expression = self.config.expression
-        kept = [f"--gene-type={name}" for name in expression.gene_types or ["all"]]
-        kept = [f"--genes={expression.genes}"] if expression.genes else kept
-        return [*kept, f"--unit={expression.unit}"]
-
-    def tile_options(self) -> list[str]:
-        """Return the options of `mgi slide tile`."""
+    def source_options(self) -> list[str]:
+        """Return the options of `mgi sources`."""
         slides = self.config.slides
         if slides is None:
             return []
-        options = [f"--mpp={slides.mpp}", f"--tile-px={slides.tile_px}", f"--min-tissue={slides.min_tissue}"]
-        options += [f"--default-mpp={slides.default_mpp}"] if slides.default_mpp else []
-        return options + self.annotation_options()
-
-    def annotation_options(self) -> list[str]:
-        """Return the option that names the folder of annotations, if there is one."""
-        slides = self.config.slides
-        return [f"--annotations={slides.annotations}"] if slides and slides.annotations else []
-
-    def source_options(self) -> list[str]:
-        """Return the options of `mgi sources`."""
-        return [f"--per-job={self.config.slides.per_job}", *self.annotation_options()] if self.config.slides else []
-
-    def mri_options(self) -> list[str]:
-        """Return the options of `mgi mri import`."""
-        return [f"--image-px={self.config.mri.image_px}"] if self.config.mri else []
+        return [f"--per-job={slides.per_job}", *([f"--annotations={slides.annotations}"] if slides.annotations else [])]
 
     @cached_property
     def mri_state(self) -> str:
         """A hash of the names, sizes and times of the MRI folder's files: it tells a corrected mask."""
         return fingerprint(self.config.mri.folder) if self.config.mri else ""
-
-    def split_options(self) -> list[str]:
-        """Return the options of `mgi split`."""
-        split = self.config.split
-        options = [f"--folds={split.folds}", f"--val-fraction={split.val_fraction}", f"--by={split.by}"]
-        if split.stratify_table:
-            options += [f"--stratify-table={split.stratify_table}", f"--stratify-column={split.stratify_column}"]
-        return [*options, f"--seed={self.config.seed}"]
 
     # ---- train and evaluate
 
@@ -283,14 +281,6 @@ class Plan:
     def gpus(self) -> int:
         """GPUs that a training job asks for."""
         return 1 if self.config.device == "cuda" else 0
-
-    def pretrain_options(self, variant: str) -> str:
-        """Return a pre-training variant's options as JSON."""
-        return json.dumps(self.config.pretrain_options(variant), sort_keys=True)
-
-    def finetune_options(self, variant: str) -> str:
-        """Return a fine-tuning variant's options as JSON."""
-        return json.dumps(self.config.finetune_options(variant), sort_keys=True)
 
     def reads_genes(self, variant: str) -> bool:
         """Return whether a fine-tuning variant reads gene expression."""
@@ -307,15 +297,10 @@ class Plan:
         stages |= {f"finetune/{name}": None for name in variants}
         return [f"{stage}/fold{fold}" for stage in stages for fold in self.folds]
 
-    def bootstrap_options(self) -> list[str]:
-        """Return the options of a bootstrap over patients."""
-        return [f"--bootstrap-samples={self.config.evaluate.bootstrap_samples}", f"--seed={self.config.seed}"]
-
-    def compare_options(self) -> list[str]:
-        """Return the options of `mgi compare`."""
+    def compared_options(self) -> list[str]:
+        """Return the options of `mgi compare` that name the variants."""
         evaluate = self.config.evaluate
-        variants = [f"--variant={variant}" for variant in evaluate.variants]
-        return [*variants, f"--reference={evaluate.reference}", *self.bootstrap_options()]
+        return [*(f"--variant={variant}" for variant in evaluate.variants), f"--reference={evaluate.reference}"]
 
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""

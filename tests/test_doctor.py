@@ -51,7 +51,7 @@ def test_a_package_of_another_version_fails_with_the_fix(monkeypatch):
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "timm" else version(name))
     state, text = states()["packages"]
-    assert state == FAIL and "timm is 0.1, not >=" in text and "pip install --no-deps -r requirements.lock" in text
+    assert state == FAIL and "timm is 0.1, not" in text and "pip install --no-deps -r requirements.lock" in text
 
 
 def test_a_native_library_that_does_not_load_fails_with_its_reason(monkeypatch):
@@ -59,8 +59,8 @@ def test_a_native_library_that_does_not_load_fails_with_its_reason(monkeypatch):
         raise OSError("libopenslide.so.1: cannot open shared object file")
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    assert doctor._native("openslide", "openslide-bin").state == FAIL
-    assert "libopenslide" in doctor._native("openslide", "openslide-bin").found
+    assert doctor._check_native("openslide", "openslide-bin").state == FAIL
+    assert "libopenslide" in doctor._check_native("openslide", "openslide-bin").found
 
 
 def test_conda_and_slurm_are_optional(program):
@@ -78,7 +78,7 @@ def test_inputs_that_are_not_there_are_named_by_their_key(tmp_path):
     state, text = states(configured(tmp_path, expression={"table": "gone.csv", "positions": "p.tsv"}))[
         "expression.table"
     ]
-    assert state == FAIL and "gone.csv is not there" in text
+    assert state == FAIL and "gone.csv does not exist" in text
 
 
 def test_an_invalid_configuration_fails_with_its_sentence(tmp_path):
@@ -93,7 +93,7 @@ def test_more_threads_than_cores_is_a_warning(tmp_path):
 
 def test_training_on_cuda_without_a_device_fails_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    state, text = states(configured(tmp_path, device="cuda"))["device"]
+    state, text = states(configured(tmp_path, device="cuda"))["models"]
     assert state == FAIL and "torch sees no CUDA device here" in text and "set 'device: cpu'" in text
 
 
@@ -109,7 +109,7 @@ def test_only_variants_with_genes_need_the_kernel_on_cuda(tmp_path, monkeypatch,
     evaluate = {"variants": ["one"], "reference": "one"}
     finetune = {"one": {"genes": genes, "pretrained": False}}
     path = configured(tmp_path, device="cuda", finetune=finetune, evaluate=evaluate)
-    found = states(path)["device"]
+    found = states(path)["models"]
     assert found[0] == state and ("selective_scan_cuda" in found[1]) == (state == FAIL)
 
 
@@ -126,7 +126,7 @@ def test_names_the_path_of_the_scan(tmp_path, monkeypatch, numba, state):
     [
         ("torch", "device", {"device": "cuda"}),
         ("mgi.prepare.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
-        ("requests", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
+        ("mgi.acquire.gdc", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
     ],
 )
 def test_a_package_that_does_not_import_is_a_finding(tmp_path, monkeypatch, module, subject, changes):
@@ -164,13 +164,13 @@ def test_the_gdc_is_asked_and_a_readable_token_refused(tmp_path):
     path = configured(tmp_path, simulate=None, gdc=gdc | {"api_url": f"local:{folder}"}, split={})
     found = states(path)
     assert [one.state for one in doctor.examine(path) if one.subject == "gdc.token_file"] == [FAIL]
-    assert found["gdc.api_url"] == (PASS, f"local:{folder}: {RELEASE}; ")
+    assert found["gdc.api_url"] == (PASS, f"local:{folder}; ")
     assert "chmod 600" in found["gdc.token_file"][1] and "secret" not in str(found)
     assert found["gdc.mirrors"][0] == FAIL
     state, text = states(configured(tmp_path, simulate=None, gdc=gdc | {"api_url": "http://127.0.0.1:9"}))[
         "gdc.api_url"
     ]
-    assert state == FAIL and "gives no status" in text
+    assert state == FAIL and "the connection failed" in text
 
 
 @pytest.mark.usefixtures("program")

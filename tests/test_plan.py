@@ -9,7 +9,7 @@ import pytest
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
 from mgi.config import load_config
-from mgi.errors import AnnotationError, ConfigError, ManifestError, MissingInputError
+from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MissingInputError
 from mgi.plan import Plan, match_exactly, read_configuration
 
 COHORT = {
@@ -90,6 +90,11 @@ def test_slide_in_two_projects_is_refused(make_plan, tmp_path):
         make_plan(lambda config: config["gdc"].update(projects=["TCGA-AA", "TCGA-BB"]))
 
 
+def test_slide_whose_name_is_a_command_is_refused(make_plan):
+    with pytest.raises(ManifestError, match=r"touch PWNED"):
+        make_plan(slides=("S1.svs", "S2$(touch PWNED).svs"))
+
+
 def test_star_tables_are_fetched_so_many_per_job(make_plan):
     plan = make_plan()
     assert list(plan.expression_parts("TCGA-AA")) == [0, 1]
@@ -138,30 +143,57 @@ def test_unpinned_cohort_waits_for_its_manifest(make_plan):
 
 
 def test_query_asks_for_what_the_configuration_reads(make_plan, tmp_path):
-    usual = make_plan().query_options()
-    assert usual[:3] == [
-        "--data-type=expression",
-        f"--annotation-file-id={load_config(COHORT).expression.annotation_file_id}",
-        "--data-type=slides",
-    ]
+    usual = json.loads(make_plan().options("query", "TCGA-AA"))
+    assert usual["data_types"] == ["expression", "slides"]
+    assert usual["annotation_file_id"] == load_config(COHORT).expression.annotation_file_id
     (tmp_path / "places.tsv").touch()
-    own = make_plan(lambda config: config.update(expression={"positions": "places.tsv"})).query_options()
-    assert not [option for option in own if "annotation" in option]
+    own = make_plan(lambda config: config.update(expression={"positions": "places.tsv"})).options("query", "TCGA-AA")
+    assert "annotation_file_id" not in json.loads(own)
 
 
 def test_options_keep_odd_text_in_one_piece(make_plan, tmp_path):
-    (tmp_path / "my table.csv").touch()
+    (tmp_path / "my table.csv").write_text("case_id,grade (WHO) {x}\nA,1\n")
     stratified = {"folds": 2, "stratify_table": "my table.csv", "stratify_column": "grade (WHO) {x}"}
-    options = make_plan(lambda config: config.update(split=stratified)).split_options()
-    assert "--stratify-column=grade (WHO) {x}" in options
-    assert "--stratify-table=my table.csv" in options
+    options = json.loads(make_plan(lambda config: config.update(split=stratified)).options("split"))
+    assert options["stratify_column"] == "grade (WHO) {x}"
+    assert options["stratify_table"] == "my table.csv"
+
+
+@pytest.mark.parametrize("name", ["clinical.csv", "clinical.parquet"])
+def test_column_that_its_table_lacks_is_refused(name, make_plan, tmp_path):
+    table = pd.DataFrame({"case_id": ["A"], "grade": ["2"]})
+    table.to_csv(tmp_path / "clinical.csv", index=False)
+    table.to_parquet(tmp_path / "clinical.parquet")
+    stratified = {"folds": 2, "stratify_table": name, "stratify_column": "sex"}
+    with pytest.raises(CohortError, match="lacks the column sex"):
+        make_plan(lambda config: config.update(split=stratified))
 
 
 def test_options_of_a_variant_are_its_own(make_plan):
     plan = make_plan()
     changed = make_plan(lambda config: config["finetune"]["image-only"].update(lr=0.5))
-    assert changed.finetune_options("mgi") == plan.finetune_options("mgi")
-    assert json.loads(changed.finetune_options("image-only"))["lr"] == 0.5
+    assert changed.options("finetune", "mgi") == plan.options("finetune", "mgi")
+    assert json.loads(changed.options("finetune", "image-only"))["lr"] == 0.5
+
+
+def test_check_sees_every_variant_and_nothing_that_models_do_not_depend_on(make_plan):
+    plan = make_plan(lambda config: config["finetune"]["no-vit"].update(channels=[8, 24]))
+    checked = load_config(plan.check_options())
+    assert checked.finetune["no-vit"].channels == [8, 24]
+    assert checked.finetune["no-vit"].genes == "none"
+    assert not checked.finetune["no-vit"].vit
+    assert checked.image_px == plan.config.image_px
+    other = make_plan(
+        lambda config: (config["finetune"]["no-vit"].update(channels=[8, 24]), config["gdc"].update(workers=9))
+    )
+    assert other.check_options() == plan.check_options()
+
+
+def test_file_with_a_duplicate_key_is_refused_though_its_mapping_is_valid(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 3\nseed: 7\n")
+    with pytest.raises(ConfigError, match="duplicate key 'seed'"):
+        read_configuration(COHORT, [file])
 
 
 def test_runs_are_those_that_the_comparison_rests_on(make_plan):

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from mgi.config import Section
+from mgi.console import set_up_logging
+from mgi.files import require_file
 
 app = typer.Typer(
     help="MGI: from a TCGA cohort to a tumour-segmentation model that knows the patient's genes.",
@@ -16,6 +18,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import mgi
+
+        print(f"mgi {mgi.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def set_up(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show debug messages and the causes of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Read the options that stand before a command."""
+    if verbose:
+        set_up_logging(verbose=True)
 
 
 def add_group(name: str, text: str) -> typer.Typer:
@@ -62,3 +84,21 @@ Options = Annotated[
 Device = Annotated[
     DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
 ]
+
+
+def require_inputs(**paths: Path | None) -> None:
+    """Check that the inputs of a command are there before it imports heavy libraries.
+
+    Parameters
+    ----------
+    **paths
+        Files, named by what they are, with `_` for a space.
+
+    Raises
+    ------
+    MissingInputError
+        For the first that is missing.
+    """
+    for what, path in paths.items():
+        if path is not None:
+            require_file(path, what.replace("_", " "))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app
+from mgi.cli.common import ExpressionTable, Options, Output, Sources, Splits, app, require_inputs
 from mgi.config import FinetuneOptions, PretrainOptions, load_options
 
 
@@ -19,9 +19,11 @@ def pretrain(
     fold: Annotated[str, typer.Option(help="The fold whose training patients are used, or `all`.")] = "0",
 ) -> None:
     """Align the gene encoder and the image encoder on a fold's paired training patients."""
+    chosen = load_options(PretrainOptions, options)
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
     from mgi.train.pretrain import pretrain as run
 
-    run(load_options(PretrainOptions, options), sources, expression, splits, fold, output)
+    run(chosen, sources, expression, splits, fold, output)
 
 
 @app.command(epilog="Example: mgi finetune --sources S --expression E --splits P --fold 0 --pretrained DIR -o fold0")
@@ -37,6 +39,10 @@ def finetune(
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
 ) -> None:
     """Fine-tune the segmenter on a fold and predict its test patients."""
+    chosen = load_options(FinetuneOptions, options)
+    require_inputs(
+        table_of_splits=splits, table_of_sources=sources, expression_table=expression, pretrained_encoders=pretrained
+    )
     from mgi.train.finetune import finetune as run
 
-    run(load_options(FinetuneOptions, options), sources, expression, splits, fold, pretrained, output)
+    run(chosen, sources, expression, splits, fold, pretrained, output)

@@ -88,9 +88,9 @@ def validate_section(section: type[SectionType], raw: object, source: str = "con
         return section.model_validate(raw)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        sentences = [f"{source}: {describe_error(section, one)}" for one in errors[:MAX_MESSAGES]]
+        sentences = [describe_error(section, one) for one in errors[:MAX_MESSAGES]]
         more = [f"and {len(errors) - MAX_MESSAGES} more errors"] if len(errors) > MAX_MESSAGES else []
-        raise ConfigError("; ".join(sentences + more)) from error
+        raise ConfigError(f"{source}: {'; '.join(sentences + more)}") from error
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -170,7 +170,7 @@ class RunOptions(Seed):
         "cpu", description="where training runs; with `cuda` every training job asks for one GPU"
     )
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads of a training job; results depend on it, so it is a setting"
+        1, ge=1, le=4096, description="CPU threads of a training job; results depend on it, so it is a setting"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of training: `auto` is bfloat16 where the processor or GPU computes it in hardware"

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 
-LARGEST_LOGIT_SCALE = math.log(100.0)
+MAX_LOGIT_SCALE = math.log(100.0)
 
 
 def symmetric_info_nce(images: Tensor, genes: Tensor, patient: Tensor, logit_scale: Tensor) -> Tensor:
-    """Contrast images with the genes of the batch's patients; all images of a patient are positives of its genes.
+    """Return the contrastive loss of images and the genes of their patients; a patient's images are all positives.
 
     Image to gene is the cross-entropy over the patients; gene to image the mean log-probability over that patient's
     images, averaged over patients.
@@ -35,7 +35,7 @@ def symmetric_info_nce(images: Tensor, genes: Tensor, patient: Tensor, logit_sca
     -------
     Tensor, scalar
     """
-    # In bfloat16, as autocast would have it, logits of up to 100 are told apart by halves.
+    # In bfloat16, as autocast would have it, logits of up to 100 come in steps of a half.
     with torch.autocast(images.device.type, enabled=False):
         logits = logit_scale.float() * images.float() @ genes.float().T  # [images, patients]
     image_to_gene = F.cross_entropy(logits, patient)
@@ -46,11 +46,12 @@ def symmetric_info_nce(images: Tensor, genes: Tensor, patient: Tensor, logit_sca
 
 
 class Aligner(nn.Module):
-    """Gene encoder and image encoder with projections into one space.
+    """A gene encoder and an image encoder with projections into one space.
 
     Parameters
     ----------
-    gene_encoder, image_encoder : the two encoders
+    gene_encoder : GeneEncoder
+    image_encoder : ImageEncoder
     embed_dim : int
         Width of the shared space.
     """
@@ -72,11 +73,11 @@ class Aligner(nn.Module):
         return F.normalize(self.gene_projection(self.gene_encoder(values, gene_dropout)[1]), dim=-1)
 
     def forward(self, images: Tensor, values: Tensor, patient: Tensor, gene_dropout: float = 0.0) -> Tensor:
-        """Give the loss for images [images, 3, h, w] and the profiles [patients, genes] of their patients [images]."""
+        """Return the loss of images [images, 3, h, w] and the profiles [patients, genes] of their patients [images]."""
         images, genes = self.embed_images(images), self.embed_genes(values, gene_dropout)
         return symmetric_info_nce(images, genes, patient, self.logit_scale.exp())
 
     @torch.no_grad()
     def limit_logit_scale(self) -> None:
-        """Hold the inverse temperature at 100 at most, after each step: a clamp in the loss would stop its gradient."""
-        self.logit_scale.clamp_(max=LARGEST_LOGIT_SCALE)
+        """Clamp the inverse temperature to 100 after a step; a clamp in the loss would stop its gradient."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

@@ -11,14 +11,18 @@ from mgi.model.image_encoder import ImageEncoder
 
 
 def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Soft Dice over the whole batch plus binary cross-entropy, equally weighted.
+    """Return the sum of soft Dice loss and binary cross-entropy.
 
     The Dice is pooled over the batch, since an image without tumour has no Dice of its own (Milletari et al., 2016,
     arXiv 1606.04797, for the soft form).
 
     Parameters
     ----------
-    logits, target : Tensor, [batch, height, width]; target is 0 or 1
+    logits, target : Tensor, of one shape; target is 0 or 1
+
+    Returns
+    -------
+    Tensor, scalar
     """
     probability = logits.sigmoid()
     overlap = (probability * target).sum()
@@ -27,7 +31,7 @@ def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each with group normalisation and ReLU."""
+    """Return two 3x3 convolutions, each with group normalisation and ReLU."""
     groups = next(n for n in (8, 4, 2, 1) if outputs % n == 0)
     layers: list[nn.Module] = []
     for width in (inputs, outputs):
@@ -38,8 +42,8 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
 class GeneAttention(nn.Module):
     """Image tokens attend to the patient's gene tokens; a gate per channel lets the model ignore the genes.
 
-    What a token gathers from the genes scales and shifts it (Perez et al., 2017, arXiv 1709.07871): that genes decide
-    what a texture means is a product of the two, which a sum alone learns slowly.
+    What a token attends to scales and shifts it (FiLM: Perez et al., 2017, arXiv 1709.07871): genes that decide what a
+    texture means are a product of the two, which a sum alone learns slowly.
 
     Parameters
     ----------
@@ -57,14 +61,14 @@ class GeneAttention(nn.Module):
         self.key_value = nn.Linear(gene_dim, 2 * dim)
         self.attended_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, 2 * dim)
-        # The genes enter at full strength: from a faint start they were learnt late or not at all on simulated cohorts.
+        # At full strength: with small initial weights genes are learnt late or not at all on simulated cohorts.
         nn.init.normal_(self.output.weight, std=dim**-0.5)
         self.gate = nn.Parameter(torch.ones(dim))
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens: Tensor, genes: Tensor, present: Tensor) -> Tensor:
-        """Fuse.
+        """Fuse image tokens with gene tokens.
 
         Parameters
         ----------
@@ -72,11 +76,15 @@ class GeneAttention(nn.Module):
         genes : Tensor, [images, gene tokens, gene_dim]
         present : Tensor, [images], bool
             Whether the image's patient has expression; without it nothing is added.
+
+        Returns
+        -------
+        Tensor, [images, pixels, dim]
         """
         query = self.query(self.image_norm(tokens)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(genes).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, key, value)  # [images, heads, pixels, dim / heads]
-        # An average over many gene tokens is small beside an image token, and the genes would be learnt late.
+        # Normed, since an average over many gene tokens is small beside an image token.
         scale, shift = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2))).chunk(2, dim=-1)
         gate = self.gate * present[:, None, None]
         tokens = tokens + gate * (scale * tokens + shift)
@@ -115,8 +123,8 @@ class Segmenter(nn.Module):
         steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
         self.up = nn.ModuleList(_convolutions(b, b) for _, b in steps)
-        # What the genes say of a texture is a product of two things that are both unknown at first. A straight way from
-        # the fusion to the loss is what lets it be learnt; through the decoder alone it often is not.
+        # The product of texture and genes, both unknown at first, is often not learnt through the decoder alone; these
+        # logits are a short path from the fusion to the loss.
         self.coarse_head = nn.Conv2d(deepest, 1, 1)
         self.head = nn.Conv2d(first, 1, 1)
 
@@ -131,13 +139,13 @@ class Segmenter(nn.Module):
         return self.segment(images, self.encode_genes(values, gene_dropout), patient, present)
 
     def segment(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
-        """Give logits.
+        """Return the logits of every pixel.
 
         Parameters
         ----------
         images : Tensor, [images, 3, height, width], 0..1; the edges divisible by 2 to the number of halvings
         genes : Tensor, [patients, tokens, gene dim], or None
-            What `encode_genes` gave for the batch's patients.
+            Output of `encode_genes` for the patients of the batch.
         patient : Tensor, [images], int64
             The row of `genes` that belongs to each image.
         present : Tensor, [patients], bool
@@ -160,6 +168,6 @@ class Segmenter(nn.Module):
             x = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
         coarse = F.interpolate(self.coarse_head(x), size=images.shape[-2:], mode="bilinear", align_corners=False)
         for reduce, block in zip(self.reduce, self.up, strict=True):
-            # Reducing before the upsampling and adding the skip halves the cost of concatenation.
+            # Reducing before the upsampling and adding the skip costs half of a concatenation.
             x = block(skips.pop() + F.interpolate(reduce(x), scale_factor=2.0, mode="nearest"))
         return (self.head(x) + coarse).squeeze(1)

@@ -70,7 +70,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     batches = PatientBatches(images, profiles, paired["train"], options, place, ranks)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
     identity = {
-        "configuration": description.model_dump(mode="json", exclude={"code"}),
+        "configuration": description.model_dump(mode="json", exclude={"code", "mgi"}),
         "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
         "set of patients": paired,
         "set of images": images.digest(),

@@ -13,7 +13,7 @@ from tests.model.test_segmenter import TINY_VIT
 
 
 def definition(images, genes, patient, scale):
-    """The docstring's words, one logarithm at a time, in float64."""
+    """Compute the loss as its docstring defines it, one logarithm at a time, in float64."""
     similarity = [[scale * sum(a * b for a, b in zip(i, g, strict=True)) for g in genes] for i in images]
     to_gene = [
         -math.log(math.exp(row[p]) / sum(map(math.exp, row))) for row, p in zip(similarity, patient, strict=True)
@@ -46,14 +46,54 @@ def test_loss_is_computed_in_float32_under_autocast():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_logit_scale_above_its_limit_is_brought_back_and_still_learns():
+@pytest.fixture
+def aligner() -> Aligner:
     torch.manual_seed(3)
-    aligner = Aligner(GeneEncoder(20, 16, 1, stride=5), ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT), 8)
+    return Aligner(GeneEncoder(20, 16, 1, stride=5), ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT), 8).eval()
+
+
+BATCH = (torch.rand(4, 3, 32, 32), torch.randn(2, 20), torch.tensor([0, 0, 1, 1]))
+
+
+def test_temperature_starts_at_that_of_clip(aligner):
+    assert aligner.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+def test_embeddings_are_projected_pooled_vectors_of_unit_length(aligner):
+    images, values, _ = BATCH
+    vectors = aligner.image_encoder(images) @ aligner.image_projection.weight.T
+    torch.testing.assert_close(aligner.embed_images(images), vectors / vectors.norm(dim=-1, keepdim=True))
+    vectors = aligner.gene_encoder(values)[1] @ aligner.gene_projection.weight.T
+    torch.testing.assert_close(aligner.embed_genes(values), vectors / vectors.norm(dim=-1, keepdim=True))
+    assert aligner.gene_projection.bias is None and aligner.image_projection.bias is None
+
+
+def test_forward_is_the_loss_of_the_embeddings_at_the_learnt_temperature(aligner):
+    images, values, patient = BATCH
+    torch.nn.init.constant_(aligner.logit_scale, 1.0)
+    embeddings = aligner.embed_images(images), aligner.embed_genes(values)
+    expected = symmetric_info_nce(*embeddings, patient, torch.tensor(math.e))
+    torch.testing.assert_close(aligner(images, values, patient), expected)
+
+
+def test_gene_dropout_reaches_the_encoder(aligner):
+    images, values, patient = BATCH
+    expected = aligner(images, torch.zeros_like(values), patient)
+    torch.testing.assert_close(aligner(images, values, patient, gene_dropout=0.999999), expected)
+
+
+def test_logit_scale_above_its_limit_is_clamped_and_still_learns(aligner):
     torch.nn.init.constant_(aligner.logit_scale, 6.0)
-    aligner(torch.rand(4, 3, 32, 32), torch.randn(2, 20), torch.tensor([0, 0, 1, 1])).backward()
+    aligner(*BATCH).backward()
     assert aligner.logit_scale.grad.abs() > 0
     aligner.limit_logit_scale()
     assert aligner.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_logit_scale_below_its_limit_is_kept(aligner):
+    torch.nn.init.constant_(aligner.logit_scale, -2.0)
+    aligner.limit_logit_scale()
+    assert aligner.logit_scale.item() == -2.0
 
 
 def test_matched_pairs_lose_less_than_mismatched_ones():

@@ -1,11 +1,14 @@
-"""The segmenter: shapes, what the gate and the presence of genes mean, and its loss."""
+"""The segmenter: its forward pass written out, what the gate and the presence of genes mean, and its loss."""
+
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
-from mgi.model.segmenter import Segmenter, dice_cross_entropy
+from mgi.model.segmenter import GeneAttention, Segmenter, _convolutions, dice_cross_entropy
 
 TINY_VIT = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
@@ -23,10 +26,89 @@ def batch(count: int = 3) -> tuple[torch.Tensor, ...]:
     return torch.rand(count, 3, 32, 32), torch.randn(2, 30), patient, torch.tensor([True, True])
 
 
+def perturb(module: torch.nn.Module) -> None:
+    """Move every parameter, so that none that starts at 0 or 1 can be left out unnoticed."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+def attend(module: GeneAttention, tokens: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
+    """Compute the fusion of one image, its patient's genes present, head by head."""
+    dim, width = tokens.shape[1], tokens.shape[1] // module.heads
+    query = module.query(F.layer_norm(tokens, (dim,), module.image_norm.weight, module.image_norm.bias))
+    key_value = module.key_value(genes)
+    attended = []
+    for head in range(module.heads):
+        part = slice(head * width, (head + 1) * width)
+        key, value = key_value[:, part], key_value[:, dim:][:, part]
+        attended.append((query[:, part] @ key.T / math.sqrt(width)).softmax(dim=-1) @ value)
+    scale_shift = module.output(module.attended_norm(torch.cat(attended, dim=-1)))
+    tokens = tokens + module.gate * (scale_shift[:, :dim] * tokens + scale_shift[:, dim:])
+    return tokens + module.mlp(module.mlp_norm(tokens))
+
+
+def test_gene_attention_equals_its_definition():
+    torch.manual_seed(0)
+    module = GeneAttention(24, 16)
+    perturb(module)
+    tokens, genes = torch.randn(2, 5, 24), torch.randn(2, 7, 16)
+    found = module(tokens, genes, torch.tensor([True, False]))
+    torch.testing.assert_close(found[0], attend(module, tokens[0], genes[0]))
+    torch.testing.assert_close(found[1], tokens[1] + module.mlp(module.mlp_norm(tokens[1])))
+
+
+def test_genes_enter_at_full_strength():
+    torch.manual_seed(0)
+    module = GeneAttention(64, 16)
+    assert module.heads == 4 and torch.equal(module.gate.data, torch.ones(64))
+    assert module.output.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(24, 8), (12, 4), (6, 2), (5, 1)])
+def test_convolutions_are_normed_in_groups_that_divide_the_width(width, groups):
+    layers = _convolutions(3, width)
+    assert [type(layer).__name__ for layer in layers] == 2 * ["Conv2d", "GroupNorm", "ReLU"]
+    assert layers[1].num_groups == layers[4].num_groups == groups
+    assert layers[0].in_channels == 3 and layers[3].in_channels == width and layers[0].bias is None
+
+
 @pytest.mark.parametrize("vit", [True, False])
 @pytest.mark.parametrize("genes", [True, False])
-def test_every_variant_gives_one_logit_per_pixel(vit, genes):
-    assert segmenter(vit, genes)(*batch()).shape == (3, 32, 32)
+def test_logits_equal_the_network_written_out(vit, genes):
+    model, (images, values, patient, present) = segmenter(vit, genes), batch()
+    perturb(model)
+    full = F.relu(model.stem(2 * images - 1))
+    half = model.down[0](F.avg_pool2d(full, 2))
+    x = model.down[1](F.avg_pool2d(half, 2))
+    if vit:
+        context = model.from_vit(model.image_encoder.feature_map(images))
+        x = x + F.interpolate(context, size=(8, 8), mode="bilinear", align_corners=False)
+    if genes:
+        tokens = model.gene_encoder(values)[0][patient]
+        fused = [attend(model.fusion, image.flatten(1).T, own) for image, own in zip(x, tokens, strict=True)]
+        x = torch.stack([image.T.unflatten(1, (8, 8)) for image in fused])
+    coarse = F.interpolate(model.coarse_head(x), size=(32, 32), mode="bilinear", align_corners=False)
+    x = model.up[0](half + model.reduce[0](x).repeat_interleave(2, 2).repeat_interleave(2, 3))
+    x = model.up[1](full + model.reduce[1](x).repeat_interleave(2, 2).repeat_interleave(2, 3))
+    expected = (model.head(x) + coarse)[:, 0]
+    found = model(images, values, patient, present)
+    assert found.shape == (3, 32, 32)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_genes_encoded_once_serve_every_image_of_a_patient():
+    model, (images, values, patient, present) = segmenter(), batch()
+    tokens = model.encode_genes(values)
+    assert torch.equal(model.segment(images, tokens, patient, present), model(images, values, patient, present))
+    assert segmenter(genes=False).encode_genes(values) is None
+
+
+def test_gene_dropout_reaches_the_encoder():
+    model, (images, values, patient, present) = segmenter(), batch()
+    dropped = model(images, values, patient, present, gene_dropout=0.999999)
+    torch.testing.assert_close(dropped, model(images, torch.zeros_like(values), patient, present))
 
 
 def test_genes_change_the_mask_of_their_own_patient_only():
@@ -38,13 +120,13 @@ def test_genes_change_the_mask_of_their_own_patient_only():
     assert difference[1:].amax(dim=(1, 2)).min() > 0
 
 
-def test_without_a_profile_the_values_have_no_effect():
+def test_values_of_a_missing_profile_have_no_effect():
     model, (images, values, patient, _) = segmenter(), batch()
     absent = torch.tensor([False, False])
     assert torch.equal(model(images, values, patient, absent), model(images, values + 5, patient, absent))
 
 
-def test_a_closed_gate_ignores_the_genes():
+def test_closed_gate_ignores_the_genes():
     model, (images, values, patient, present) = segmenter(), batch()
     torch.nn.init.zeros_(model.fusion.gate)
     torch.testing.assert_close(
@@ -52,11 +134,11 @@ def test_a_closed_gate_ignores_the_genes():
     )
 
 
-def test_that_genes_decide_which_texture_is_tumour_is_learnt_in_a_few_steps():
-    """Upright stripes on one half, level ones on the other; twelve genes tell which are the tumour.
+def test_learns_in_a_few_steps_that_genes_decide_which_texture_is_tumour():
+    """Vertical stripes on one half, horizontal ones on the other; twelve genes decide which are the tumour.
 
-    The product of texture and genes is flat at the start: without a short way from the fusion to the logits the loss is
-    still above 0.5 here.
+    The product of texture and genes is flat at the start: without a short path from the fusion to the logits the loss
+    is still above 0.5 here.
     """
     torch.manual_seed(0)
     vit = ImageEncoder("vit_tiny_patch16_224", 32, {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2})
@@ -69,12 +151,14 @@ def test_that_genes_decide_which_texture_is_tumour_is_learnt_in_a_few_steps():
     present = torch.ones(12, dtype=torch.bool)
     losses = []
     for _ in range(40):
-        chosen = torch.randint(0, 24, (12,))
-        upright, level = ((torch.sin(torch.pi / 2 * at + 6 * torch.rand(12, 1, 1)) > 0).float() for at in (x, x.T))
+        drawn = torch.randint(0, 24, (12,))
+        vertical, horizontal = (
+            (torch.sin(torch.pi / 2 * at + 6 * torch.rand(12, 1, 1)) > 0).float() for at in (x, x.T)
+        )
         half = (x < 16) ^ torch.randint(0, 2, (12, 1, 1)).bool()
-        images = (0.25 + 0.5 * torch.where(half, upright, level)).unsqueeze(1).expand(-1, 3, -1, -1)
-        target = (half ^ bits[chosen].bool()[:, None, None]).float()
-        loss = dice_cross_entropy(model(images, values[chosen], torch.arange(12), present), target)
+        images = (0.25 + 0.5 * torch.where(half, vertical, horizontal)).unsqueeze(1).expand(-1, 3, -1, -1)
+        target = (half ^ bits[drawn].bool()[:, None, None]).float()
+        loss = dice_cross_entropy(model(images, values[drawn], torch.arange(12), present), target)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,8 +174,19 @@ def test_gradient_reaches_genes_and_vit_at_the_start():
     assert model.image_encoder.vit.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
-def test_loss_equals_dice_and_cross_entropy_worked_by_hand():
+def test_loss_equals_dice_plus_cross_entropy_by_hand():
     logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
     target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     dice = (2 * 0.5 + 1) / (2.0 + 1.0 + 1)
     assert dice_cross_entropy(logits, target).item() == pytest.approx(1 - dice + 0.6931472, rel=1e-5)
+
+
+def test_loss_of_a_certain_and_right_prediction_is_zero_also_without_tumour():
+    for target in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
+        assert dice_cross_entropy(200 * target - 100, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_is_pooled_over_the_batch():
+    logits = torch.tensor([[[100.0]], [[-100.0]]])
+    target = torch.tensor([[[1.0]], [[1.0]]])
+    assert dice_cross_entropy(logits, target).item() == pytest.approx(1 - (2 + 1) / (1 + 2 + 1) + 50, rel=1e-5)

@@ -8,19 +8,25 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mgi.codecs import decode_image, decode_mask
+from mgi.config import TileOptions
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.masks import stitch
-from mgi.prepare import slides
-from mgi.prepare.slides import preview, tile_slides, tissue_mask
+from mgi.prepare import reader
+from mgi.prepare.slides import preview, tile_slides
+from mgi.prepare.tissue import tissue_mask
 from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA
 from tests.prepare.conftest import tissue_picture, write_slide
 
 CASE = "TCGA-S1-0001"
 
 
-def tiled(paths, output, mpp=0.5, tile_px=64, **options):
+def options(mpp=0.5, tile_px=64, **given):
+    return TileOptions().model_copy(update={"mpp": mpp, "tile_px": tile_px, **given})
+
+
+def tiled(paths, output, status=None, **given):
     case_ids = [path.name[:12] for path in paths]
-    tile_slides(paths, case_ids, output, mpp=mpp, tile_px=tile_px, **options)
+    tile_slides(paths, case_ids, output, options(**given), status)
     return pq.read_table(output).to_pandas()
 
 
@@ -94,7 +100,7 @@ def test_tiles_do_not_depend_on_the_blocks_they_were_read_in(tmp_path, monkeypat
     noise = np.random.default_rng(0).integers(-40, 40, (1024, 1024, 1))
     slide = write_slide(tmp_path / f"{CASE}.svs", (tissue_picture(1024, 1024) - abs(noise)).astype(np.uint8), 0.5)
     whole = tiled([slide], tmp_path / "t.parquet", mpp=mpp, tile_px=tile_px)
-    monkeypatch.setattr(slides, "BLOCK_PX", 150)
+    monkeypatch.setattr(reader, "BLOCK_PX", 150)
     blocks = tiled([slide], tmp_path / "t.parquet", mpp=mpp, tile_px=tile_px)
     assert blocks[["x", "y", "tissue_fraction"]].equals(whole[["x", "y", "tissue_fraction"]]) and len(whole) > 100
     for one, other in zip(blocks.image, whole.image, strict=True):
@@ -188,7 +194,7 @@ def test_wrong_calls_are_refused(slide, tmp_path):
     with pytest.raises(SlideError, match=rf"two slides are both {CASE}-01Z-00-DX1"):
         tiled([slide, copy], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
     with pytest.raises(SlideError, match="1 slides but 2 case ids"):
-        tile_slides([slide], [CASE, CASE], tmp_path / "t.parquet", mpp=0.5, tile_px=64)
+        tile_slides([slide], [CASE, CASE], tmp_path / "t.parquet", options())
     with pytest.raises(MissingInputError, match=r"absent\.svs"):
         tiled([tmp_path / "absent.svs"], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
 
@@ -236,7 +242,7 @@ def test_real_slide_without_mpp_is_skipped_with_its_reason(data_dir, tmp_path):
     assert tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet").empty
     (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
     assert row["status"] == "skipped" and row["reason"].startswith("no mpp") and row["mpp"] is None
-    with pytest.raises(SlideError, match=r"no mpp.*--default-mpp.*manifest"):
+    with pytest.raises(SlideError, match=r"no mpp.*--default-mpp.*leave the slide out"):
         tiled([slide], tmp_path / "t.parquet")
     tiles = tiled([slide], tmp_path / "t.parquet", tile_px=256, default_mpp=0.25, status=tmp_path / "s.parquet")
     (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
@@ -244,7 +250,7 @@ def test_real_slide_without_mpp_is_skipped_with_its_reason(data_dir, tmp_path):
 
 
 def test_preview_outlines_the_tissue(slide, tmp_path):
-    preview(slide, tmp_path / "p.png", mpp=0.5, tile_px=64)
+    preview(slide, tmp_path / "p.png", options())
     drawn = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
     assert drawn.shape == (1024, 1024, 3)
     yellow = (drawn == (255, 220, 0)).all(axis=-1)
@@ -252,4 +258,4 @@ def test_preview_outlines_the_tissue(slide, tmp_path):
     assert abs(columns.min() - 128) < 20 and abs(columns.max() - 896) < 20 and abs(rows.min() - 128) < 20
     (tmp_path / "bad.svs").write_text("no slide")
     with pytest.raises(SlideError, match=r"bad\.svs"):
-        preview(tmp_path / "bad.svs", tmp_path / "p.png", mpp=0.5, tile_px=64)
+        preview(tmp_path / "bad.svs", tmp_path / "p.png", options())

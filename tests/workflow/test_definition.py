@@ -174,6 +174,8 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
     (tmp_path / "resources/tcga-brca/masks").mkdir(parents=True)
     planned = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml").planned()
     assert counted(planned) == {
+        "check": 1,
+        "admit": 1,
         "fetch_annotation": 1,
         "fetch_expression": -(-slides.file_name.str[:12].nunique() // 500),
         "fetch_slides": len(slides),
@@ -260,14 +262,15 @@ def test_expression_options_reach_the_command(small_brca, tmp_path):
     target, plan = "results/tcga-brca/expression.parquet", ("--dry-run", "--printshellcmds")
     usual = small_brca.run(*plan, target)
     assert f"--annotation resources/gdc/TCGA-BRCA/annotation/{GENE_ANNOTATION}/gencode.v36.annotation.gtf.gz " in usual
-    assert "--gene-type=protein_coding --unit=log2-tpm --workers 2 " in usual
-    assert "--gene-type=all " in small_brca.run(*plan, target, "--config", "expression={gene_types: []}")
+    assert """--options '{"gene_types": ["protein_coding"], "unit": "log2-tpm"}' --workers 2 """ in usual
+    assert '"gene_types": []' in small_brca.run(*plan, target, "--config", "expression={gene_types: []}")
     for name in ("my genes.txt", "places.tsv"):
         (tmp_path / name).touch()
     settings = f"genes: {tmp_path}/my genes.txt, positions: {tmp_path}/places.tsv, unit: log2-fpkm-uq"
     own = small_brca.run(*plan, target, "--config", f"expression={{{settings}}}")
-    assert f"--annotation {tmp_path}/places.tsv '--genes={tmp_path}/my genes.txt' --unit=log2-fpkm-uq" in own
-    assert "--gene-type" not in own and "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
+    assert f"--annotation {tmp_path}/places.tsv --options '{{" in own
+    assert f'"genes": "{tmp_path}/my genes.txt", "unit": "log2-fpkm-uq"}}' in own
+    assert "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
 
 
 def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
@@ -278,8 +281,8 @@ def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
 def test_own_positions_need_no_annotation_pinned(tmp_path):
     (tmp_path / "places.tsv").touch()
     workflow, plan = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml"), ("--dry-run", "--printshellcmds", "pin")
-    assert "--annotation-file-id" in workflow.run(*plan)
-    assert "--annotation-file-id" not in workflow.run(*plan, "--config", "expression={positions: places.tsv}")
+    assert '"annotation_file_id": ' in workflow.run(*plan)
+    assert '"annotation_file_id": ' not in workflow.run(*plan, "--config", "expression={positions: places.tsv}")
 
 
 def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
@@ -299,8 +302,8 @@ def test_mirrors_and_the_token_file_reach_every_fetch(small_brca, tmp_path):
     fetched = [job for job in planned if job.rule.startswith("fetch_")]
     assert {job.rule for job in fetched} == {"fetch_annotation", "fetch_expression", "fetch_slides"}
     text = small_brca.run("--dry-run", "--printshellcmds", "--config", setting)
-    given = f"'--mirror=/a mirror' '--mirror=https://b/{{file_id}}' --token-file={token}"
-    assert text.count(f"{given} --receipt") == len(fetched)
+    given = f'"mirrors": ["/a mirror", "https://b/{{file_id}}"], "token_file": "{token}", "workers": 4}}'
+    assert text.count(f"{given}' --receipt") == len(fetched)
 
 
 def test_only_so_many_slides_are_in_flight(small_brca):

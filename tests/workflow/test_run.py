@@ -60,11 +60,38 @@ def test_changed_variant_reruns_itself_and_its_aggregates_only(copy):
     changed = copy.with_config(lambda config: config["finetune"]["image-only"].update(lr=0.002))
     planned = changed.planned()
     aggregates = {"compare": 1, "draw_losses": 1, "draw_comparison": 1}
-    assert counted(planned) == {"finetune": 2, "summarise": 1} | aggregates
+    assert counted(planned) == {"check": 1, "admit": 1, "finetune": 2, "summarise": 1} | aggregates
     variants = {job.wildcards["variant"] for job in planned if job.rule in ("finetune", "summarise")}
     assert variants == {"image-only"}
     changed.run("results/tiny/finetune/image-only/summary.json")
     assert counted(changed.planned()) == aggregates
+
+
+def test_refused_device_costs_no_model(copy):
+    """Snakemake deletes the outputs of a job before it starts; `cuda` was refused too late once."""
+    folder = copy.directory / "results/tiny/finetune/mgi/fold0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    changed = copy.with_config(lambda config: config.update(device="cuda"))
+    for _ in range(2):
+        refused = changed.snakemake()
+        assert refused.returncode == 1
+        assert "configuration: 'device' is cuda, but" in refused.stdout
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "Nothing to be done" in copy.run()
+
+
+def test_failed_training_leaves_the_model_of_an_earlier_run(copy):
+    folder = copy.directory / "results/tiny/finetune/no-vit/fold0"
+    target = "results/tiny/finetune/no-vit/fold0/model.safetensors"
+    copy.run(target)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    table = copy.directory / "results/tiny/sources.parquet"
+    content = table.read_bytes()
+    table.write_bytes(b"no table")
+    changed = copy.with_config(lambda config: config["finetune"]["no-vit"].update(lr=0.002))
+    assert changed.snakemake(target, "--rerun-triggers", "params").returncode == 1
+    table.write_bytes(content)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_forced_finetuning_reruns_every_variant_and_no_pretraining(tiny):

@@ -1,6 +1,8 @@
 if CFG.simulate:
 
     rule simulate:
+        input:
+            checked=MAY_FETCH,
         output:
             # Only the receipt and the truth are named: a failed job keeps the rest.
             receipt=local(literal(f"{PLAN.simulated}/manifest.tsv")),
@@ -18,9 +20,9 @@ if CFG.simulate:
         params:
             mgi=mgi_command,
             folder=lambda wildcards, output: Path(output.receipt).parent,
-            options=PLAN.simulate_options(),
+            options=options("simulate"),
         shell:
-            "{params.mgi:q} simulate {params.folder:q} {params.options:q} --workers {threads:q} > {log:q} 2>&1"
+            "{params.mgi:q} simulate {params.folder:q} --options {params.options:q} --workers {threads:q} > {log:q} 2>&1"
 
 
 if CFG.gdc:
@@ -45,11 +47,9 @@ if CFG.gdc:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             mgi=mgi_command,
-            api_url=lambda wildcards: CFG.gdc.api_url,
-            options=lambda wildcards: PLAN.query_options(),
+            options=options("query", "project"),
         shell:
-            "{params.mgi:q} gdc query --project {wildcards.project:q} --api-url {params.api_url:q} {params.options:q} "
-            "-o {output.manifest:q} > {log:q} 2>&1"
+            "{params.mgi:q} gdc query --options {params.options:q} -o {output.manifest:q} > {log:q} 2>&1"
 
     rule pin:
         input:
@@ -57,6 +57,7 @@ if CFG.gdc:
 
     rule fetch_annotation:
         input:
+            checked=MAY_FETCH,
             manifest=manifest,
         output:
             receipt="<resources>/gdc/{project}/receipts/annotation.tsv",
@@ -76,10 +77,11 @@ if CFG.gdc:
             source=fetch_options,
         shell:
             "{params.mgi:q} gdc fetch {input.manifest:q} -o {params.folder:q} --data-type annotation "
-            "{params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
+            "--options {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
     rule fetch_expression:
         input:
+            checked=MAY_FETCH,
             manifest=manifest,
         output:
             receipt="<resources>/gdc/{project}/receipts/expression/{part}.tsv",
@@ -100,13 +102,14 @@ if CFG.gdc:
             source=fetch_options,
         shell:
             "{params.mgi:q} gdc fetch {input.manifest:q} -o {params.folder:q} --data-type expression "
-            "--rows {params.rows:q} {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
+            "--rows {params.rows:q} --options {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
 
 if CFG.slides and CFG.slides.fetch_from == "gdc":
 
     rule fetch_slides:
         input:
+            checked=MAY_FETCH,
             manifest=unchanged_manifest,
         output:
             # Slides grow elsewhere: a failed job loses its folder, but not what it has fetched.
@@ -131,13 +134,14 @@ if CFG.slides and CFG.slides.fetch_from == "gdc":
             source=fetch_options,
         shell:
             "{params.mgi:q} gdc fetch {input.manifest:q} -o {output.slides:q} {params.files:q} "
-            "--partial {params.partial:q} {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
+            "--partial {params.partial:q} --options {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
 
 if CFG.slides and CFG.slides.fetch_from == "idc":
 
     rule fetch_slides_idc:
         input:
+            checked=MAY_FETCH,
             manifest=unchanged_manifest,
         output:
             slides=kept_or_temporary("<resources>/gdc/{project}/slides/{source}"),

@@ -2,6 +2,7 @@
 
 import functools
 
+from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from mgi.errors import MGIError
@@ -25,14 +26,31 @@ def refusing(function):
     return wrapper
 
 
+def placed_path(path):
+    """Where a file of this workflow lies, under its prefix and its path variables."""
+    return Path(PATHVARS.apply(str(MODIFIER.modify_path(path))))
+
+
 def manifest_path(project):
-    """Where a project's manifest lies, under the prefix and the path variables of this workflow."""
-    return Path(PATHVARS.apply(str(MODIFIER.modify_path(MANIFEST.format(project=project)))))
+    """Where a project's manifest lies."""
+    return placed_path(MANIFEST.format(project=project))
 
 
-CFG = refusing(read_configuration)(config)
+def configuration_files():
+    """The configuration files of this workflow; those of an importing workflow are its own."""
+    if not MODIFIER.is_main_snakefile():
+        return []
+    return [Path(file) for file in workflow.overwrite_configfiles] or [CHECKOUT / "config/config.yaml"]
+
+
+CFG = refusing(read_configuration)(config, configuration_files())
 PLAN = refusing(Plan)(CFG, manifest_path)
 TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
+
+
+# The check of the models comes before these jobs, and is no reason to run one again. Inputs and results have a file
+# each, so that a user may delete either folder and keep the other.
+MAY_FETCH, MAY_TRAIN = ancient("<resources>/checked"), ancient("<results>/checked")
 
 
 wildcard_constraints:
@@ -49,6 +67,11 @@ wildcard_constraints:
 # A slide is on the disk from its fetch to its tiles. Tiling goes first, so this bounds both together.
 if CFG.slides and "slides_in_flight" not in workflow.global_resources:
     workflow.register_resource("slides_in_flight", CFG.slides.in_flight)
+
+
+if workflow.is_main_process:
+    for sentence in PLAN.warnings():
+        logger.warning(sentence)
 
 
 def deployed():
@@ -76,6 +99,11 @@ def mgi_command(wildcards, threads):
 def given(path):
     """An input function for a file that the user names: no prefix of a module is put before it."""
     return lambda wildcards: local(path) if path else []
+
+
+def options(command, *names):
+    """A function that returns the options of a command, so that only a change of its own options runs a job again."""
+    return lambda wildcards: PLAN.options(command, *(getattr(wildcards, name) for name in names))
 
 
 def within_results(names):
@@ -110,7 +138,7 @@ def manifests(wildcards):
 
 def fetch_options(wildcards, threads):
     """Where files come from and how. A file is the same wherever it comes from, so a change fetches nothing again."""
-    return PLAN.fetch_options()
+    return PLAN.options("fetch")
 
 
 @refusing

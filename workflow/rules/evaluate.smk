@@ -1,5 +1,6 @@
 rule embed:
     input:
+        checked=MAY_TRAIN,
         images=image_tables,
         sources="<results>/{cohort}/sources.parquet",
         expression="<results>/{cohort}/expression.parquet",
@@ -84,9 +85,9 @@ rule summarise:
         runtime=CFG.resources.prepare_runtime_min,
     params:
         mgi=mgi_command,
-        options=PLAN.bootstrap_options(),
+        options=options("evaluate"),
     shell:
-        "{params.mgi:q} summarise {input.predictions:q} --sources {input.sources:q} {params.options:q} "
+        "{params.mgi:q} summarise {input.predictions:q} --sources {input.sources:q} --options {params.options:q} "
         "-o {output.summary:q} > {log:q} 2>&1"
 
 
@@ -117,6 +118,7 @@ rule compare:
         mgi=mgi_command,
         variants=lambda wildcards, output: Path(output.comparison).parents[1] / "finetune",
         folder=lambda wildcards, output: Path(output.comparison).parent,
-        options=PLAN.compare_options(),
+        compared=PLAN.compared_options(),
+        options=options("evaluate"),
     shell:
-        "{params.mgi:q} compare {params.variants:q} {params.options:q} -o {params.folder:q} > {log:q} 2>&1"
+        "{params.mgi:q} compare {params.variants:q} {params.compared:q} --options {params.options:q} -o {params.folder:q} > {log:q} 2>&1"

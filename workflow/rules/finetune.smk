@@ -1,5 +1,6 @@
 rule finetune:
     input:
+        checked=MAY_TRAIN,
         images=image_tables,
         sources="<results>/{cohort}/sources.parquet",
         expression=profiles,
@@ -28,7 +29,7 @@ rule finetune:
         mgi=mgi_command,
         folder=lambda wildcards, output: Path(output.model).parent,
         fold=lambda wildcards: getattr(wildcards, "fold", "all"),
-        options=lambda wildcards: PLAN.finetune_options(wildcards.variant),
+        options=options("finetune", "variant"),
         expression=lambda wildcards, input: [f"--expression={path}" for path in input.expression[:1]],
         pretrained=lambda wildcards, input: [f"--pretrained={Path(path).parent}" for path in input.pretrained[:1]],
     shell:

@@ -24,10 +24,10 @@ if CFG.expression.table is None:
             folders=lambda wildcards, input: [Path(path).parent / "expression" for path in input.manifests],
             manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
             annotation=gene_annotation,
-            options=lambda wildcards: PLAN.expression_options(),
+            options=options("expression"),
         shell:
             "{params.mgi:q} expression build {params.folders:q} {params.manifests:q} "
-            "--annotation {params.annotation:q} {params.options:q} --workers {threads:q} "
+            "--annotation {params.annotation:q} --options {params.options:q} --workers {threads:q} "
             "-o {output.expression:q} > {log:q} 2>&1"
 
 else:
@@ -51,8 +51,10 @@ else:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             mgi=mgi_command,
+            positions=lambda wildcards, input: [f"--positions={input.positions}"] if input.positions else [],
+            options=options("import"),
         shell:
-            "{params.mgi:q} expression import {input.table:q} --positions {input.positions:q} "
+            "{params.mgi:q} expression import {input.table:q} {params.positions:q} --options {params.options:q} "
             "-o {output.expression:q} > {log:q} 2>&1"
 
 
@@ -82,9 +84,9 @@ if CFG.slides:
             mgi=mgi_command,
             slides=slide_files,
             cases=lambda wildcards: [f"--case-id={case_id}" for case_id in batch(wildcards).rows.case_id],
-            options=lambda wildcards: PLAN.tile_options(),
+            options=options("tile"),
         shell:
-            "{params.mgi:q} slide tile {params.slides:q} {params.cases:q} {params.options:q} "
+            "{params.mgi:q} slide tile {params.slides:q} {params.cases:q} --options {params.options:q} "
             "--status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
 
     rule collect_sources:
@@ -108,9 +110,9 @@ if CFG.slides:
             mgi=mgi_command,
             folder=lambda wildcards, output: Path(output.sources).parent / "images",
             manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
-            options=lambda wildcards: PLAN.source_options(),
+            collected=lambda wildcards: PLAN.source_options(),
         shell:
-            "{params.mgi:q} sources {params.folder:q} {params.manifests:q} {params.options:q} "
+            "{params.mgi:q} sources {params.folder:q} {params.manifests:q} {params.collected:q} "
             "-o {output.sources:q} > {log:q} 2>&1"
 
 else:
@@ -134,10 +136,10 @@ else:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             mgi=mgi_command,
-            options=lambda wildcards: PLAN.mri_options(),
+            options=options("mri"),
             state=lambda wildcards: PLAN.mri_state,
         shell:
-            "{params.mgi:q} mri import {input.folder:q} {params.options:q} "
+            "{params.mgi:q} mri import {input.folder:q} --options {params.options:q} "
             "--sources {output.sources:q} -o {output.images:q} > {log:q} 2>&1"
 
 
@@ -147,6 +149,7 @@ rule split:
         sources="<results>/{cohort}/sources.parquet",
         expression="<results>/{cohort}/expression.parquet",
         stratify_table=given(CFG.split.stratify_table),
+        site_table=given(CFG.split.site_table),
     output:
         splits="<results>/{cohort}/splits.parquet",
         flow="<results>/{cohort}/cohort_flow.csv",
@@ -163,7 +166,7 @@ rule split:
     params:
         mgi=mgi_command,
         manifests=lambda wildcards, input: [f"--manifest={path}" for path in input.manifests],
-        options=lambda wildcards: PLAN.split_options(),
+        options=options("split"),
     shell:
         "{params.mgi:q} split --sources {input.sources:q} --expression {input.expression:q} {params.manifests:q} "
-        "{params.options:q} --flow {output.flow:q} -o {output.splits:q} > {log:q} 2>&1"
+        "--options {params.options:q} --flow {output.flow:q} -o {output.splits:q} > {log:q} 2>&1"

@@ -1,5 +1,6 @@
 rule pretrain:
     input:
+        checked=MAY_TRAIN,
         images=image_tables,
         sources="<results>/{cohort}/sources.parquet",
         expression="<results>/{cohort}/expression.parquet",
@@ -27,7 +28,7 @@ rule pretrain:
         mgi=mgi_command,
         folder=lambda wildcards, output: Path(output.model).parent,
         fold=lambda wildcards: wildcards.run.removeprefix("fold"),
-        options=lambda wildcards: PLAN.pretrain_options(wildcards.variant),
+        options=options("pretrain", "variant"),
     shell:
         "{params.mgi:q} pretrain --sources {input.sources:q} --expression {input.expression:q} "
         "--splits {input.splits:q} --fold {params.fold:q} --options {params.options:q} "

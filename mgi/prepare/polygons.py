@@ -1,0 +1,309 @@
+"""Outlines of a slide's tumour in GeoJSON (RFC 7946), as QuPath exports them.
+
+The class of an object is `properties.classification`: its name, or an object with `name` or `names`. Of a class derived
+from another, such as `Tumor: Positive`, the first part counts. Objects whose class is one of the tumour classes are
+tumour, those of the class `Ignore` or `Ignore*` are left out of loss and metrics, and objects of other classes are
+background. Objects without a class are tumour where no object of the file has one, else background.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from mgi.console import log
+from mgi.errors import AnnotationError
+from mgi.names import check_text, first_few
+
+IGNORE_CLASSES = ("ignore", "ignore*")
+NO_CLASS = "unclassified"
+MAX_BYTES = 2**30
+MAX_DEPTH = 16
+# Beyond any slide, in level-0 pixels.
+MAX_COORDINATE = 1e8
+# An outline traced to and fro encloses next to nothing by its winding, and all of it by its course.
+MIN_ENCLOSED_SHARE = 0.1
+RUN_EDGES = 128
+READ_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError, RecursionError,
+    shapely.errors.ShapelyError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Areas of a slide as the edges of their rings, holes included, in level-0 pixels.
+
+    Attributes
+    ----------
+    edges : float64 array [edges, 4]
+        x0, y0, x1, y1; the edges of one polygon follow each other.
+    runs : int64 array [runs, 2]
+        First and last + 1 of up to 128 edges in succession of one polygon.
+    reach : float64 array [runs, 4]
+        What tells which runs a window needs: the run's least x, least y and greatest y, the polygon's greatest x.
+    area_px : int
+        Area within the slide.
+    """
+
+    edges: np.ndarray
+    runs: np.ndarray
+    reach: np.ndarray
+    area_px: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The box around them: left, top, right and bottom; all 0 where there are none."""
+        if not len(self.edges):
+            return (0.0, 0.0, 0.0, 0.0)
+        left, top = self.edges[:, :2].min(axis=0).tolist()
+        right, bottom = self.edges[:, :2].max(axis=0).tolist()
+        return left, top, right, bottom
+
+    def rasterise(self, x: float, y: float, size: float, px: int) -> np.ndarray:
+        """Fill a window by crossing number (even-odd rule): see `mgi.prepare.annotations.Region`.
+
+        Only the runs of edges that cross the window's rows, of polygons that reach its left border, are looked at.
+        """
+        left, top, bottom, right = self.reach.T
+        near = self.runs[(left < x + size) & (right > x) & (top < y + size) & (bottom > y)]
+        lengths = near[:, 1] - near[:, 0]
+        index = np.arange(lengths.sum()) + np.repeat(near[:, 0] - np.cumsum(lengths) + lengths, lengths)
+        x0, y0, x1, y1 = ((self.edges[index] - [x, y, x, y]) * (px / size) - 0.5).T
+        # In these coordinates pixel centres are whole numbers; an edge crosses the rows from first to last.
+        first = np.clip(np.ceil(np.minimum(y0, y1)), 0, px).astype(np.int64)
+        last = np.clip(np.ceil(np.maximum(y0, y1)), 0, px).astype(np.int64)
+        crossings = last - first
+        edge = np.repeat(np.arange(len(first)), crossings)
+        row = first[edge] + np.arange(crossings.sum()) - np.repeat(np.cumsum(crossings) - crossings, crossings)
+        column = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+        toggles = np.zeros((px, px + 1), np.int64)
+        np.add.at(toggles, (row, np.clip(np.ceil(column), 0, px).astype(np.int64)), 1)
+        return (np.cumsum(toggles, axis=1)[:, :px] % 2).astype(np.uint8)
+
+
+@dataclass
+class Objects:
+    """The objects of a GeoJSON file: polygons and their classes, and what was left out."""
+
+    polygons: list[shapely.Polygon] = field(default_factory=list)
+    classes: list[str | None] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_outlines(
+    path: Path, dimensions: tuple[int, int], origin: tuple[float, float], tumour_classes: list[str]
+) -> tuple[Outlines, Outlines | None, dict[str, int], dict[str, int]]:
+    """Read the outlines of a slide.
+
+    Parameters
+    ----------
+    path : Path
+        A FeatureCollection, a Feature, a geometry, or an array of these.
+    dimensions : (int, int)
+        Width and height of level 0.
+    origin : (float, float)
+        Where the point (0, 0) of the file lies in level 0.
+    tumour_classes : list of str
+        Classes that are tumour, case ignored.
+
+    Returns
+    -------
+    tumour : Outlines
+        Without what is ignored.
+    ignored : Outlines or None
+    classes : dict of str to int
+        Objects by class.
+    dropped : dict of str to int
+        Objects left out, by reason.
+
+    Raises
+    ------
+    AnnotationError
+        If the file is unreadable or holds no polygon, a coordinate is no finite number, or all of it lies off the
+        slide.
+    """
+    objects = _read_objects(path)
+    found = sum(objects.counts.values())
+    if found and not objects.polygons:
+        raise AnnotationError(
+            f"no polygon: none of the {found} objects of {path.name} is one; outline the tumour as polygons"
+        )
+    polygons = _place(objects, dimensions, origin, path)
+    names = {name.casefold().strip() for name in tumour_classes}
+    kinds = np.array([_kind(name, names) for name in objects.classes], dtype=object)
+    if not any(objects.classes):
+        kinds[:] = "tumour"
+    elif "tumour" not in kinds:
+        seen = first_few(sorted({name for name in objects.classes if name}))
+        log.warning("%s: no tumour: none of its classes, %s, is a tumour class", path.name, seen)
+    try:
+        tumour, ignored = (_unite(polygons[kinds == kind]) for kind in ("tumour", "ignore"))
+        if not ignored.is_empty:
+            tumour = shapely.difference(tumour, ignored)
+        slide = shapely.box(0, 0, *dimensions)
+        areas = _index(tumour, slide), None if ignored.is_empty else _index(ignored, slide)
+    except (shapely.errors.ShapelyError, MemoryError) as error:
+        raise AnnotationError(f"unreadable annotation: {path.name} has outlines without an area: {error}") from error
+    return *areas, dict(sorted(objects.counts.items())), dict(sorted(objects.dropped.items()))
+
+
+def _read_objects(path: Path) -> Objects:
+    objects = Objects()
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+        for geometry, name in _features(json.loads(path.read_bytes()), 0):
+            objects.counts[name or NO_CLASS] += 1
+            if geometry is None:
+                objects.dropped["objects without geometry"] += 1
+                continue
+            for part in _geometries(geometry, 0):
+                if part["type"] not in ("Polygon", "MultiPolygon"):
+                    objects.dropped["points and lines"] += 1
+                    continue
+                rings = [part["coordinates"]] if part["type"] == "Polygon" else part["coordinates"]
+                for polygon in rings:
+                    objects.polygons.append(_polygon(polygon))
+                    objects.classes.append(name)
+    except READ_ERRORS as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
+        raise AnnotationError(f"unreadable annotation: {path.name} is not GeoJSON: {reason}") from error
+    return objects
+
+
+def _features(node: Any, depth: int) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
+    """Yield geometry and class of each object."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    if isinstance(node, list):
+        for inner in node:
+            yield from _features(inner, depth + 1)
+    elif node["type"] == "FeatureCollection":
+        for inner in node["features"]:
+            yield from _features(inner, depth + 1)
+    elif node["type"] == "Feature":
+        yield node["geometry"], _class(node.get("properties"))
+    else:
+        yield node, None
+
+
+def _class(properties: dict[str, Any] | None) -> str | None:
+    """Return the class of an object, None where it has none."""
+    named = (properties or {}).get("classification")
+    if isinstance(named, dict):
+        names = named.get("names")
+        named = ": ".join(names) if names else named.get("name")
+    if named is None or named == "":
+        return None
+    return check_text(named, "class", AnnotationError)
+
+
+def _kind(name: str | None, tumour_classes: set[str]) -> str:
+    whole = (name or "").casefold()
+    for candidate in (whole, whole.split(":")[0].strip()):
+        if candidate in IGNORE_CLASSES:
+            return "ignore"
+        if candidate in tumour_classes:
+            return "tumour"
+    return "other"
+
+
+def _geometries(node: dict[str, Any], depth: int) -> list[dict[str, Any]]:
+    """List the plain geometries of a geometry."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its geometries are nested more than {MAX_DEPTH} deep")
+    if node["type"] == "GeometryCollection":
+        return [part for inner in node["geometries"] for part in _geometries(inner, depth + 1)]
+    return [node]
+
+
+def _polygon(rings: list[Any]) -> shapely.Polygon:
+    """Build a polygon of its rings; raise ValueError where a coordinate is no number of a slide."""
+    arrays = [np.array([point[:2] for point in ring]) for ring in rings]
+    for points in arrays:
+        if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "if":
+            raise ValueError("a ring is not a list of points, pairs of numbers")
+        # Comparing with <= finds NaN, too.
+        if (odd := points[~(np.abs(points) <= MAX_COORDINATE)]).size:
+            raise ValueError(f"a coordinate is {odd[0]}, which is no place on a slide")
+    shell, *holes = arrays
+    return shapely.Polygon(shell, holes)
+
+
+def _place(objects: Objects, dimensions: tuple[int, int], origin: tuple[float, float], path: Path) -> np.ndarray:
+    """Return the polygons in level-0 pixels, repaired; those off the slide or without area are dropped and counted."""
+    polygons = np.array(objects.polygons, dtype=object)
+    classes = np.array(objects.classes, dtype=object)
+    if not len(polygons):
+        return polygons
+    if any(origin):
+        polygons = shapely.transform(polygons, lambda points: points + origin)
+    left, top, right, bottom = shapely.bounds(polygons).T
+    on_slide = (right > 0) & (bottom > 0) & (left < dimensions[0]) & (top < dimensions[1])
+    if not on_slide.any():
+        box = f"x {np.nanmin(left):g} to {np.nanmax(right):g}, y {np.nanmin(top):g} to {np.nanmax(bottom):g}"
+        raise AnnotationError(
+            f"off the slide: {path.name} spans {box}, and the slide {dimensions[0]} x {dimensions[1]} pixels at level "
+            "0; give the outlines of this slide, in pixels of its level 0"
+        )
+    if lost := int((~on_slide).sum()):
+        objects.dropped["outlines off the slide"] += lost
+    polygons, classes = polygons[on_slide], classes[on_slide]
+    for place in np.flatnonzero(~shapely.is_valid(polygons)):
+        polygons[place] = _repair(polygons[place])
+    flat = shapely.area(polygons) == 0
+    if flat.any():
+        objects.dropped["outlines without area"] += int(flat.sum())
+    objects.classes = classes[~flat].tolist()
+    return polygons[~flat]
+
+
+def _repair(polygon: shapely.Polygon) -> shapely.Geometry:
+    """Return the area inside a polygon whose rings cross or touch themselves.
+
+    By structure: what a ring winds around, less the holes. Filling by linework would cut out what an outline drawn
+    twice encloses twice.
+    """
+    repaired = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
+    course = shapely.node(shapely.LineString(polygon.exterior.coords))
+    filled = shapely.union_all(shapely.get_parts(shapely.polygonize(shapely.get_parts(course))))
+    return filled if repaired.area < MIN_ENCLOSED_SHARE * filled.area and not polygon.interiors else repaired
+
+
+def _unite(polygons: np.ndarray) -> shapely.Geometry:
+    # Overlapping outlines are one area.
+    return shapely.union_all(polygons) if len(polygons) else shapely.Polygon()
+
+
+def _index(area: shapely.Geometry, slide: shapely.Polygon) -> Outlines:
+    """Index the edges of an area, polygon by polygon."""
+    parts = shapely.get_parts(area)
+    polygons = parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)]
+    within = shapely.covers(slide, polygons)
+    area_px = shapely.area(polygons[within]).sum() + shapely.area(shapely.intersection(polygons[~within], slide)).sum()
+    if not len(polygons):
+        return Outlines(np.zeros((0, 4)), np.zeros((0, 2), np.int64), np.zeros((0, 4)), 0)
+    rings, owner = shapely.get_rings(polygons, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    joined = ring[:-1] == ring[1:]
+    edges, polygon = np.hstack([points[:-1], points[1:]])[joined], owner[ring[:-1][joined]]
+    starts = _run_starts(polygon)
+    low, high = np.minimum(edges[:, :2], edges[:, 2:]), np.maximum(edges[:, :2], edges[:, 2:])
+    least, greatest = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    runs = np.stack([starts, np.append(starts[1:], len(edges))], axis=1)
+    reach = np.column_stack([least, greatest[:, 1], shapely.bounds(polygons)[polygon[starts], 2]])
+    return Outlines(edges, runs, reach, round(float(area_px)))
+
+
+def _run_starts(polygon: np.ndarray) -> np.ndarray:
+    """Return where runs start: at each polygon's first edge, and every 128 edges within it."""
+    first = np.flatnonzero(np.append(True, polygon[1:] != polygon[:-1]))
+    since = np.arange(len(polygon)) - np.repeat(first, np.diff(np.append(first, len(polygon))))
+    return np.flatnonzero(since % RUN_EDGES == 0)

@@ -1,0 +1,127 @@
+"""Other people's TIFF, PNG and JPEG files: the samples as stored, of files of which nothing is believed."""
+
+import io
+import itertools
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+# Decoded, of one image: checked from the header, before anything is allocated.
+MAX_BYTES = 2**30
+MAX_FILE_BYTES = 2**31
+MAX_PAGES = 64
+# Pillow scales samples of fewer than eight bits up to 255.
+PILLOW_SCALE = {1: 255, 2: 85, 4: 17, 8: 1}
+
+
+class RasterError(Exception):
+    """A file is no image that can be read here; the text says why."""
+
+
+class Readable(Protocol):
+    """A file, on the disk or in a zip."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its folder."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        ...
+
+
+def read_samples(path: Readable) -> np.ndarray:
+    """Read the samples of an image as they are stored, before any palette, inversion or colour conversion.
+
+    Parameters
+    ----------
+    path : Path or zipfile.Path
+        A TIFF of one page (with reduced copies of it or without), a PNG, or a JPEG.
+
+    Returns
+    -------
+    array [H, W] or [H, W, channels]
+        bool of one-bit samples; of samples of 2 and 4 bits, their values as uint8.
+
+    Raises
+    ------
+    RasterError
+        If it is none of these, is damaged, has several pages, or holds more than 1 GiB.
+    """
+    try:
+        if isinstance(path, Path) and path.stat().st_size > MAX_FILE_BYTES:
+            raise RasterError(f"it is larger than {MAX_FILE_BYTES >> 30} GiB")
+        content = path.read_bytes()
+        tiff = content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return _read_tiff(content) if tiff else _read_picture(content)
+    except RasterError:
+        raise
+    except Exception as error:  # damaged bytes raise almost anything in a decoder
+        raise RasterError(str(error)[:200] or type(error).__name__) from error
+
+
+def to_plane(samples: np.ndarray) -> np.ndarray:
+    """Reduce samples to one plane [H, W], where their channels are equal and their alpha says nothing.
+
+    Raises
+    ------
+    RasterError
+        If the channels differ, or some pixels are transparent.
+    """
+    if samples.ndim == 2:
+        return samples
+    channels = samples.shape[2]
+    if channels in (2, 4):
+        alpha = samples[..., -1]
+        if channels == 4 and (alpha == alpha[0, 0]).all() and not _equal(samples[..., :3]):
+            raise RasterError("its colour channels differ; save it with one channel")
+        if not (alpha == alpha[0, 0]).all():
+            raise RasterError("some of its pixels are transparent; save it with one channel and no alpha")
+        samples = samples[..., :-1]
+    if not _equal(samples):
+        raise RasterError(f"its {samples.shape[2]} channels differ; save it with one channel")
+    return samples[..., 0]
+
+
+def _equal(samples: np.ndarray) -> bool:
+    return bool((samples == samples[..., :1]).all())
+
+
+def _read_tiff(content: bytes) -> np.ndarray:
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        page = tiff.pages.first
+        others = list(itertools.islice(tiff.pages, 1, MAX_PAGES))
+        # Those of a pyramid are smaller.
+        if any(max(other.shape) >= max(page.shape) for other in others):
+            raise RasterError(f"it has {len(others) + 1} pages; save one")
+        _check_size(page.shape, page.dtype)
+        axes, samples = page.axes, page.asarray(maxworkers=1)
+    if axes == "SYX":
+        samples, axes = np.moveaxis(samples, 0, -1), "YXS"
+    if axes not in ("YX", "YXS"):
+        raise RasterError(f"its axes are {axes}, not one image")
+    return samples
+
+
+def _read_picture(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise RasterError(f"it has {frames} frames; save one")
+        _check_size((image.height, image.width, len(image.getbands())), np.dtype(np.uint32))
+        # The ninth byte of a PNG's header chunk.
+        bits = content[24] if image.format == "PNG" and image.mode == "L" else 8
+        samples = np.asarray(image)
+    return samples // PILLOW_SCALE[bits] if PILLOW_SCALE[bits] > 1 else samples
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype | None) -> None:
+    held = 1 if dtype is None else dtype.itemsize
+    for length in shape:
+        held *= length
+    if held > MAX_BYTES:
+        size = " x ".join(map(str, shape))
+        raise RasterError(f"its header claims {size} samples, more than {MAX_BYTES >> 30} GiB; save it coarser")

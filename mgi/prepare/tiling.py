@@ -1,0 +1,118 @@
+"""The tiles of a slide: their grid, their pixels and masks, and the tumour in none of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from mgi.codecs import encode_jpeg, encode_mask
+from mgi.prepare import reader
+from mgi.prepare.annotations import Annotation
+
+LANCZOS_RADIUS = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a slide.
+
+    Attributes
+    ----------
+    edge : float
+        Exact edge of a tile in level-0 pixels.
+    x, y : int array [columns], int array [rows]
+        Top-left corners in level-0 pixels, each rounded on its own from a multiple of `edge`.
+    tissue : float array [rows, columns]
+        Tissue fraction of each tile.
+    """
+
+    edge: float
+    x: np.ndarray
+    y: np.ndarray
+    tissue: np.ndarray
+
+    def keep(self, min_tissue: float) -> np.ndarray:
+        """Return which tiles have that fraction of tissue, bool [rows, columns]."""
+        # The overlaps of a tile that is all tissue sum to one only within rounding.
+        return self.tissue >= min_tissue - 1e-9
+
+
+def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float) -> Grid:
+    """Place full tiles over the slide and weigh each by the tissue under it.
+
+    Parameters
+    ----------
+    dimensions : (int, int)
+        Width and height of level 0.
+    tissue : bool array [H, W]
+        Tissue of the whole slide.
+    edge : float
+        Edge of a tile in level-0 pixels.
+    """
+    corners, weights = [], []
+    for length, mask_length in zip(dimensions, tissue.shape[::-1], strict=True):
+        corner = np.rint(np.arange(int(length // edge)) * edge)
+        corner = corner[corner + edge <= length]
+        scale = mask_length / length
+        start, stop = corner[:, None] * scale, (corner[:, None] + edge) * scale
+        cell = np.arange(mask_length)
+        overlap = np.minimum(stop, cell + 1) - np.maximum(start, cell)
+        weights.append(np.clip(overlap, 0, None) / (edge * scale))
+        corners.append(corner.astype(np.int64))
+    return Grid(edge, corners[0], corners[1], weights[1] @ tissue.astype(float) @ weights[0].T)
+
+
+def iterate_tiles(
+    slide: openslide.OpenSlide, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the kept tiles by y, then x, as rows of a table of images, reading blocks of several tiles at once."""
+    level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
+    margin = LANCZOS_RADIUS * grid.edge / tile_px + slide.level_downsamples[level]
+    per_block = max(1, int(reader.BLOCK_PX * slide.level_downsamples[level] / grid.edge))
+    for top in range(0, len(grid.y), per_block):
+        band = []
+        for left in range(0, len(grid.x), per_block):
+            rows, columns = np.nonzero(kept[top : top + per_block, left : left + per_block])
+            if not len(rows):
+                continue
+            x, y = grid.x[columns + left], grid.y[rows + top]
+            # The filter reaches beyond a tile's edge: without the margin, tiles would depend on the block they are in.
+            box = (x.min() - margin, y.min() - margin, x.max() + grid.edge + margin, y.max() + grid.edge + margin)
+            region = reader.read_region(slide, level, box)
+            for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
+                box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
+                pixels = region.resample(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
+                place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
+                mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px)
+                band.append(place | {"image": encode_jpeg(pixels), "mask": mask})
+        yield from sorted(band, key=lambda tile: (tile["y"], tile["x"]))
+
+
+def _encode_mask(annotation: Annotation | None, x: int, y: int, edge: float, tile_px: int) -> bytes | None:
+    if annotation is None:
+        return None
+    return encode_mask(annotation.mask(x, y, edge, tile_px), annotation.ignore(x, y, edge, tile_px))
+
+
+def count_untiled_tumour(
+    annotation: Annotation, edge: float, kept: np.ndarray, dimensions: tuple[int, int], tile_px: int
+) -> int:
+    """Count the tumour pixels, of the tiles' size, in no kept tile; the margins too narrow for a tile count."""
+    (width, height), (left, top, right, bottom) = dimensions, annotation.tumour.bounds
+    x, y = (np.rint(np.arange(int(np.ceil(length / edge))) * edge) for length in dimensions)
+    tiled = np.zeros((len(y), len(x)), bool)
+    tiled[: kept.shape[0], : kept.shape[1]] = kept
+    near = np.outer((y < bottom) & (y + edge > top), (x < right) & (x + edge > left))
+    count = 0
+    for row, column in np.argwhere(near & ~tiled):
+        mask = annotation.mask(x[column], y[row], edge, tile_px)
+        # What an annotator drew beyond the slide is no tissue.
+        across, down = (
+            int(np.ceil((length - corner) / edge * tile_px - 0.5))
+            for length, corner in ((width, x[column]), (height, y[row]))
+        )
+        count += int(mask[:down, :across].sum())
+    return count
