@@ -134,7 +134,7 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     for path in map(Path, embeddings):
         table = read_table(path, "embeddings", COLUMNS).to_pandas()
         for fold, vectors in table.groupby("fold"):
-            rows += [{"variant": path.resolve().parts[-3]} | row for row in _fold_rows(int(fold), vectors)]
+            rows += [{"variant": path.absolute().parts[-3]} | row for row in _fold_rows(int(fold), vectors)]
     if not rows:
         raise CohortError(f"no case has both images and genes in {', '.join(map(str, embeddings))}")
     table = pd.DataFrame(rows)

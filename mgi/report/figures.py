@@ -163,7 +163,7 @@ def draw_losses(metrics: list[Path], out: Path) -> None:
     runs: dict[str, dict[str, dict[str, pd.DataFrame]]] = {}
     for path in map(Path, metrics):
         table = _read_csv(path, "training metrics", ["step", "loss"])
-        stage, variant, fold = ("", "", "", *path.resolve().parts)[-4:-1]
+        stage, variant, fold = ("", "", "", *path.absolute().parts)[-4:-1]
         runs.setdefault(stage, {}).setdefault(variant, {})[fold.removeprefix("fold")] = table
     stages = sorted(runs, key=lambda stage: (STAGES.index(stage) if stage in STAGES else len(STAGES), stage))
     folds = sorted({fold for variants in runs.values() for tables in variants.values() for fold in tables})
