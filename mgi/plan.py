@@ -3,6 +3,7 @@
 The Snakefile calls this while it builds its graph; nothing here knows Snakemake.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -166,6 +167,10 @@ class Plan:
         if config.mri:
             options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
         return json.dumps(options, sort_keys=True)
+
+    def check_digest(self) -> str:
+        """Return a name for what is checked: another configuration is checked again, one that passed is not."""
+        return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
 
     def warnings(self) -> list[str]:
         """Return what is valid but probably not meant, one sentence each."""

@@ -98,7 +98,7 @@ def write_page(results: Path | str, output: Path | str) -> None:
         lstrip_blocks=True,
     )  # fmt: skip
     page = environment.get_template("page.html").render(
-        cohort=results.resolve().name,
+        cohort=results.absolute().name,
         reference=reference,
         answer=_answer(comparison, reference),
         cards=_cards(comparison, reference, summaries.get(reference, {})),

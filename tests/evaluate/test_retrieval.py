@@ -121,6 +121,15 @@ def test_variants_with_the_same_folds_keep_their_own_spaces(tmp_path: Path) -> N
     assert recall["good"] == 1 and recall["poor"] < 0.2
 
 
+def test_linked_folder_keeps_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/run7").mkdir(parents=True)
+    write_embeddings(tmp_path / "elsewhere/run7/embeddings.parquet", 0, shared_space(np.random.default_rng(7)))
+    (tmp_path / "pretrain/mgi").mkdir(parents=True)
+    (tmp_path / "pretrain/mgi/fold0").symlink_to(tmp_path / "elsewhere/run7")
+    retrieval_table([tmp_path / "pretrain/mgi/fold0/embeddings.parquet"], tmp_path / "retrieval.csv")
+    assert set(pd.read_csv(tmp_path / "retrieval.csv").variant) == {"mgi"}
+
+
 def test_every_image_of_a_patient_weighs_the_same(tmp_path: Path) -> None:
     first, second = np.eye(2, dtype=np.float32)
     images = np.stack([first, first, first, 100 * second, second])

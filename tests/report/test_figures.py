@@ -109,6 +109,15 @@ def test_losses_show_stages_variants_and_folds(metrics: list[Path], tmp_path: Pa
     assert {"validation Dice", "validation recall@1", "validation loss"} <= set(drawn)
 
 
+def test_linked_folder_keeps_its_own_name(metrics: list[Path], tmp_path: Path, drawn: list[str]) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    metrics[0].parent.rename(elsewhere)
+    metrics[0].parent.symlink_to(elsewhere)
+    draw_losses(metrics, tmp_path / "losses.png")
+    assert "elsewhere" not in drawn
+    assert tmp_path.name not in drawn
+
+
 def test_comparison_prints_the_numbers_of_the_table(results: Path, tmp_path: Path, drawn: list[str]) -> None:
     draw_comparison(results / "evaluate", tmp_path / "comparison.png")
     table = pd.read_csv(results / "evaluate" / "comparison.csv").set_index("variant")
