@@ -29,6 +29,7 @@ import requests
 
 from mgi.acquire.fetch import fetch
 from mgi.acquire.manifest import EXPRESSION
+from mgi.config import FetchOptions
 from mgi.tables import MANIFEST_SCHEMA, write_table
 
 MB = 1_000_000
@@ -88,7 +89,7 @@ def seconds(action, *arguments) -> float:
 
 
 def by_mgi(manifest: Path, out: Path, url: str, workers: int) -> None:
-    fetch(manifest, out, url, workers)
+    fetch(manifest, out, url, FetchOptions(workers=workers))
     shutil.rmtree(out)
 
 

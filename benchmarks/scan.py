@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from memory import forget_peak, resident_gb
 from torch import Tensor
 
 from mgi.model.scan import selective_scan
@@ -103,16 +104,6 @@ def time_passes(scan: Callable[..., Tensor], inputs: dict[str, Tensor], gradient
     between = time.perf_counter()
     torch.autograd.grad(y, list(inputs.values()), gradient)
     return between - started, time.perf_counter() - between
-
-
-def resident_gb(field: str) -> float:
-    """Return VmRSS, the memory of this process now, or VmHWM, the most it has had since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(name: str, length: int, rounds: int) -> dict[str, float]:

@@ -3,7 +3,8 @@
 Method: Zhou et al., "MGI: Multimodal Contrastive pre-training of Genomic and Medical Imaging", 2024, arXiv 2406.00631.
 """
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,3 +33,10 @@ def load(folder: str) -> "nn.Module":
     from mgi.train.checkpoint import load as load_model
 
     return load_model(folder)
+
+
+def predict(folder: Path | str, image: Path | str, output: Path | str, **options: Any) -> None:
+    """Segment a slide or an MRI series as `mgi predict` does; see `mgi.evaluate.predict.predict` for the options."""
+    from mgi.evaluate.predict import predict as run
+
+    run(Path(folder), Path(image), Path(output), **options)

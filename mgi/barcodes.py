@@ -107,7 +107,3 @@ def rank_aliquot(barcode: str) -> tuple[int, list[int]]:
 def rank_slide(barcode: str) -> bool:
     """Return the key that sorts a case's slides, diagnostic before frozen; what does not say counts as diagnostic."""
     return is_diagnostic(barcode) is False
-
-
-BARCODE = re.compile(r"TCGA-\w\w-\w{4}-(?P<sample>\d\d)[A-Z]-\d\d(?P<analyte>[A-Z])?-?(?P<section>DX|TS|BS|MS)?")
-NOT_TUMOUR = FIRST_NON_TUMOUR_CODE

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mgi.check import check_inputs, check_models
-from mgi.config import Config, load_config
+from mgi.config import LOCAL, Config, load_config
 from mgi.errors import MGIError, MissingPackageError
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
@@ -235,30 +235,39 @@ def _check_gdc(config: Config) -> Iterator[Finding]:
     """Look at the token and at the mirrors that are folders, and ask the API for its status, once."""
     if config.gdc is None or config.simulate is not None:
         return
-    import requests
-
-    from mgi.acquire import web
-    from mgi.simulate import serve
+    from mgi.acquire.gdc import read_release
+    from mgi.acquire.web import Server, read_token
 
     if config.gdc.token_file:
         try:
-            web.read_token(config.gdc.token_file)
+            read_token(config.gdc.token_file)
             yield Finding(PASS, "gdc.token_file", config.gdc.token_file)
         except MGIError as error:
             yield Finding(FAIL, "gdc.token_file", str(error))
     for address in config.gdc.mirrors:
         if "://" not in address and not Path(address).is_dir():
             yield Finding(FAIL, "gdc.mirrors", f"{address} does not exist", "create it or correct the key")
+    if config.gdc.api_url.startswith(LOCAL):
+        yield _check_local_gdc(Path(config.gdc.api_url.removeprefix(LOCAL)))
+        return
     try:
-        with serve.endpoint(config.gdc.api_url) as url, web.Server(url) as server:
-            answer = server.request("GET", "/status")
-            web.check(answer)
-            yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {answer.json()['data_release']}")
-    except (MGIError, web.TryAgain, requests.RequestException, ValueError, KeyError) as error:
+        with Server(config.gdc.api_url, allow_http=config.gdc.allow_http) as server:
+            yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {read_release(server, retry=False)}")
+    except MGIError as error:
         yield Finding(
-            FAIL, "gdc.api_url", f"{config.gdc.api_url} gives no status: {web.reason(error)}",
+            FAIL, "gdc.api_url", str(error),
             "check the network and the proxy of this machine; compute nodes often have none, login nodes do",
         )  # fmt: skip
+
+
+def _check_local_gdc(folder: Path) -> Finding:
+    """Check a folder that takes the place of the GDC."""
+    missing = [name for name in ("manifest.tsv", "files.json", "status.json") if not (folder / name).is_file()]
+    if missing:
+        return Finding(
+            FAIL, "gdc.api_url", f"{folder} lacks {', '.join(missing)}", f"make it with: mgi simulate {folder}"
+        )
+    return Finding(PASS, "gdc.api_url", f"{LOCAL}{folder}")
 
 
 def _check_disk(folder: Path) -> Finding:

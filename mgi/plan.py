@@ -3,6 +3,7 @@
 The Snakefile calls this while it builds its graph; nothing here knows Snakemake.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclus
 from mgi.config import Config, load_config, read_yaml
 from mgi.delimited import read_delimited
 from mgi.errors import CohortError, ConfigError, ManifestError
-from mgi.names import first_few
+from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
 from mgi.prepare.cohort import slide_batches
 from mgi.prepare.mri import fingerprint
@@ -167,6 +168,10 @@ class Plan:
             options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
         return json.dumps(options, sort_keys=True)
 
+    def check_digest(self) -> str:
+        """Return a name for what is checked: another configuration is checked again, one that passed is not."""
+        return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
+
     def warnings(self) -> list[str]:
         """Return what is valid but probably not meant, one sentence each."""
         return self.config.warnings()
@@ -229,6 +234,8 @@ class Plan:
                     raise ManifestError(
                         f"the projects {found[name].project} and {project} both have the slide {name}: keep one of them"
                     )
+                for source_id in rows["source_id"]:
+                    check_name(source_id, "slide", ManifestError)
                 found[name] = Batch(project, rows)
         if slides.annotations:
             check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])

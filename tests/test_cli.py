@@ -74,7 +74,7 @@ def foreign(tmp_path):
         ("evaluate {model} --images {images} -o {foreign}", "error: cannot write {foreign}: file exists"),
         ("finetune {tables} --options {narrow} -o {out}", "'channels' cannot be [8, 18]: the last is divided among"),
         ("split {pair} --stratify-table {foreign} --stratify-column b -o {out}", "{foreign} lacks the column"),
-        ("split {pair} --stratify-table {empty} --stratify-column b -o {out}", "{empty} is not a Parquet or CSV table"),
+        ("split {pair} --stratify-table {empty} --stratify-column b -o {out}", "{empty} is empty"),
         ("split {pair} --folds 9 -o {out}", "8 labelled patients are too few for 9 folds"),
         ("summarise {foreign} -o {out}", "predictions {foreign} is not a Parquet file"),
     ],

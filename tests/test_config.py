@@ -94,7 +94,7 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("slides",), None, "either 'slides' or 'mri'"),
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
         (("gdc",), None, "'slides' come from the GDC"),
-        (("expression",), {"table": "z.parquet"}, "needs 'expression.positions'"),
+        (("split",), {"site_table": "s.csv"}, "'split.site_table' and 'split.site_column' go together"),
         (
             ("expression",),
             {"table": "z.parquet", "positions": "p.tsv", "genes": "g.txt"},
@@ -316,3 +316,36 @@ def test_reference_says_what_the_readme_lacks(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(ConfigError, match="lacks the markers"):
         write_reference(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tile_px", "message"),
+    [
+        (100, "'pretrain.mgi.image_encoder.options.patch_size' is 8, which does not divide 'slides.tile_px', 100"),
+        (72, None),
+        (68, "which does not divide"),
+    ],
+)
+def test_rejects_images_that_patches_do_not_divide(tile_px, message):
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    raw["slides"]["tile_px"] = tile_px
+    if message is None:
+        assert load_config(raw).image_px == tile_px
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(raw)
+
+
+def test_rejects_images_that_halve_to_fractions():
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    raw["finetune"]["mgi"]["channels"] = [8] * 8
+    with pytest.raises(ConfigError, match="has 8 widths and so halves the images 7 times"):
+        load_config(raw)
+
+
+def test_rejects_images_that_the_patches_of_a_name_do_not_divide():
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    del raw["pretrain"]["mgi"]["image_encoder"]["options"]["patch_size"]
+    raw["slides"]["tile_px"] = 72
+    with pytest.raises(ConfigError, match=r"image_encoder.name' has patches of 16 px, which do not divide"):
+        load_config(raw)

@@ -90,6 +90,11 @@ def test_slide_in_two_projects_is_refused(make_plan, tmp_path):
         make_plan(lambda config: config["gdc"].update(projects=["TCGA-AA", "TCGA-BB"]))
 
 
+def test_slide_whose_name_is_a_command_is_refused(make_plan):
+    with pytest.raises(ManifestError, match=r"touch PWNED"):
+        make_plan(slides=("S1.svs", "S2$(touch PWNED).svs"))
+
+
 def test_star_tables_are_fetched_so_many_per_job(make_plan):
     plan = make_plan()
     assert list(plan.expression_parts("TCGA-AA")) == [0, 1]

@@ -1,8 +1,8 @@
 """Slides from the Imaging Data Commons (IDC), which keeps TCGA's as DICOM, by way of its library `idc-index`.
 
-IDC wrapped the compressed tiles of the GDC's slides anew, so the manifest's md5 says nothing about its files. The index
-that comes with the library tells a slide's series, the number of its files and their bytes, and the files themselves
-state the barcode: all of it must hold.
+IDC wrapped the compressed tiles of the GDC's slides again, so the manifest's md5 says nothing about its files. The
+index that comes with the library states a slide's series, the number of its files and their bytes, and the files
+themselves state the barcode: all of it must hold.
 """
 
 import os
@@ -15,10 +15,13 @@ from typing import Any
 import openslide
 import pandas as pd
 
-from mgi.acquire.fetch import refuse_without_room, wanted
-from mgi.acquire.manifest import dicom_name, read_manifest
+from mgi.acquire.fetch import refuse_without_room
+from mgi.acquire.manifest import dicom_name, read_manifest, select_rows
+from mgi.acquire.reasons import group_problems
+from mgi.barcodes import Barcode
 from mgi.console import log
-from mgi.errors import ConfigError, FetchError
+from mgi.errors import FetchError, MissingPackageError
+from mgi.names import check_name, quote
 from mgi.tables import write_tsv
 
 # What IDC's descriptions of series call the sample codes of barcodes; they have no word for others.
@@ -56,14 +59,14 @@ def fetch_slides(
     ------
     ManifestError
         If the manifest is unusable, or holds not one of the slides.
-    ConfigError
+    MissingPackageError
         If `idc-index` is not installed.
     FetchError
-        If the index does not tell a slide's series, the disk is too small, or a series does not arrive whole.
+        If the index does not state a slide's series, the disk is too small, or a series does not arrive whole.
     """
-    rows = wanted(read_manifest(manifest), manifest, "slides", file_ids)
+    rows = select_rows(read_manifest(manifest), manifest, "slides", file_ids)
     client = _client()
-    slides = [_Slide.of(row, client.index) for row in rows.itertuples()]
+    slides = [_Slide.from_row(row, client.index) for row in rows.itertuples()]
     missing = [slide for slide in slides if slide.problem_in(out / slide.file_id)]
     staging = partial or out
     refuse_without_room(sum(slide.size for slide in missing), staging)
@@ -74,10 +77,11 @@ def fetch_slides(
             [slide.series for slide in missing], str(staging), dirTemplate="%SeriesInstanceUID", use_s5cmd_sync=True,
             show_progress_bar=False,
         )  # fmt: skip
-    problems = [f"{slide.barcode} ({slide.url}): {said}" for slide, said in _moved(missing, staging, out) if said]
+    moved = list(_move_complete(missing, staging, out))
+    problems = [(f"{slide.barcode} ({slide.url})", problem) for slide, problem in moved if problem]
     if problems:
         raise FetchError(
-            f"{len(problems)} of {len(slides)} slides could not be fetched from IDC; the first, {problems[0]}; the "
+            f"{len(problems)} of {len(slides)} slides could not be fetched from IDC: {group_problems(problems)}; the "
             f"others are kept in {out}: repeat the command to try again"
         )
     for slide in slides:
@@ -87,22 +91,24 @@ def fetch_slides(
 
 
 def find_series(index: pd.DataFrame, barcode: str) -> Any:
-    """Return the row of IDC's index that is a slide, told by patient, preparation, tissue and section.
+    """Return the row of IDC's index that is a slide, found by patient, preparation, tissue and section.
 
     Raises
     ------
     FetchError
-        If there is none, or more than one: the index does not tell the vials of a sample apart.
+        If there is none, or more than one: the index does not distinguish the vials of a sample.
     """
-    section = barcode.rsplit("-", 1)[-1]
-    preparation = "FFPE" if section.startswith("DX") else "Frozen"
-    description = f"{preparation} HE {TISSUES.get(barcode[13:15], '')} {section}"
-    found = index[index.PatientID == barcode[:12]]
+    parsed = Barcode.parse(barcode)
+    if parsed is None or parsed.section is None:
+        raise FetchError(f"{quote(barcode)} is not the barcode of a TCGA slide, by which IDC's index is searched")
+    preparation = "FFPE" if parsed.is_diagnostic else "Frozen"
+    description = f"{preparation} HE {TISSUES.get(parsed.sample or '', '')} {barcode.rsplit('-', 1)[-1]}"
+    found = index[index.PatientID == parsed.case_id]
     found = found[(found.Modality == "SM") & (found.SeriesDescription == description)]
     if len(found) != 1:
         raise FetchError(
-            f"IDC's index has {len(found)} series '{description}' of {barcode[:12]}, so it does not tell which is "
-            f"{barcode}; leave that slide out of the manifest, or set slides.fetch_from to gdc"
+            f"IDC's index has {len(found)} series '{description}' of {parsed.case_id}, so it does not say which is "
+            f"{barcode}; leave that slide out of the manifest, or fetch it from the GDC"
         )
     return found.iloc[0]
 
@@ -120,33 +126,34 @@ class _Slide:
     size: int
 
     @classmethod
-    def of(cls, row: Any, index: pd.DataFrame) -> "_Slide":
-        """Take a row of a manifest."""
+    def from_row(cls, row: Any, index: pd.DataFrame) -> "_Slide":
+        """Return the slide of a manifest's row."""
         found = find_series(index, str(row.aliquot))
         # The index gives the bytes in millions, not rounded.
         size = round(found.series_size_MB * 1e6)
-        uid, url, files = found.SeriesInstanceUID, found.series_aws_url, int(found.instanceCount)
+        uid = check_name(found.SeriesInstanceUID, "series of IDC's index", FetchError)
+        url, files = found.series_aws_url, int(found.instanceCount)
         return cls(row.file_id, dicom_name(row.file_name), row.aliquot, uid, url, files, size)
 
     def problem_in(self, folder: Path) -> str:
-        """Say what keeps a folder's files from being this slide; nothing if they are."""
+        """Return what keeps a folder's files from being this slide, nothing if they are."""
         sizes = {path: path.stat().st_size for path in folder.glob("*.dcm")}
         if (len(sizes), sum(sizes.values())) != (self.files, self.size):
             return f"{len(sizes)} of {self.files} files arrived, {sum(sizes.values())} of {self.size} bytes"
         try:
-            with openslide.OpenSlide(max(sizes, key=sizes.get)) as slide:
+            with openslide.OpenSlide(max(sizes, key=lambda path: sizes[path])) as slide:
                 stated = slide.properties.get("dicom.ContainerIdentifier")
-        except openslide.OpenSlideError as problem:
-            return f"OpenSlide cannot read it: {problem}"
-        return "" if stated == self.barcode else f"its files say that it is {stated}"
+        except (openslide.OpenSlideError, OSError, ValueError) as error:
+            return f"OpenSlide cannot read it: {quote(str(error), 200)}"
+        return "" if stated == self.barcode else f"its files say that it is {quote(stated)}"
 
     def name_largest(self, folder: Path) -> None:
-        """Give the file that the slide is opened by its name."""
+        """Name the file by which the slide is opened."""
         if not (folder / self.name).exists():
             os.replace(max(folder.glob("*.dcm"), key=lambda path: path.stat().st_size), folder / self.name)
 
     def record(self, version: str) -> dict[str, Any]:
-        """Make the slide's row of the receipt."""
+        """Return the slide's row of the receipt."""
         return {
             "file_id": self.file_id,
             "file_name": self.name,
@@ -162,14 +169,14 @@ class _Slide:
 def _client() -> Any:
     try:
         from idc_index import IDCClient
-    except ImportError:
-        raise ConfigError(
-            "slides are to come from the Imaging Data Commons, but its library is not here; run: pip install idc-index"
-        ) from None
+    except ImportError as error:
+        raise MissingPackageError(
+            "slides from the Imaging Data Commons need its library idc-index; run: pip install idc-index"
+        ) from error
     return IDCClient.client()
 
 
-def _moved(slides: list[_Slide], staging: Path, out: Path) -> Iterator[tuple[_Slide, str]]:
+def _move_complete(slides: list[_Slide], staging: Path, out: Path) -> Iterator[tuple[_Slide, str]]:
     """Move slides that arrived whole to their folders; yield each with what is wrong with it, if anything is."""
     for slide in slides:
         arrived, folder = staging / slide.series, out / slide.file_id

@@ -1,17 +1,23 @@
-"""The manifest that pins a cohort: read, checked, and compared with what the configuration asks for."""
+"""The manifest that pins a cohort: read, validated, and compared with what the configuration asks for."""
 
 import json
-import re
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mgi.barcodes import BARCODE, SAMPLE_TYPES
-from mgi.errors import ManifestError
-from mgi.files import require_file
-from mgi.tables import MANIFEST_SCHEMA, open_table, read_table
+from mgi.acquire.fields import FileId, Md5, Name, Size, Text, describe_errors
+from mgi.acquire.reasons import group_problems
+from mgi.barcodes import Barcode
+from mgi.delimited import PARSER_ERRORS, check_unique, read_delimited
+from mgi.errors import ConfigError, ManifestError
+from mgi.names import MAX_TEXT_LENGTH, check_case_ids, first_few, quote
+from mgi.tables import MANIFEST_SCHEMA, open_table, write_table
 
 EXPRESSION = "Gene Expression Quantification"
 SLIDES = "Slide Image"
@@ -19,9 +25,64 @@ ANNOTATION = "Gene Annotation"
 KINDS = {"expression": EXPRESSION, "slides": SLIDES, "annotation": ANNOTATION}
 RELEASE_KEY = b"gdc_data_release"
 QUERY_KEY = b"query"
-MOST_BYTES = 1 << 53
-MD5 = re.compile(r"[0-9a-f]{32}")
-UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+MAX_FILES = 2_000_000
+MAX_METADATA_BYTES = 1 << 20
+PORTAL_COLUMNS = ("id", "filename", "md5", "size")
+PORTAL_SUFFIXES = (".tsv", ".txt", ".tsv.gz", ".txt.gz")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a manifest: a file of the GDC; None where it is unknown or not applicable."""
+
+    file_id: str
+    file_name: str
+    md5: str
+    size: int | None
+    data_type: str | None
+    case_id: str | None = None
+    sample_type: str | None = None
+    aliquot: str | None = None
+    project: str | None = None
+
+
+class _Record(BaseModel):
+    """A row as it is read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    file_id: FileId
+    file_name: Name
+    md5: Md5
+    size: Size | None
+    data_type: Text | None
+    case_id: Text | None = None
+    sample_type: Text | None = None
+    aliquot: Text | None = None
+    project: Name | None = None
+
+
+def kind_of(name: str) -> str:
+    """Return the GDC's data type of `expression`, `slides` or `annotation`.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of them.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"unknown data type {quote(name)}; use one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def guess_kind(file_name: str) -> str | None:
+    """Return the data type of a file by its name, None if it is none that is used here."""
+    name = file_name.lower()
+    if name.endswith(".svs"):
+        return SLIDES
+    if name.endswith("augmented_star_gene_counts.tsv"):
+        return EXPRESSION
+    return ANNOTATION if name.endswith((".gtf", ".gtf.gz")) else None
 
 
 def read_exclusions(path: Path | str) -> dict[str, str]:
@@ -30,127 +91,229 @@ def read_exclusions(path: Path | str) -> dict[str, str]:
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If it is missing.
     ManifestError
         If it lacks the columns file_id and reason, or a row lacks one of them.
     """
-    path = require_file(path, "exclusion table")
-    try:
-        table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t", dtype=str, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as problem:
-        raise ManifestError(f"the exclusion table {path} cannot be read: {problem}") from None
-    missing = {"file_id", "reason"} - set(table.columns)
-    if missing:
+    table = read_delimited(path, "exclusion table", ["file_id", "reason"], ManifestError)
+    excluded, problems = {}, []
+    for number, row in enumerate(table.itertuples(), 1):
+        try:
+            item = _Exclusion(file_id=row.file_id, reason=row.reason)
+            excluded[item.file_id] = item.reason
+        except ValidationError as error:
+            problems.append((f"row {number}", describe_errors(error)))
+    if problems:
         raise ManifestError(
-            f"the exclusion table {path} lacks the column {', '.join(sorted(missing))}; "
-            f"it has {', '.join(table.columns)}"
+            f"the exclusion table {path} needs a GDC file id (a UUID) and a reason in each row: "
+            f"{group_problems(problems)}"
         )
-    for number, row in enumerate(table.itertuples(), 2):
-        if not UUID.fullmatch(str(row.file_id)) or pd.isna(row.reason):
-            raise ManifestError(
-                f"line {number} of the exclusion table {path} needs a GDC file id (a UUID) and a reason"
-            )
-    return dict(zip(table.file_id.str.lower(), table.reason, strict=True))
+    return excluded
+
+
+class _Exclusion(BaseModel):
+    """A row of an exclusion table."""
+
+    file_id: FileId
+    reason: Text
 
 
 def refuse_other_choice(manifest: Path | str, **choice: Any) -> None:
     """Refuse a manifest that was pinned by another choice of slides, sample_types, aliquots or slides_per_case.
 
-    A manifest that does not tell its choice, as one made by other means, is taken as it is.
-
-    Raises
-    ------
-    MissingInputError, ManifestError
-        If it is not there, is none, or was pinned by another choice.
-    """
-    with open_table(manifest, "manifest", MANIFEST_SCHEMA.names, ManifestError) as file:
-        told = json.loads((file.schema_arrow.metadata or {}).get(QUERY_KEY, b"{}"))
-    for name, value in choice.items():
-        if name in told and told[name] != value:
-            raise ManifestError(
-                f"{manifest} was pinned with gdc.{name} {told[name]}, but the configuration says {value}: move it away "
-                "and run `snakemake pin` to pin the cohort anew, or set the key back"
-            )
-
-
-def read_manifest(path: Path | str) -> pd.DataFrame:
-    """Read a manifest: one made by `query`, or a TSV that the GDC portal gives (id, filename, md5, size).
-
-    File names are reduced to their last part, so that none leads out of a folder. Of a file in a portal's TSV the data
-    type is told from the name, and project, case, sample and slide from the TCGA barcode in it, as slides have one;
-    where there is none they are null.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of `MANIFEST_SCHEMA`; size is Int64 (null where unknown), the rest strings (null where not
-        applicable).
+    A manifest that does not state its choice, as one made by other means, is taken as it is.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If it is missing.
     ManifestError
-        If it is neither, lacks a column, repeats a file_id, or a row lacks a usable file_id, file_name or md5.
+        If it is no manifest, or was pinned by another choice.
     """
-    if Path(path).name.endswith((".tsv", ".txt", ".tsv.gz", ".txt.gz")):
-        frame = _portal_manifest(require_file(path, "manifest"))
-    else:
-        table = read_table(path, "manifest", MANIFEST_SCHEMA.names, ManifestError)
-        frame = table.select(MANIFEST_SCHEMA.names).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    refuse_duplicates(frame.file_id.tolist(), f"manifest {path}")
-    for row in frame.itertuples():
-        if not UUID.fullmatch(str(row.file_id)):
-            raise ManifestError(f"manifest {path}: '{row.file_id}' is not a GDC file id (a UUID)")
-        if not MD5.fullmatch(str(row.md5)) or pd.isna(row.file_name) or basename(row.file_name) in ("", ".", ".."):
-            raise ManifestError(f"manifest {path}: file {row.file_id} has no usable file_name and md5")
-    return frame.assign(file_id=frame.file_id.str.lower(), file_name=frame.file_name.map(basename))
-
-
-def _portal_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest of the GDC portal."""
+    with open_table(manifest, "manifest", MANIFEST_SCHEMA.names, ManifestError) as file:
+        text = (file.schema_arrow.metadata or {}).get(QUERY_KEY, b"{}")
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str)
-    except (ValueError, UnicodeDecodeError, OSError) as problem:
-        raise ManifestError(f"manifest {path} cannot be read: {problem}") from None
-    missing = [name for name in ("id", "filename", "md5", "size") if name not in table]
-    if missing:
-        raise ManifestError(f"manifest {path} lacks the column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    names = table.filename.fillna("")
-    barcodes = names.str.extract(BARCODE.pattern)
-    known = barcodes["sample"].notna()
-    size = pd.to_numeric(table["size"], errors="coerce")
-    odd = table["size"][(size.isna() & table["size"].notna()) | (size % 1 != 0) & size.notna() | (size > MOST_BYTES)]
-    if len(odd):
-        raise ManifestError(f"manifest {path}: the size '{odd.iloc[0]}' is no number of bytes")
-    frame = pd.DataFrame({"file_id": table.id, "file_name": table.filename, "md5": table.md5, "size": size})
-    kinds = {r"\.svs$": SLIDES, r"\.gtf(?:\.gz)?$": ANNOTATION, r"augmented_star_gene_counts\.tsv$": EXPRESSION}
-    frame["data_type"] = table.get("data_type")
-    for pattern, kind in kinds.items():
-        frame.loc[names.str.contains(pattern), "data_type"] = kind
-    frame["case_id"] = names.str[:12].where(known)
-    frame["sample_type"] = barcodes["sample"].map(SAMPLE_TYPES)
-    frame["aliquot"] = names.str.split(".").str[0].where(known)
-    frame["project"] = table.get("project_id")
-    order = ["data_type", "case_id", "file_name", "file_id"]
-    frame = frame.astype({"size": "Int64"}).sort_values(order, ignore_index=True)
-    return frame.astype(object).where(frame.notna(), None).astype({"size": "Int64"})[MANIFEST_SCHEMA.names]
+        stated = json.loads(text) if len(text) <= MAX_METADATA_BYTES else None
+    except (ValueError, RecursionError):
+        stated = None
+    if not isinstance(stated, dict):
+        raise ManifestError(f"manifest {manifest} states in its metadata what is not a choice of files; pin it again")
+    for name, value in choice.items():
+        if name in stated and stated[name] != value:
+            raise ManifestError(
+                f"{manifest} was pinned with gdc.{name} {quote(stated[name])}, but the configuration says {value}; "
+                "move it away and run `snakemake pin` to pin the cohort again, or set the key back"
+            )
+
+
+def read_manifest(path: Path | str) -> pd.DataFrame:
+    """Read a manifest: one made by `mgi gdc query` or `import`, or one of the GDC portal (id, filename, md5, size).
+
+    Of a file in a portal's manifest the name tells the data type, and of a slide the TCGA barcode in it the case and
+    the sample; the rest is null.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of `MANIFEST_SCHEMA`; size is Int64 (bytes, null where unknown), the rest strings (None where
+        unknown or not applicable).
+
+    Raises
+    ------
+    MissingInputError
+        If it is missing.
+    ManifestError
+        If it is no manifest, lacks a column, repeats a file, or a row has a name, id, md5 or size that is none.
+    """
+    path = Path(path)
+    if path.name.lower().endswith(PORTAL_SUFFIXES):
+        rows = sorted(read_portal_manifest(path), key=sort_key)
+    else:
+        rows = validate_rows(_read_parquet(path), f"manifest {path}")
+    frame = pd.DataFrame([astuple(row) for row in rows], columns=MANIFEST_SCHEMA.names, dtype=object)
+    return frame.astype({"size": "Int64"})
+
+
+def write_manifest(
+    rows: list[Row], out: Path, where: str, release: str | None = None, choice: dict[str, Any] | None = None
+) -> None:
+    """Write a manifest, sorted, with the data release and the choice of files where they are known.
+
+    Raises
+    ------
+    ManifestError
+        If `where`, which the rows come from, lists a file more than once or a case id in two ways.
+    """
+    check_unique((row.file_id for row in rows), "file", where, ManifestError)
+    check_case_ids((row.case_id for row in rows if row.case_id is not None), where, ManifestError)
+    metadata = {RELEASE_KEY: release.encode()} if release else {}
+    metadata |= {QUERY_KEY: json.dumps(choice).encode()} if choice is not None else {}
+    records = [dict(zip(MANIFEST_SCHEMA.names, astuple(row), strict=True)) for row in sorted(rows, key=sort_key)]
+    write_table(pa.Table.from_pylist(records, MANIFEST_SCHEMA.with_metadata(metadata)), out)
+
+
+def sort_key(row: Row) -> tuple[Any, ...]:
+    """Return the key that sorts the rows of a manifest: data type, case, file name, file id."""
+    return row.data_type is None, row.data_type or "", row.case_id or "", row.file_name, row.file_id
+
+
+def read_portal_manifest(path: Path | str) -> list[Row]:
+    """Read a manifest of the GDC portal.
+
+    Raises
+    ------
+    MissingInputError
+        If it is missing.
+    ManifestError
+        If it is no such table, or a row cannot be used.
+    """
+    table = read_delimited(path, "manifest", PORTAL_COLUMNS, ManifestError, delimiter="\t")
+    return validate_rows((_portal_record(record) for record in table.to_dict("records")), f"manifest {path}")
+
+
+def _portal_record(record: dict[Any, Any]) -> dict[str, Any]:
+    """Return the record of a manifest for one of the portal's, with what the file's name tells."""
+    name, size = record["filename"] or "", record["size"]
+    barcode = name.split(".")[0]
+    parsed = Barcode.parse(barcode)
+    parsed = parsed if parsed and parsed.sample else None
+    return {
+        "file_id": record["id"],
+        "file_name": record["filename"],
+        "md5": record["md5"],
+        "size": int(size) if size and size.isascii() and size.isdigit() and len(size) < 20 else size,
+        "data_type": guess_kind(name) or record.get("data_type"),
+        "case_id": parsed.case_id if parsed else None,
+        "sample_type": parsed.sample_type if parsed else None,
+        "aliquot": barcode if parsed else None,
+        "project": record.get("project_id"),
+    }
+
+
+def validate_rows(records: Any, where: str) -> list[Row]:
+    """Return the rows of a manifest, or raise `ManifestError` with everything that is wrong with them."""
+    rows: list[Row] = []
+    problems: list[tuple[str, str]] = []
+    number = 0
+    for number, record in enumerate(records, 1):
+        try:
+            row = Row(**_Record.model_validate(record).model_dump())
+        except ValidationError as error:
+            problems.append((str(record.get("file_id") or f"row {number}"), describe_errors(error)))
+            continue
+        parsed = Barcode.parse(row.aliquot or "")
+        if parsed is not None and row.case_id != parsed.case_id:
+            problems.append((row.file_id, f"its barcode {row.aliquot} is not of its case {quote(row.case_id)}"))
+        rows.append(row)
+    if problems:
+        raise ManifestError(f"{where}: {len(problems)} of {number} rows cannot be used: {group_problems(problems)}")
+    check_unique((row.file_id for row in rows), "file", where, ManifestError)
+    check_case_ids((row.case_id for row in rows if row.case_id is not None), where, ManifestError)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a Parquet manifest, no longer than a manifest can be, not yet validated."""
+    with open_table(path, "manifest", MANIFEST_SCHEMA.names, ManifestError) as file:
+        rows, types = file.metadata.num_rows, {field.name: field.type for field in file.schema_arrow}
+    if rows > MAX_FILES:
+        raise ManifestError(f"manifest {path} claims {rows} files; the limit is {MAX_FILES}")
+    text = [field.name for field in MANIFEST_SCHEMA if field.type == pa.string()]
+    odd = [name for name in text if not _is_text(types[name])]
+    odd += ["size"] if not (pa.types.is_integer(types["size"]) or pa.types.is_floating(types["size"])
+                            or pa.types.is_null(types["size"])) else []  # fmt: skip
+    if odd:
+        raise ManifestError(f"manifest {path}: the column {', '.join(odd)} is of another type than a manifest's")
+    try:
+        # Each text is held once, however often it is repeated.
+        table = pq.ParquetFile(path, read_dictionary=text).read(MANIFEST_SCHEMA.names)
+        for name in text:
+            for chunk in table[name].chunks:
+                values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+                if pa.types.is_null(values.type):
+                    continue
+                if (pc.max(pc.binary_length(values)).as_py() or 0) > 4 * MAX_TEXT_LENGTH:
+                    raise ManifestError(f"manifest {path}: a text in the column {name} is too long")
+        # Tools that know no missing integers write sizes as floats.
+        sizes = [int(size) if isinstance(size, float) and size.is_integer() else size for size in _sizes(table)]
+        return [record | {"size": size} for record, size in zip(table.to_pylist(), sizes, strict=True)]
+    except PARSER_ERRORS as error:
+        raise ManifestError(f"manifest {path} cannot be read: {quote(' '.join(str(error).split()), 200)}") from error
+
+
+def _sizes(table: pa.Table) -> list[Any]:
+    """Return the sizes, None where they are missing or not a number."""
+    return [None if size != size else size for size in table["size"].to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def select_rows(rows: pd.DataFrame, manifest: Path, data_type: str | None, file_ids: list[str] | None) -> pd.DataFrame:
+    """Return the rows of a manifest that are asked for.
+
+    Raises
+    ------
+    ManifestError
+        If it holds no such data type, or not one of the files.
+    """
+    if data_type is not None:
+        rows = rows[rows["data_type"] == kind_of(data_type)]
+        if rows.empty:
+            raise ManifestError(f"manifest {manifest} holds no file of type '{data_type}'")
+    if file_ids:
+        present = set(rows["file_id"])
+        absent = [file_id for file_id in file_ids if file_id.lower() not in present]
+        if absent:
+            kind = f" of type '{data_type}'" if data_type else ""
+            raise ManifestError(f"manifest {manifest} holds no file {first_few(absent)}{kind}")
+        rows = rows[rows["file_id"].isin([file_id.lower() for file_id in file_ids])]
+    return rows
 
 
 def dicom_name(file_name: str) -> str:
-    """Name the file by which a slide from the Imaging Data Commons is opened, given its name at the GDC."""
+    """Return the name of the file that opens a slide from the Imaging Data Commons, given its name at the GDC."""
     return f"{Path(file_name).stem}.dcm"
-
-
-def basename(name: str) -> str:
-    """Return the last part of a file name, whichever system's separators it has."""
-    return re.split(r"[/\\]", name)[-1]
-
-
-def refuse_duplicates(file_ids: list[str], where: str) -> None:
-    """Raise `ManifestError` if a file id is listed twice."""
-    seen: set[str] = set()
-    for file_id in file_ids:
-        if file_id in seen:
-            raise ManifestError(f"{where} lists the file {file_id} more than once; keep one row of it")
-        seen.add(file_id)

@@ -1,56 +1,27 @@
-"""Talking to a server that drops connections: what a failure means, when to try again, and who may see the token."""
+"""Servers, and who may see the token."""
 
-import itertools
 import os
-import random
 import stat
 import threading
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ChunkedEncodingError
 
-from mgi.console import log
+from mgi.acquire.addresses import is_loopback, origin, parse_address
+from mgi.acquire.answers import TOKEN_HEADER, check_status, read_json
+from mgi.acquire.retry import MAX_TRIES, PASSING, with_retries
 from mgi.errors import ConfigError, FetchError, MissingInputError
 from mgi.files import require_file
 
-TRIES = 10
-BACKOFF_SECONDS = 1.0
-LONGEST_BACKOFF_SECONDS = 60.0
-LONGEST_RETRY_AFTER_SECONDS = 900.0
 # To connect, and between two bytes of an answer.
 TIMEOUT_SECONDS = (15.0, 90.0)
-REDIRECTS = 5
-TOKEN_HEADER = "X-Auth-Token"
-
-
-class TryAgain(Exception):
-    """A failure that another attempt may mend.
-
-    `after` is how long the server asks to wait, seconds; `outage` whether it would answer any request so.
-    """
-
-    def __init__(self, reason: str, after: float = 0.0, outage: bool = False):
-        super().__init__(reason)
-        self.after, self.outage = after, outage
-
-
-class NotThereError(FetchError):
-    """The server does not have what was asked for."""
-
-
-PASSING = (
-    TryAgain, requests.ConnectionError, requests.Timeout, ChunkedEncodingError, urllib3.exceptions.HTTPError,
-)  # fmt: skip
+MAX_REDIRECTS = 5
+MAX_TOKEN_BYTES = 1 << 16
 
 
 def read_token(path: Path | str) -> str:
@@ -59,16 +30,18 @@ def read_token(path: Path | str) -> str:
     Raises
     ------
     MissingInputError
-        If it is not there or cannot be read.
+        If it is missing or cannot be read.
     ConfigError
         If others may read it, or it holds nothing that can be sent as a header.
     """
     path = require_file(path, "GDC token")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise MissingInputError(f"cannot read the GDC token {path}: {type(problem).__name__}") from None
+        with open(path, "rb") as handle:
+            mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
+            token = handle.read(MAX_TOKEN_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        # Not the message, which may hold a part of the token.
+        raise MissingInputError(f"cannot read the GDC token {path}: {type(error).__name__}") from error
     if os.name == "posix" and mode & 0o077:
         raise ConfigError(f"the GDC token {path} has mode {mode:04o}, so others may read it; run: chmod 600 {path}")
     if not token.isascii() or not token.isprintable() or not token:
@@ -76,222 +49,140 @@ def read_token(path: Path | str) -> str:
     return token
 
 
+class _Session(requests.Session):
+    """A session that leaves redirects to `Server`, and their bodies unread."""
+
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
+        return iter(())
+
+
 class Server:
-    """A server known by its address, and a pool of connections to it.
+    """A server known by its address, with a session of connections for each thread.
 
     Parameters
     ----------
-    address
+    address : str
         The http(s) address that paths are appended to.
-    workers
-        Connections to keep open.
-    token
+    token : str, optional
         GDC token: sent to this scheme, host and port only, never to where a redirect leads.
+    allow_http : bool
+        Whether another machine may be asked without encryption.
 
     Raises
     ------
     ConfigError
-        If it is no address, or a token would travel unencrypted to another machine.
+        If it is no address, holds a password, or is not encrypted.
     """
 
-    def __init__(self, address: str, workers: int = 1, token: str | None = None):
-        self.address, self._token = address.rstrip("/"), token
-        try:
-            parts = urlsplit(address)
-            self._origin = _origin(parts)
-        except ValueError as problem:
-            raise ConfigError(f"{address} is no address of a server: {problem}") from None
-        if token is not None and parts.scheme != "https" and not _is_loopback(parts):
-            raise ConfigError(f"the GDC token is not sent to {self.address}, which is not encrypted; use https://")
-        self._session = requests.Session()
-        # No proxy stands between this machine and itself.
-        self._session.trust_env = not _is_loopback(parts)
-        # Bodies come as stored, for the md5 is that of the stored bytes.
-        self._session.headers["Accept-Encoding"] = "identity"
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
+    def __init__(self, address: str, token: str | None = None, *, allow_http: bool = False):
+        parts = parse_address(address, allow_http=allow_http)
+        self.address, self.allow_http, self._token = address.rstrip("/"), allow_http, token
+        self._origin = _origin(parts)
+        self._is_loopback = is_loopback(parts)
+        if token is not None and parts.scheme != "https" and not self._is_loopback:
+            raise ConfigError(f"the GDC token is not sent to {origin(parts)}, which is not encrypted; use https://")
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+
+    def __str__(self) -> str:
+        """Return the address, for messages."""
+        return self.address
 
     def __enter__(self) -> "Server":
         """Open nothing yet: connections are made by requests."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connections."""
-        self._session.close()
+        """Close the connections of all threads."""
+        for session in self._sessions:
+            session.close()
+
+    def _session(self) -> requests.Session:
+        """Return this thread's session: requests does not promise that threads can share one."""
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = _Session()
+            # No proxy stands between this machine and itself.
+            session.trust_env = not self._is_loopback
+            # Bodies come as stored: the md5 is that of the stored bytes.
+            session.headers["Accept-Encoding"] = "identity"
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=1))
+            self._local.session = session
+            self._sessions.append(session)
+        return session
 
     def request(
-        self, method: str, url: str, headers: dict[str, str] | None = None, **options: Any
+        self, method: str, url: str, headers: dict[str, str] | None = None, json: dict[str, Any] | None = None
     ) -> requests.Response:
-        """Send a request to a path of this server or a whole address, and follow redirects, the token left at home.
+        """Send a request to a path of this server, and follow redirects, but send the token to this server only.
+
+        Returns
+        -------
+        requests.Response
+            Whose body is still to be read.
 
         Raises
         ------
         FetchError
-            If redirects go in a circle, or lead away from encryption.
+            If redirects go in a circle, lead away from encryption, or to what is no address.
         requests.RequestException
             Where the connection fails.
         """
-        url = f"{self.address}{url}" if url.startswith("/") else url
-        for _ in range(REDIRECTS + 1):
-            parts = urlsplit(url)
+        url = f"{self.address}{url}"
+        for _ in range(MAX_REDIRECTS + 1):
             sent = dict(headers or {})
-            if self._token is not None and _origin(parts) == self._origin:
+            if self._token is not None and _origin(urlsplit(url)) == self._origin:
                 sent[TOKEN_HEADER] = self._token
-            answer = self._session.request(
-                method, url, headers=sent, allow_redirects=False, timeout=TIMEOUT_SECONDS, **options
-            )
+            try:
+                answer = self._session().request(
+                    method, url, headers=sent, json=json, allow_redirects=False, timeout=TIMEOUT_SECONDS, stream=True
+                )
+            except PASSING:
+                raise
+            except (requests.RequestException, ValueError) as error:
+                raise FetchError(f"{self.address} cannot be asked: {type(error).__name__}") from error
             if not answer.is_redirect:
                 return answer
             answer.close()
-            url = urljoin(url, answer.headers["Location"])
-            if urlsplit(url).scheme not in ("https", parts.scheme):
-                raise FetchError(
-                    f"{parts.hostname} redirects from {parts.scheme} to {url.partition(':')[0]}; not followed"
-                )
-        raise FetchError(f"{self.address} redirects more than {REDIRECTS} times")
+            url = self._redirected(url, answer.headers["Location"])
+        raise FetchError(f"{self.address} redirects more than {MAX_REDIRECTS} times")
+
+    def _redirected(self, url: str, location: str) -> str:
+        """Return where a redirect leads, if it may be followed."""
+        here = urlsplit(url)
+        try:
+            target = urljoin(url, location)
+            scheme = urlsplit(target).scheme
+        except ValueError as error:
+            raise FetchError(f"{here.hostname} redirects to what is no address; not followed") from error
+        if scheme not in ("https", here.scheme):
+            raise FetchError(f"{here.hostname} redirects from {here.scheme} to {scheme[:20]!r}; not followed")
+        try:
+            parse_address(target, allow_http=self.allow_http, error=FetchError)
+        except FetchError as error:
+            raise FetchError(f"{here.hostname} redirects elsewhere, which is not followed: {error}") from error
+        return target
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, retry: bool = True) -> Any:
+        """Send a request to an API, by default again where it fails for a while; return its JSON answer.
+
+        Raises
+        ------
+        FetchError
+            If the API cannot be reached, refuses, or answers something else.
+        """
+
+        def attempt() -> Any:
+            with closing(self.request(method, path, json=body)) as answer:
+                check_status(answer)
+                return read_json(answer)
+
+        try:
+            return with_retries(attempt, MAX_TRIES if retry else 1)
+        except FetchError as error:
+            raise type(error)(f"{self.address}{path}: {error}") from error
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _is_loopback(parts: SplitResult) -> bool:
-    try:
-        return parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
-
-
-def check(answer: requests.Response) -> None:
-    """Sort an answer's status: good, worth another attempt, or final.
-
-    Raises
-    ------
-    TryAgain
-        For 408, 429 and 5xx.
-    FetchError
-        For a refusal that another attempt would meet again.
-    """
-    code = answer.status_code
-    if code in (requests.codes.ok, requests.codes.partial_content):
-        return
-    if code in (requests.codes.request_timeout, requests.codes.too_many_requests) or code >= 500:
-        outage = code in (requests.codes.too_many_requests, requests.codes.service_unavailable)
-        after = _retry_after(answer.headers.get("Retry-After"))
-        raise TryAgain(f"the server answered {code} {answer.reason}", after, outage)
-    if code in (requests.codes.unauthorized, requests.codes.forbidden):
-        raise FetchError(
-            f"the server refused it ({code}): it is controlled access, not open; give a GDC token that may read it "
-            "(gdc.token_file), or leave it out of the manifest"
-        )
-    if code in (requests.codes.not_found, requests.codes.gone):
-        raise NotThereError(
-            f"the server does not have it ({code}): it was withdrawn or superseded; `mgi gdc check` tells which"
-        )
-    raise FetchError(f"the server answered {code} {answer.reason}: {' '.join(answer.text.split())[:200]}")
-
-
-def _retry_after(text: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, 10.2.3); at most a quarter hour."""
-    try:
-        seconds = float(text or 0)
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(text or "")
-        except ValueError:
-            return 0.0
-        seconds = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
-
-
-def pause_before(attempt: int, problem: Exception) -> float:
-    """Seconds to wait before the next attempt: doubling, by chance more or less, and no less than the server asks."""
-    backoff = min(BACKOFF_SECONDS * 2.0 ** (attempt - 1), LONGEST_BACKOFF_SECONDS)
-    return max(backoff * random.uniform(0.5, 1.5), getattr(problem, "after", 0.0))
-
-
-def is_outage(problem: Exception) -> bool:
-    """Whether a passing failure is the whole server's rather than one file's."""
-    return problem.outage if isinstance(problem, TryAgain) else True
-
-
-def refuse_lasting(problem: Exception) -> None:
-    """Raise what looks like a broken connection but is not mended by waiting.
-
-    Raises
-    ------
-    FetchError
-        If the server's certificate is not trusted.
-    """
-    if "CERTIFICATE_VERIFY_FAILED" in str(problem):
-        raise FetchError(
-            "the server's certificate is not trusted; where a proxy signs, set REQUESTS_CA_BUNDLE to its authority"
-        ) from None
-
-
-def reason(problem: Exception) -> str:
-    """Put a failure in words a user can act on."""
-    if isinstance(problem, TryAgain):
-        return str(problem)
-    if isinstance(problem, requests.Timeout | urllib3.exceptions.TimeoutError):
-        return "the server did not answer in time"
-    if isinstance(problem, ChunkedEncodingError | urllib3.exceptions.ProtocolError):
-        return "the connection broke off"
-    return "the connection failed; is the address right and the network up?"
-
-
-def retried(attempt: Callable[[], Any]) -> Any:
-    """Repeat `attempt` while what fails may pass, at most `TRIES` times.
-
-    Raises
-    ------
-    FetchError
-        When it has failed for the last time.
-    """
-    for number in itertools.count(1):
-        try:
-            return attempt()
-        except PASSING as problem:
-            refuse_lasting(problem)
-            if number == TRIES:
-                raise FetchError(f"{reason(problem)} (after {number} attempts)") from None
-            pause = pause_before(number, problem)
-            log.info("%s; attempt %d of %d in %.0f s", reason(problem), number + 1, TRIES, pause)
-            time.sleep(pause)
-
-
-def json_of(server: Server, method: str, path: str, body: dict | None = None) -> Any:
-    """Send a request to an API; return its JSON answer.
-
-    Raises
-    ------
-    FetchError
-        If the API cannot be reached, refuses, or answers something else.
-    """
-
-    def attempt() -> Any:
-        answer = server.request(method, path, json=body)
-        check(answer)
-        return answer.json()
-
-    try:
-        return retried(attempt)
-    except FetchError as problem:
-        raise type(problem)(f"{server.address}{path}: {problem}") from None
-    except requests.RequestException as problem:
-        raise FetchError(f"{server.address}{path}: {problem}; is gdc.api_url the address of the GDC's API?") from None
-
-
-class Stop(threading.Event):
-    """Set when the downloads under way shall end."""
-
-    def pause(self, seconds: float) -> None:
-        """Wait, unless it is set meanwhile.
-
-        Raises
-        ------
-        FetchError
-            If it is set.
-        """
-        if self.wait(seconds):
-            raise FetchError("interrupted")

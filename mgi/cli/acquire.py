@@ -1,4 +1,4 @@
-"""Commands that query and fetch files."""
+"""Commands that query, import and fetch files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mgi.cli.common import Options, Output, add_group, flag
-from mgi.config import FetchOptions, QueryOptions, Server, load_config, load_options, read_mapping
+from mgi.config import FetchOptions, ImportOptions, QueryOptions, Server, load_config, load_options, read_mapping
 from mgi.errors import ConfigError
 
 gdc_app = add_group("gdc", "Query and fetch files of the Genomic Data Commons.")
@@ -20,6 +20,7 @@ def gdc_query(
     options: Options = "{}",
     project: Annotated[list[str] | None, flag(QueryOptions, "projects")] = None,
     api_url: Annotated[str | None, flag(QueryOptions, "api_url")] = None,
+    allow_http: Annotated[bool | None, flag(QueryOptions, "allow_http")] = None,
     data_type: Annotated[list[str] | None, flag(QueryOptions, "data_types")] = None,
     annotation_file_id: Annotated[str | None, flag(QueryOptions, "annotation_file_id")] = None,
     slides: Annotated[list[str] | None, flag(QueryOptions, "slides")] = None,
@@ -30,6 +31,7 @@ def gdc_query(
 ) -> None:
     """List a cohort's files, with size and md5, into a manifest that pins it."""
     from mgi.acquire import gdc
+    from mgi.simulate.serve import endpoint
 
     given = read_mapping(options, "options")
     if config is not None:
@@ -40,15 +42,38 @@ def gdc_query(
     if not project and "projects" not in given:
         raise typer.BadParameter("give --project, --options or --config")
     chosen = load_options(
-        QueryOptions, given, projects=project, api_url=api_url, data_types=data_type,
+        QueryOptions, given, projects=project, api_url=api_url, allow_http=allow_http, data_types=data_type,
         annotation_file_id=annotation_file_id, slides=slides, sample_types=sample_type, aliquots=aliquots,
         slides_per_case=slides_per_case, exclude=exclude,
     )  # fmt: skip
-    gdc.query(
-        chosen.projects, output, chosen.api_url, list(chosen.data_types), chosen.annotation_file_id,
-        slides=list(chosen.slides), sample_types=chosen.sample_types, aliquots=chosen.aliquots,
-        slides_per_case=chosen.slides_per_case, exclude=Path(chosen.exclude) if chosen.exclude else None,
+    with endpoint(chosen.api_url) as url:
+        gdc.query(chosen, output, url)
+
+
+@gdc_app.command(
+    "import", epilog="Example: mgi gdc import gdc_manifest.txt --sample-sheet gdc_sample_sheet.tsv -o manifest.parquet"
+)
+def gdc_import(
+    manifest: Annotated[Path, typer.Argument(help="A manifest of the GDC portal (.txt, .tsv).")],
+    output: Output,
+    sample_sheet: Annotated[
+        Path | None,
+        typer.Option(help="The portal's sample sheet of the same files: it states project, case and sample of each."),
+    ] = None,
+    options: Options = "{}",
+    slides: Annotated[list[str] | None, flag(ImportOptions, "slides")] = None,
+    sample_type: Annotated[list[str] | None, flag(ImportOptions, "sample_types")] = None,
+    aliquots: Annotated[str | None, flag(ImportOptions, "aliquots")] = None,
+    slides_per_case: Annotated[str | None, flag(ImportOptions, "slides_per_case")] = None,
+) -> None:
+    """Make a manifest that pins a cohort of one that the GDC portal gives, without a network."""
+    from mgi.acquire.portal import import_manifest
+
+    chosen = load_options(
+        ImportOptions, options, slides=slides, sample_types=sample_type, aliquots=aliquots,
+        slides_per_case=slides_per_case,
     )  # fmt: skip
+    import_manifest(manifest, sample_sheet, output, chosen)
 
 
 @gdc_app.command("check", epilog="Example: mgi gdc check resources/gdc/TCGA-BRCA/manifest.parquet -o gone.tsv")
@@ -59,10 +84,12 @@ def gdc_check(
     allow_http: Annotated[bool | None, flag(Server, "allow_http")] = None,
 ) -> None:
     """Ask whether the GDC still has every file as pinned: what was superseded, withdrawn or changed since."""
-    from mgi.acquire import gdc
+    from mgi.acquire.check import check
+    from mgi.simulate.serve import endpoint
 
     server = load_options(Server, {}, api_url=api_url, allow_http=allow_http)
-    gdc.check(manifest, server.api_url, output)
+    with endpoint(server.api_url) as url:
+        check(manifest, url, output, allow_http=server.allow_http)
 
 
 @gdc_app.command("fetch", epilog="Example: mgi gdc fetch manifest.parquet -o slides --data-type slides --workers 4")
@@ -91,6 +118,7 @@ def gdc_fetch(
 ) -> None:
     """Fetch a manifest's files to OUTPUT/{file_id}/{file_name}, md5-verified, keeping what is already there."""
     from mgi.acquire.fetch import fetch
+    from mgi.simulate.serve import endpoint
 
     bounds = rows.split(":")
     if len(bounds) != 2 or not all(bound.isdigit() or not bound for bound in bounds):
@@ -99,12 +127,12 @@ def gdc_fetch(
         FetchOptions, options, api_url=api_url, allow_http=allow_http, workers=workers, mirrors=mirror,
         token_file=token_file,
     )  # fmt: skip
-    fetch(
-        manifest, output, chosen.api_url, chosen.workers, data_type=data_type, file_ids=file_id,
-        rows=slice(*(int(bound) if bound else None for bound in bounds)), mirrors=chosen.mirrors,
-        token_file=Path(chosen.token_file) if chosen.token_file else None, partial=partial, receipt=receipt,
-        status=status,
-    )  # fmt: skip
+    with endpoint(chosen.api_url) as url:
+        fetch(
+            manifest, output, url, chosen, data_type=data_type, file_ids=file_id,
+            rows=slice(*(int(bound) if bound else None for bound in bounds)), partial=partial, receipt=receipt,
+            status=status,
+        )  # fmt: skip
 
 
 @idc_app.command("fetch", epilog="Example: mgi idc fetch manifest.parquet -o slides --receipt slides.tsv")

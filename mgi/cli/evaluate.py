@@ -17,7 +17,7 @@ from mgi.cli.common import (
     flag,
     require_inputs,
 )
-from mgi.config import Evaluate, EvaluateOptions, TileOptions, load_options
+from mgi.config import Evaluate, EvaluateOptions, PredictOptions, load_options
 from mgi.errors import MissingPackageError
 
 DESCRIPTION = "config.json"
@@ -95,35 +95,42 @@ def evaluate(
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of its values, such as log2-tpm or z-score; default: what it states.")
+    ] = None,
     bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
     chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
-    require_inputs(description_of_a_model=model / DESCRIPTION, expression_table=expression, table_of_sources=sources)
+    require_inputs(folder_of_a_model=model, expression_table=expression, table_of_sources=sources)
     from mgi.evaluate.external import evaluate_tables
 
-    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources)
+    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources, unit)
 
 
-@app.command(epilog="Example: mgi predict finetune/mgi/all slide.svs --expression E --case-id TCGA-A4-8098 -o out")
+@app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
-    image: Annotated[Path, typer.Argument(help="A slide, or the folder of one MRI series (*_N.tif).")],
+    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
+    image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each (*_N.tif).")],
     output: Output,
-    expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the case.")] = None,
-    case_id: Annotated[str | None, typer.Option(help="The case of the image, in that table.")] = None,
-    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
-    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
+    expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the cases.")] = None,
+    case_id: Annotated[
+        list[str] | None, typer.Option(help="The case of each image in that table; once per image, in their order.")
+    ] = None,
+    default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
+    min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
+    min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
     device: Device = None,
 ) -> None:
-    """Segment one slide or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
+    """Segment slides or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
 
-    A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten.
+    A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
+    images those that are complete already are left as they are.
     """
-    chosen = load_options(TileOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue)
-    require_inputs(description_of_a_model=model / DESCRIPTION, expression_table=expression)
+    chosen = load_options(PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area)
+    require_inputs(folder_of_a_model=model, expression_table=expression)
     try:
         from mgi.evaluate.predict import predict as run
     except ModuleNotFoundError as error:
@@ -132,7 +139,4 @@ def predict(
             "requirements.lock"
         ) from error
 
-    run(
-        model, image, output, expression=expression, case_id=case_id, default_mpp=chosen.default_mpp,
-        min_tissue=chosen.min_tissue, device=device,
-    )  # fmt: skip
+    run(model, image, output, expression=expression, case_id=case_id or None, options=chosen, device=device)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mgi.cli.common import ExpressionTable, Options, Output, Sources, add_group, app, flag
-from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TileOptions, load_options
+from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileOptions, load_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -36,7 +36,8 @@ def expression_build(
     folders: Annotated[list[Path], typer.Argument(help="Folder of {file_id}/{file_name}; one per manifest.")],
     manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable, in the order of the folders.")],
     annotation: Annotated[
-        Path, typer.Option(help="GTF, or a table of gene_id, chromosome, start and length (bases of the exon union).")
+        Path,
+        typer.Option(help="GTF, GFF3, or a table of gene_id, chromosome, start and length (bases of the exon union)."),
     ],
     output: Output,
     options: Options = "{}",
@@ -47,33 +48,48 @@ def expression_build(
     h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
 ) -> None:
     """Build expression.parquet and genes.parquet from STAR counts."""
-    from mgi.prepare import expression
+    from mgi.prepare.expression import build
 
     if genes is not None and gene_type:
         raise typer.BadParameter("give --gene-type or --genes: a list says by itself which genes are kept")
     gene_types = [] if gene_type == ["all"] else gene_type or None
     chosen = load_options(StarCounts, options, gene_types=gene_types, genes=genes, unit=unit)
-    expression.build(
-        folders, manifest, annotation, output, gene_types=chosen.gene_types,
-        genes=Path(chosen.genes) if chosen.genes else None, unit=chosen.unit, workers=workers, h5ad=h5ad,
-    )  # fmt: skip
+    build(folders, manifest, annotation, output, chosen, workers, h5ad)
 
 
 @expression_app.command(
     "import", epilog="Example: mgi expression import zscores.parquet --positions genes.tsv -o expression.parquet"
 )
 def expression_import(
-    table: Annotated[Path, typer.Argument(help="Cases by genes, either way round; Parquet, CSV or TSV.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="Cases by genes, either way round: delimited text (own, cBioPortal, Xena, Firehose, TCGAbiolinks, "
+            "recount3), GCT, Parquet or h5ad."
+        ),
+    ],
     output: Output,
     positions: Annotated[
-        Path, typer.Option(help="GTF, or a table (Parquet, CSV, TSV) of gene_name or gene_id, chromosome and start.")
-    ],
+        Path | None,
+        typer.Option(
+            help="GTF, GFF3, or a table (own, BioMart, Xena probemap) of gene_name or gene_id, chromosome and start; "
+            "not needed where the matrix has these itself."
+        ),
+    ] = None,
+    options: Options = "{}",
+    unit: Annotated[str | None, flag(TableImport, "table_unit")] = None,
+    normalise: Annotated[bool | None, flag(TableImport, "normalise", "--normalise")] = None,
+    duplicates: Annotated[str | None, flag(TableImport, "duplicates")] = None,
+    leave_out: Annotated[bool | None, flag(TableImport, "leave_out", "--leave-out")] = None,
     h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
 ) -> None:
-    """Import a ready expression matrix as it is: one tumour sample per case, genes in genomic order."""
-    from mgi.prepare import matrix
+    """Import a ready expression matrix: one tumour sample per case, genes in genomic order, values as they are."""
+    from mgi.prepare.matrix import import_table
 
-    matrix.import_table(table, positions, output, h5ad)
+    chosen = load_options(
+        TableImport, options, table_unit=unit, normalise=normalise, duplicates=duplicates, leave_out=leave_out
+    )
+    import_table(table, positions, output, chosen, h5ad)
 
 
 @slide_app.command(
@@ -149,6 +165,8 @@ def split(
     by: Annotated[str | None, flag(SplitOptions, "by")] = None,
     stratify_table: Annotated[str | None, flag(SplitOptions, "stratify_table")] = None,
     stratify_column: Annotated[str | None, flag(SplitOptions, "stratify_column")] = None,
+    site_table: Annotated[str | None, flag(SplitOptions, "site_table")] = None,
+    site_column: Annotated[str | None, flag(SplitOptions, "site_column")] = None,
     seed: Annotated[int | None, flag(SplitOptions, "seed")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
     flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
@@ -158,10 +176,6 @@ def split(
 
     chosen = load_options(
         SplitOptions, options, folds=folds, val_fraction=val_fraction, by=by, stratify_table=stratify_table,
-        stratify_column=stratify_column, seed=seed,
+        stratify_column=stratify_column, site_table=site_table, site_column=site_column, seed=seed,
     )  # fmt: skip
-    cohort.split(
-        sources, expression, output, folds=chosen.folds, val_fraction=chosen.val_fraction, by=chosen.by,
-        stratify_table=Path(chosen.stratify_table) if chosen.stratify_table else None,
-        stratify_column=chosen.stratify_column, manifests=manifest or [], flow=flow, seed=chosen.seed,
-    )  # fmt: skip
+    cohort.split(sources, expression, output, chosen, manifests=manifest or [], flow=flow)

@@ -8,15 +8,17 @@ per pixel, `_px` pixels, `_min` minutes, `_mb` megabytes.
 from mgi.config.acquire import (
     GDC_API,
     GENCODE_V36_FILE_ID,
+    LOCAL,
     FetchOptions,
     Gdc,
+    ImportOptions,
     QueryOptions,
     Server,
     Simulate,
     SimulateOptions,
 )
 from mgi.config.cohort import Config, Resources, load_config, load_options
-from mgi.config.evaluate import Evaluate, EvaluateOptions
+from mgi.config.evaluate import Evaluate, EvaluateOptions, PredictOptions
 from mgi.config.prepare import (
     Expression,
     MaskValues,
@@ -26,6 +28,7 @@ from mgi.config.prepare import (
     Split,
     SplitOptions,
     StarCounts,
+    TableImport,
     TileOptions,
 )
 from mgi.config.reading import read_mapping, read_yaml
@@ -46,10 +49,10 @@ from mgi.config.train import (
 from mgi.config.vit import VitOptions
 
 __all__ = [
-    "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END", "Config",
-    "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc", "GeneEncoder",
-    "ImageEncoder", "MaskValues", "Mri", "MriOptions", "Optimisation", "Pretrain", "PretrainOptions", "QueryOptions",
-    "Resources", "RunOptions", "Section", "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions",
-    "StarCounts", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml",
-    "reference_files", "write_reference",
+    "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "LOCAL", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END",
+    "Config", "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc",
+    "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
+    "Pretrain", "PretrainOptions", "QueryOptions", "Resources", "RunOptions", "Section", "Server", "Simulate",
+    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "TableImport", "TileOptions", "VitOptions",
+    "load_config", "load_options", "read_mapping", "read_yaml", "reference_files", "write_reference",
 ]  # fmt: skip

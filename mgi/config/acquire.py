@@ -155,6 +155,19 @@ class QueryOptions(Selection, Server):
     )
 
 
+class ImportOptions(Section):
+    """The options of `mgi gdc import`, complete."""
+
+    slides: list[Literal["diagnostic", "frozen"]] = Field(
+        ["diagnostic", "frozen"], min_length=1, description="kinds of slides kept"
+    )
+    sample_types: list[str] = Field(
+        [], description="only these sample types, in order of preference; empty: all but normal tissue"
+    )
+    aliquots: Literal["first", "best", "all"] = Field("first", description="STAR tables kept of a case with several")
+    slides_per_case: Literal["all", "first", "best"] = Field("all", description="slides kept of a case with several")
+
+
 class FetchOptions(Downloads):
     """The options of `mgi gdc fetch`, complete."""
 

@@ -1,5 +1,6 @@
 """The whole configuration of a cohort: its sections, and what each stage is told of them."""
 
+import re
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -8,12 +9,14 @@ from pydantic import Field, model_validator
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
 from mgi.config.evaluate import Bootstrap, Evaluate
 from mgi.config.names import Name
-from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TileOptions
+from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping
 from mgi.config.section import Section, SectionType, sentence, validate_section
 from mgi.config.train import Finetune, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
+
+VIT_PATCH = re.compile(r"_patch([1-9][0-9]*)(?:_|$)")
 
 # Keys that Snakemake itself reads from a configuration file.
 SNAKEMAKE_KEYS = ("pathvars",)
@@ -88,6 +91,32 @@ class Config(RunOptions, Cohort):
             raise sentence("give 'expression.table', or 'gdc.projects' for STAR counts")
         return self
 
+    @model_validator(mode="after")
+    def _check_image_size(self) -> Self:
+        key = "slides.tile_px" if self.slides is not None else "mri.image_px"
+        for name, pretrain in self.pretrain.items():
+            where = f"pretrain.{name}.image_encoder"
+            patch = pretrain.image_encoder.options.get("patch_size")
+            if patch and self.image_px % patch:
+                raise sentence(
+                    f"'{where}.options.patch_size' is {patch}, which does not divide '{key}', {self.image_px}: make "
+                    "one a multiple of the other"
+                )
+            named = VIT_PATCH.search(pretrain.image_encoder.name)
+            if not patch and named and self.image_px % int(named[1]):
+                raise sentence(
+                    f"'{where}.name' has patches of {named[1]} px, which do not divide '{key}', {self.image_px}: "
+                    f"change one, or set '{where}.options.patch_size'"
+                )
+        for name, finetune in self.finetune.items():
+            halvings = len(finetune.channels) - 1
+            if self.image_px % 2**halvings:
+                raise sentence(
+                    f"'finetune.{name}.channels' has {halvings + 1} widths and so halves the images {halvings} times, "
+                    f"but '{key}' is {self.image_px}: make it a multiple of {2**halvings}, or use fewer widths"
+                )
+        return self
+
     @property
     def image_px(self) -> int:
         """Edge of the images that models read, pixels."""
@@ -115,6 +144,10 @@ class Config(RunOptions, Cohort):
     def expression_options(self) -> dict[str, Any]:
         """Return the options of `mgi expression build`."""
         return _select(self.expression, StarCounts)
+
+    def import_options(self) -> dict[str, Any]:
+        """Return the options of `mgi expression import`."""
+        return _select(self.expression, TableImport)
 
     def tile_options(self) -> dict[str, Any]:
         """Return the options of `mgi slide tile`."""
@@ -158,7 +191,7 @@ class Config(RunOptions, Cohort):
         given = {f"expression.{key}": getattr(self.expression, key) for key in ("table", "positions", "genes")}
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
-        given["split.stratify_table"] = self.split.stratify_table
+        given |= {f"split.{key}": getattr(self.split, key) for key in ("stratify_table", "site_table")}
         return {key: path for key, path in given.items() if path and not self._is_simulated(path)}
 
     def warnings(self) -> list[str]:

@@ -42,3 +42,11 @@ class Evaluate(Bootstrap):
 
 class EvaluateOptions(Bootstrap, Seed):
     """The options of `mgi summarise`, `mgi compare` and `mgi evaluate`, complete."""
+
+
+class PredictOptions(Section):
+    """How one image is segmented: the options of `mgi predict`."""
+
+    default_mpp: float | None = Field(None, gt=0, description="level-0 microns per pixel of a slide that states none")
+    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")

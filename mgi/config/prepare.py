@@ -29,7 +29,26 @@ class StarCounts(Section):
     )
 
 
-class Expression(StarCounts):
+class TableImport(Section):
+    """How a ready table of expression is read: the options of `mgi expression import`."""
+
+    table_unit: Literal["log2-tpm", "counts", "log2-fpkm-uq", "z-score", "log2", "tpm", "linear"] | None = Field(
+        None, description="what the values of the table are; null recognises it where only one unit fits"
+    )
+    normalise: bool = Field(
+        False, description="turn a table of counts into log2(TPM+1) as STAR counts are; the positions need lengths"
+    )
+    duplicates: Literal["first", "mean", "max-variance"] = Field(
+        "first", description="which of several rows of one gene in the table is used, or their mean"
+    )
+    leave_out: bool = Field(
+        False,
+        description="leave out the columns and rows of the table that cannot be used (no gene, mistyped barcode, no "
+        "value), named in the log; false refuses the table",
+    )
+
+
+class Expression(StarCounts, TableImport):
     """Gene expression: STAR counts of the GDC, or a ready table."""
 
     annotation_file_id: str = Field(
@@ -39,19 +58,21 @@ class Expression(StarCounts):
         "with which the GDC counts",
     )
     table: str | None = Field(
-        None, min_length=1, description="a ready table (Parquet, CSV or TSV) instead of the GDC's STAR counts"
+        None,
+        min_length=1,
+        description="a ready table instead of the GDC's STAR counts, cases by genes or genes by cases: delimited text "
+        "(own, cBioPortal, Xena, Firehose, TCGAbiolinks, recount3), GCT, Parquet or h5ad",
     )
     positions: str | None = Field(
         None,
         min_length=1,
-        description="own gene positions, a GTF or a table: for `table` gene_name (or gene_id), chromosome, start; for "
-        "STAR counts gene_id, chromosome, start, length (bases of the exon union), in place of the GDC's annotation",
+        description="own gene positions: a GTF, a GFF3 or a table (own, BioMart, Xena probemap) of gene_name or "
+        "gene_id, chromosome, start and, for STAR counts, length (bases of the exon union), in place of the GDC's "
+        "annotation; null where `table` has these columns itself",
     )
 
     @model_validator(mode="after")
     def _check_table(self) -> Self:
-        if self.table is not None and self.positions is None:
-            raise sentence("'{at}table' needs '{at}positions' to put its genes in order")
         if self.table is not None and self.genes is not None:
             raise sentence("'{at}genes' chooses from STAR counts; leave genes out of '{at}table' by hand")
         return self
@@ -136,7 +157,7 @@ class Folds(Section):
     folds: int = Field(5, ge=2, le=1000, description="folds")
     val_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients outside test that go to val")
     by: Literal["patient", "site"] = Field(
-        "patient", description="`site` keeps each tissue-source site within one fold"
+        "patient", description="`site` keeps each site within one fold: TCGA's tissue-source site, or `site_column`"
     )
     stratify_table: str | None = Field(
         None, min_length=1, description="a table (Parquet, CSV or TSV) with case_id and `stratify_column`"
@@ -144,11 +165,17 @@ class Folds(Section):
     stratify_column: Label | None = Field(
         None, description="the column whose classes every fold holds alike; any name, such as grade (WHO)"
     )
+    site_table: str | None = Field(
+        None, min_length=1, description="a table (Parquet, CSV or TSV) with case_id and `site_column`"
+    )
+    site_column: Label | None = Field(None, description="the column that names each case's site, instead of barcodes")
 
     @model_validator(mode="after")
-    def _check_stratification(self) -> Self:
+    def _check_tables(self) -> Self:
         if (self.stratify_table is None) != (self.stratify_column is None):
             raise sentence("'{at}stratify_table' and '{at}stratify_column' go together: give both or neither")
+        if (self.site_table is None) != (self.site_column is None):
+            raise sentence("'{at}site_table' and '{at}site_column' go together: give both or neither")
         return self
 
 

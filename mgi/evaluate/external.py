@@ -7,6 +7,7 @@ from mgi.console import log
 from mgi.errors import CohortError, ImageTableError
 from mgi.evaluate.segmentation import summarise
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
+from mgi.names import first_few
 from mgi.tables import read_table
 from mgi.train import checkpoint
 from mgi.train.data import Images, read_image_table
@@ -23,11 +24,26 @@ def evaluate_tables(
     bootstrap_samples: int,
     device: str | None = None,
     sources: Path | None = None,
+    unit: str | None = None,
 ) -> None:
     """Evaluate one model on any tables of labelled images: predictions.parquet and summary.json in `output`.
 
-    `images` are tables or folders of them, as results/{cohort}/images; one table is in memory at a time. `device` is
-    `cpu`, `cuda`, or None for what this machine has; `sources` is as in `summarise`.
+    Parameters
+    ----------
+    folder
+        Folder of a fine-tuned model, or of its variant.
+    images
+        Tables of images or folders of them, as results/{cohort}/images; one table is in memory at a time.
+    expression, unit
+        expression.parquet of the cases, and its unit where it does not say, or says wrongly.
+    output
+        Folder to write to.
+    bootstrap_samples
+        Resamples of the patients.
+    device
+        `cpu`, `cuda`, or None for what this machine has.
+    sources
+        As in `summarise`.
 
     Raises
     ------
@@ -40,18 +56,18 @@ def evaluate_tables(
         If the expression table has a profile of none of the cases.
     """
     model = load_segmenter(folder)
-    tables = [table for path in images for table in _tables(path)]
-    cases = {case for path in tables for case in _cases(path)}
-    profiles = read_profiles_for(model, expression, folder, cases)
+    tables = [table for path in images for table in _list_tables(path)]
+    cases = {case for path in tables for case in _read_cases(path)}
+    profiles = read_profiles_for(model, expression, folder, cases, unit)
     if model.gene_encoder is not None and expression is not None:
         _check_paired(cases, profiles, expression)
     model, place = move_to_device(model, device)
-    parts = _labelled(tables, model.description, folder)
+    parts = _read_labelled(tables, model.description, folder)
     write_predictions(model, parts, profiles, 0, model.description.threshold, place, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, sources=sources)
 
 
-def _tables(path: Path) -> list[Path]:
+def _list_tables(path: Path) -> list[Path]:
     """List the tables of images that a path names: itself, or those of a folder."""
     if not path.is_dir():
         return [path]
@@ -61,24 +77,24 @@ def _tables(path: Path) -> list[Path]:
     return tables
 
 
-def _cases(table: Path) -> list[str]:
+def _read_cases(table: Path) -> list[str]:
     return read_table(table, "table of images", ["case_id"], ImageTableError)["case_id"].unique().to_pylist()
 
 
 def _check_paired(cases: set[str], profiles: Profiles, expression: Path) -> None:
-    """Refuse a table that tells of none of the cases, and name those that it lacks."""
-    lacking = sorted(case for case in cases if case not in profiles.row)
-    if lacking and len(lacking) == len(cases):
+    """Raise `CohortError` for a table with none of the cases, and warn of those that it lacks."""
+    missing = sorted(case for case in cases if case not in profiles.row)
+    if missing and len(missing) == len(cases):
         raise CohortError(
-            f"{expression} has no profile of any of the {len(cases)} cases, such as {lacking[0]}: correct its case_id, "
-            "or leave --expression out to segment by the images alone"
+            f"{expression} has no profile of any of the {len(cases)} cases, such as {first_few(missing)}: correct its "
+            "case_id, or leave it out to segment by the images alone"
         )
-    if lacking:
+    if missing:
         log.warning("%d of %d cases have no profile in %s and are segmented by their images alone: %s",
-                    len(lacking), len(cases), expression, ", ".join(lacking[:5]))  # fmt: skip
+                    len(missing), len(cases), expression, first_few(missing))  # fmt: skip
 
 
-def _labelled(tables: list[Path], description: SegmenterDescription, folder: Path) -> Iterator[Images]:
+def _read_labelled(tables: list[Path], description: SegmenterDescription, folder: Path) -> Iterator[Images]:
     """Read one table after the other, of each the images with a mask."""
     found = False
     for path in tables:

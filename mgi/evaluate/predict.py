@@ -1,132 +1,206 @@
-"""Prediction for one patient: one trained model on one slide or one MRI series."""
+"""Prediction: one trained model on slides or MRI series, one patient each."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openslide
-import pandas as pd
-import shapely
 from PIL import Image
-from scipy import ndimage
 
-from mgi.config import TileOptions
+from mgi.barcodes import Barcode
+from mgi.config import PredictOptions, TileOptions
 from mgi.console import log
-from mgi.errors import CheckpointError, CohortError, ConfigError, SlideError
-from mgi.files import atomic_write, require_file
-from mgi.geojson import coordinates, polygons, tumour_feature
+from mgi.errors import CheckpointError, CohortError, ConfigError, MGIError, SlideError
+from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
+from mgi.evaluate.regions import Batches, assemble_plane, fit_to_slide, make_geojson, remove_small
+from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
+from mgi.model.segmenter import Segmenter
+from mgi.names import first_few
 from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
 from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
 from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table
+from mgi.train.device import Place
+from mgi.train.profiles import Profiles
 from mgi.train.validation import predict_probabilities
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
-
-LARGEST_PLANE_PX = 8192
 OVERLAY_PX = 1600
-TUMOUR = (213, 94, 0)
 
 
 def predict(
     folder: Path,
-    image: Path,
+    image: Path | list[Path],
     output: Path,
     *,
     expression: Path | None = None,
-    case_id: str | None = None,
-    default_mpp: float | None = None,
-    min_tissue: float = 0.5,
+    case_id: str | list[str] | None = None,
+    options: PredictOptions | None = None,
     device: str | None = None,
 ) -> None:
-    """Segment one patient's slide or MRI series by one model, and write what can be looked at and used.
+    """Segment slides or MRI series by one model, and write what can be looked at and used.
 
-    Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens; `{slide}.png`, the outlines over
-    a thumbnail; and `masks/{slide}_mask.tiff`, 0 or 255 over the whole slide at a whole number of level-0 pixels per
-    pixel. `output` and the folder of masks in it are each a folder of annotations as tiling reads it, one for a slide.
-    Of a series: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as in kaggle_3m, and `{series}.png`. Masks that
-    lie beside the slices are not read.
+    Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within one pixel of the
+    prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; and `masks/{slide}_mask.tiff`, 0 or 255
+    over the whole slide at a whole number of level-0 pixels per pixel. `output` and the folder of masks in it are each
+    a folder of annotations as tiling reads it. Of a series: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as
+    in kaggle_3m, and `{series}.png`, every slice with its number. Masks that lie beside the slices are not read.
+
+    The files of an image appear together once all are complete. Of several images those that are complete already are
+    left as they are, and one that fails does not stop the others.
 
     Parameters
     ----------
     folder
-        Folder of a fine-tuned model.
+        Folder of a fine-tuned model, or of its variant.
     image
-        A slide that OpenSlide reads, or the folder of one series in the layout of kaggle_3m.
+        A slide that OpenSlide reads, or the folder of one series in the layout of kaggle_3m; or several.
     output
         Folder to write to: not the image's own, and none that holds files of these names.
     expression, case_id
-        expression.parquet, and the case in it that the image is of; without them the model sees the image alone.
-    default_mpp, min_tissue
-        As in `mgi.prepare.slides.tile_slides`.
+        expression.parquet, and the case in it that each image is of; without them the model sees the images alone.
     device
         `cpu`, `cuda`, or None for what this machine has.
 
     Raises
     ------
     MissingInputError
-        If the image is not there.
+        If an image is not there.
     ConfigError
         If `output` would put the files among the image's own or over others, or the device is not there.
     CheckpointError
         If the model is not a segmenter, or is one of the other kind of image or of other genes.
     CohortError
-        If the case has no profile in the table, or one of `expression` and `case_id` is missing.
+        If a case has no profile in the table, one of `expression` and `case_id` is missing, or of several images some
+        failed.
     SlideError, MriError
-        If the image cannot be used.
+        If the only image cannot be used.
     """
+    images = image if isinstance(image, list) else [image]
+    case_ids = [case_id] if isinstance(case_id, str) else case_id
     model = load_segmenter(folder)
-    require_file(image, "image")
-    if (expression is None) != (case_id is None):
-        raise CohortError("a profile needs both --expression and --case-id: give the other, too, or neither")
-    mpp = model.description.mpp
-    of_slide = not image.is_dir()
-    if of_slide and mpp is None:
+    cases = _name_cases(images, expression, case_ids)
+    for path in images:
+        require_file(path, "image")
+        _check_kind(model, path, folder)
+    left = [index for index, path in enumerate(images) if not _is_complete(path, output, len(images))]
+    profiles = read_profiles_for(model, expression, folder, set(cases))
+    _check_cases(model, cases, profiles, expression, folder)
+    model, place = move_to_device(model, device)
+    failed = []
+    for index in left:
+        try:
+            _predict_image(model, place, images[index], cases[index], profiles, output, options or PredictOptions())
+        except MGIError as error:
+            if len(images) == 1:
+                raise
+            log.error("%s: %s", images[index].name, error)
+            failed.append(images[index].name)
+    if failed:
+        raise CohortError(f"{len(failed)} of {len(images)} images could not be segmented: {first_few(failed)}")
+
+
+def _name_cases(images: list[Path], expression: Path | None, case_ids: list[str] | None) -> list[str]:
+    """Return the case of each image: as stated, or by the barcode in its name, or the image's own name."""
+    if (expression is None) != (case_ids is None):
+        raise CohortError("a profile needs both the expression table and a case id: give the other, too, or neither")
+    if case_ids is not None:
+        if len(case_ids) != len(images):
+            raise CohortError(f"{len(case_ids)} case ids for {len(images)} images; give one for each, in their order")
+        return case_ids
+    names = [source_of(path) for path in images]
+    barcodes = [Barcode.parse(name.replace("_", "-")[:12]) for name in names]
+    return [barcode.case_id if barcode else name for barcode, name in zip(barcodes, names, strict=True)]
+
+
+def _check_kind(model: Segmenter, image: Path, folder: Path) -> None:
+    """Raise `CheckpointError` where a model of slides is given a series, or a model of MRI a slide."""
+    mpp, is_slide = model.description.mpp, not image.is_dir()
+    if is_slide and mpp is None:
         raise CheckpointError(
             f"the model in {folder} states no mpp to cut a slide's tiles at: give a model trained on slides, or the "
             "folder of one MRI series"
         )
-    if mpp is not None and not of_slide:
+    if mpp is not None and not is_slide:
         raise CheckpointError(f"the model in {folder} was trained on slides, of {mpp:g} mpp: give a slide")
-    _refuse_to_overwrite(image, output, of_slide)
-    case = case_id or source_of(image)
-    profiles = read_profiles_for(model, expression, folder, {case})
-    if expression is not None and model.gene_encoder is not None and case not in profiles.row:
-        raise CohortError(f"{expression} has no profile of the case {case}: correct --case-id, or leave both out")
-    model, place = move_to_device(model, device)
-    image_px, threshold = model.description.image_px, model.description.threshold
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as scratch:
-        table = Path(scratch) / "images.parquet"
-        if of_slide:
-            tiling = TileOptions(mpp=mpp, tile_px=image_px, default_mpp=default_mpp, min_tissue=min_tissue)
-            tile_slides([image], [case], table, tiling)
-        else:
-            import_series(Series(image.name, case, image), table, image_px)
-        images = read_image_table(table)
-    batches = predict_probabilities(model, images, profiles, place)
-    if of_slide:
-        _write_slide(image, images, batches, image_px, threshold, output)
-    else:
-        _write_series(image, images, batches, image_px, threshold, output)
 
 
-def _refuse_to_overwrite(image: Path, output: Path, of_slide: bool) -> None:
-    """Raise `ConfigError` where the files would lie among the image's own, or over files that are there."""
-    own = image.parent if of_slide else image
+def _is_complete(image: Path, output: Path, n_images: int) -> bool:
+    """Return whether an image of several is done; raise `ConfigError` where files would be overwritten."""
+    own = image if image.is_dir() else image.parent
     if output.resolve() == own.resolve():
         raise ConfigError(f"--output is {output}, the folder of the image itself: name another folder")
-    written = _slide_files(image, output) if of_slide else _series_files(image, output)
-    if there := next((path for path in written.values() if path.exists()), None):
-        raise ConfigError(f"{there} is there already and would be overwritten: name another folder with --output")
+    files = list((_series_files if image.is_dir() else _slide_files)(image, output).values())
+    existing = [path for path in files if path.exists()]
+    if existing and n_images > 1 and len(existing) == len(files):
+        log.info("%s is there already", image.name)
+        return True
+    if existing:
+        raise ConfigError(f"{existing[0]} is there already and would be overwritten: name another folder with --output")
+    return False
+
+
+def _check_cases(model: Segmenter, cases: list[str], profiles: Profiles, expression: Path | None, folder: Path) -> None:
+    """Raise `CohortError` for cases without a profile, and warn of cases that the model was trained on."""
+    if expression is not None and model.gene_encoder is not None:
+        missing = [case for case in cases if case not in profiles.row]
+        if missing:
+            raise CohortError(f"{expression} has no profile of the case {first_few(missing)}: correct --case-id")
+    trained = sorted(set(cases) & set(model.description.cases))
+    if trained:
+        log.warning("the model in %s was trained on %s: how well it does there says nothing of new patients",
+                    folder, first_few(trained))  # fmt: skip
+
+
+def _predict_image(
+    model: Segmenter, place: Place, image: Path, case: str, profiles: Profiles, output: Path, options: PredictOptions
+) -> None:
+    """Segment one image into a folder aside, and move its files to `output` when all are there."""
+    description = model.description
+    with _stage(output) as aside:
+        table = aside / "images.parquet"
+        if image.is_dir():
+            import_series(Series(image.name, case, image), table, description.image_px)
+        else:
+            tiling = TileOptions(
+                mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
+                min_tissue=options.min_tissue,
+            )  # fmt: skip
+            tile_slides([image], [case], table, tiling)
+        images = read_image_table(table)
+        batches = predict_probabilities(model, images, profiles, place)
+        if image.is_dir():
+            files, words = _write_series(image, images, batches, model, aside), f"{len(images)} slices"
+        else:
+            files, words = _write_slide(image, images, batches, model, aside, options.min_area)
+        for path in files:
+            final = output / path.relative_to(aside)
+            final.parent.mkdir(exist_ok=True)
+            os.replace(path, final)
+    log.info("%s: %s: %s", image.name, words, output)
+
+
+@contextmanager
+def _stage(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `output`; afterwards remove it, and what was made of `output` if it is empty."""
+    made = [path for path in (output, *output.parents) if not path.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=output, prefix=".") as aside:
+            yield Path(aside)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _slide_files(image: Path, output: Path) -> dict[str, Path]:
+    """Path of each file that is written of a slide."""
     source = source_of(image)
     return {
         "outlines": output / f"{source}.geojson",
@@ -138,103 +212,57 @@ def _slide_files(image: Path, output: Path) -> dict[str, Path]:
 def _series_files(image: Path, output: Path) -> dict[int | str, Path]:
     """Path of the mask of each slice, by its number, and of the picture."""
     numbered = ((SLICE_NAME.search(path.name), path.name) for path in image.iterdir())
-    masks = {int(match[1]): output / mask_name(name) for match, name in numbered if match}
+    masks: dict[int | str, Path] = {int(match[1]): output / mask_name(name) for match, name in numbered if match}
     return masks | {"picture": output / f"{image.name}.png"}
 
 
-def _write_slide(path: Path, images: Images, batches: Batches, image_px: int, threshold: float, output: Path) -> None:
-    source, frame, files = source_of(path), images.frame, _slide_files(path, output)
-    edge = float(frame["size"].iloc[0])
-    tumour, pixel = _plane(frame, batches, image_px, threshold)
+def _write_slide(
+    path: Path, images: Images, batches: Batches, model: Segmenter, output: Path, min_area: float
+) -> tuple[list[Path], str]:
+    """Write the files of a slide, and return them and what was found."""
+    frame, description, files = images.frame, model.description, _slide_files(path, output)
+    region, pixel = assemble_plane(frame, batches, description.image_px, description.threshold)
+    mpp_level0 = float(frame.mpp.iloc[0]) * description.image_px / float(frame["size"].iloc[0])
+    pixel_area = (pixel * mpp_level0) ** 2
+    region, removed = remove_small(region, min_area / pixel_area)
     corner = (int(frame.x.min()), int(frame.y.min()))
     try:
         with open_slide(path) as slide:
             bounds = scanned_bounds(slide) or (0, 0)
-            mask = _whole(tumour, corner, pixel, slide.dimensions)
-            thumbnail = Image.fromarray(read_downsampled(slide, max(1.0, max(slide.dimensions) / OVERLAY_PX)))
-    except openslide.OpenSlideError as problem:
-        raise SlideError(f"{path.name}: unreadable: {problem}") from None
+            mask = fit_to_slide(region, corner, pixel, slide.dimensions)
+            scale = max(1.0, max(slide.dimensions) / OVERLAY_PX)
+            thumbnail = Image.fromarray(read_downsampled(slide, scale))
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path.name}: unreadable: {error}") from error
     # QuPath shows the scanned part of a slide alone, and counts from its corner.
-    shown = (corner[0] - bounds[0], corner[1] - bounds[1])
-    with atomic_write(files["outlines"]) as aside:
-        aside.write_text(json.dumps(_geojson(tumour, shown, pixel, source)) + "\n")
-    with atomic_write(files["mask"]) as aside:
-        Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF", compression="tiff_deflate")
-    with atomic_write(files["picture"]) as aside:
-        _overlaid(thumbnail, mask).save(aside, "PNG")
-    area = tumour.sum() * (pixel / edge * image_px * float(frame.mpp.iloc[0]) / 1000) ** 2
-    log.info("%s: %.2f mm2 of tumour in %d tiles: %s", source, area, len(images), output)
-
-
-def _plane(frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float) -> tuple[np.ndarray, float]:
-    """Put tiles together as they come; return the plane of tumour, bool, and its level-0 pixels per pixel.
-
-    Probabilities are averaged over squares of pixels where the plane would be larger than a picture should be. Where no
-    tile was cut there is no tumour.
-    """
-    edge = float(frame["size"].iloc[0])
-    column, row = (np.rint((frame[axis] - frame[axis].min()) / edge).to_numpy(int) for axis in "xy")
-    columns, rows = int(column.max()) + 1, int(row.max()) + 1
-    factor = next(
-        k
-        for k in range(1, image_px + 1)
-        if image_px % k == 0 and (max(columns, rows) * image_px / k <= LARGEST_PLANE_PX or k == image_px)
+    outlines = make_geojson(region, (corner[0] - bounds[0], corner[1] - bounds[1]), pixel, source_of(path))
+    files["outlines"].write_text(json.dumps(outlines) + "\n")
+    files["mask"].parent.mkdir()
+    Image.fromarray(mask * np.uint8(255)).save(files["mask"], "TIFF", compression="tiff_deflate")
+    add_legend(draw_outline(thumbnail, mask), scale * mpp_level0).save(files["picture"], "PNG")
+    area = region.sum() * pixel_area / 1e6
+    return list(files.values()), (
+        f"{area:.2f} mm2 of tumour in {len(images)} tiles; {removed} regions below {min_area:g} um2 left out"
     )
-    small = image_px // factor
-    plane = np.zeros((rows, small, columns, small), bool)
-    for chosen, probability in batches:
-        averaged = probability.reshape(-1, small, factor, small, factor).mean(axis=(2, 4))
-        plane[row[chosen], :, column[chosen]] = averaged >= threshold
-    return plane.reshape(rows * small, columns * small), edge / small
 
 
-def _geojson(tumour: np.ndarray, corner: tuple[int, int], pixel: float, source: str) -> dict[str, Any]:
-    """Outline a plane's tumour in level-0 pixels, as QuPath reads it."""
-    parts = [shapely.transform(part, lambda at: np.round(at * pixel + corner, 2)) for part in polygons(tumour)]
-    features = [
-        tumour_feature(f"{source} {number}", {"type": "Polygon", "coordinates": coordinates(part)})
-        for number, part in enumerate(parts)
-    ]
-    return {"type": "FeatureCollection", "features": features}
-
-
-def _whole(tumour: np.ndarray, corner: tuple[int, int], pixel: float, dimensions: tuple[int, int]) -> np.ndarray:
-    """Lay a plane over its slide, bool [rows, columns] at a whole number of level-0 pixels per pixel."""
-    scale = max(1, round(pixel), -(-max(dimensions) // LARGEST_PLANE_PX))
-    across, down = (
-        np.floor(((np.arange(-(-length // scale)) + 0.5) * scale - start) / pixel).astype(np.int64)
-        for length, start in zip(dimensions, corner, strict=True)
-    )
-    rows, columns = ((at >= 0) & (at < length) for at, length in zip((down, across), tumour.shape, strict=True))
-    mask = np.zeros((len(down), len(across)), bool)
-    mask[np.ix_(rows, columns)] = tumour[np.ix_(down[rows], across[columns])]
-    return mask
-
-
-def _write_series(path: Path, images: Images, batches: Batches, image_px: int, threshold: float, output: Path) -> None:
+def _write_series(path: Path, images: Images, batches: Batches, model: Segmenter, output: Path) -> list[Path]:
+    """Write the files of a series, and return them."""
     files, pictures = _series_files(path, output), []
-    probability = np.empty((len(images), image_px, image_px), np.float32)
+    edge, threshold = model.description.image_px, model.description.threshold
+    probability = np.empty((len(images), edge, edge), np.float32)
     for rows, values in batches:
         probability[rows] = values
-    for row, place in enumerate(images.frame.itertuples()):
-        size = (int(place.size), int(place.size))
-        mask = np.asarray(Image.fromarray(probability[row]).resize(size, Image.Resampling.BILINEAR)) >= threshold
-        with atomic_write(files[int(place.z)]) as aside:
-            Image.fromarray(mask * np.uint8(255)).save(aside, "TIFF")
-        pictures.append(_overlaid(Image.fromarray(images.load(np.array([row]))[0]).resize(size), mask))
+    for row, (z, size) in enumerate(images.frame[["z", "size"]].itertuples(index=False)):
+        shape = (int(size), int(size))
+        mask = np.asarray(Image.fromarray(probability[row]).resize(shape, Image.Resampling.BILINEAR)) >= threshold
+        Image.fromarray(mask * np.uint8(255)).save(files[int(z)], "TIFF")
+        picture = Image.fromarray(images.load(np.array([row]))[0]).resize(shape)
+        pictures.append(draw_number(draw_outline(picture, mask), int(z)))
     columns = int(np.ceil(np.sqrt(len(pictures))))
-    sheet = Image.new("RGB", (columns * size[0], -(-len(pictures) // columns) * size[0]))
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
     for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * size[0], number // columns * size[0]))
-    with atomic_write(files["picture"]) as aside:
-        sheet.save(aside, "PNG")
-    tumour = int((probability >= threshold).any(axis=(1, 2)).sum())
-    log.info("%s: tumour in %d of %d slices: %s", path.name, tumour, len(pictures), output)
-
-
-def _overlaid(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Outline a mask over a picture of the same field."""
-    mask = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))
-    line = mask & ~ndimage.binary_erosion(mask, iterations=max(1, max(picture.size) // 500))
-    picture.paste(TUMOUR, mask=Image.fromarray(line))
-    return picture
+        sheet.paste(picture, (number % columns * width, number // columns * height))
+    add_legend(sheet).save(files["picture"], "PNG")
+    return list(files.values())

@@ -1,20 +1,36 @@
 """The cohort: what became of every slide, cases paired with expression, and folds by patient."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
+from mgi.barcodes import Barcode
+from mgi.config import SplitOptions
 from mgi.console import log
-from mgi.delimited import check_unique
+from mgi.delimited import check_columns, check_unique
 from mgi.errors import CohortError, ManifestError
-from mgi.files import atomic_write, require_file
+from mgi.names import SHOWN, check_case_ids, first_few, quote
 from mgi.prepare.annotations import check_annotations
-from mgi.tables import SOURCES_SCHEMA, SPLITS_SCHEMA, read_table, source_of, write_sources, write_table
+from mgi.prepare.folds import assign_roles
+from mgi.tables import (
+    SOURCES_SCHEMA,
+    SPLITS_SCHEMA,
+    read_any_table,
+    read_table,
+    source_of,
+    write_csv,
+    write_sources,
+    write_table,
+)
 
-SITE = slice(5, 7)
+NEEDED_OF_SOURCES = ["source_id", "case_id", "status", "reason", "n_images", "labelled"]
+# The class of a case whose cell is empty.
+NO_CLASS = "nan"
 
 
 def slide_batches(manifest: pd.DataFrame, per_job: int) -> dict[str, pd.DataFrame]:
@@ -67,7 +83,7 @@ def collect_sources(
         found = read_table(path, "status of slides", SOURCES_SCHEMA.names, CohortError).to_pylist()
         if sorted(record["source_id"] for record in found) != sorted(rows["source_id"]):
             raise CohortError(f"{path} is not of the {len(rows)} slides of its batch; delete it and tile them again")
-        records += found
+        records += [_complete_record(record, rows) for record in found]
     lost = [record for record in records if record["status"] != "ok"]
     for record in lost:
         log.warning("%s is not used: %s: %s", record["source_id"], record["status"], record["reason"])
@@ -79,46 +95,36 @@ def split(
     sources: Path | str,
     expression: Path | str,
     output: Path | str,
-    *,
-    folds: int,
-    val_fraction: float,
-    by: str = "patient",
-    stratify_table: Path | None = None,
-    stratify_column: str | None = None,
+    options: SplitOptions,
     manifests: list[Path] | None = None,
     flow: Path | None = None,
-    seed: int = 0,
 ) -> None:
-    """Pair images with expression and write every case's role in every fold.
+    """Pair images with expression and write every case's role in every fold; `assign_roles` says how.
 
-    Each case is tested once. Folds, and val within the rest, are alike in the stratifying classes, in paired and in
-    labelled cases, and in size. With `by` "site", the cases of a tissue-source site stay together in both.
+    With `options.by` "site", the cases of a site stay together: the site that `options.site_table` names, else that of
+    the sources, else the tissue-source site of a TCGA barcode. Several projects are spread alike, as classes are.
 
     Raises
     ------
     MissingInputError
         If a table is not there.
     CohortError
-        If a case comes twice in the expression table, no case is paired, the labelled cases do not suffice for the
-        folds, the stratifying table lacks cases or the column, or `by` is unknown.
+        If a case id is written in two ways or comes twice in the expression table, no case is paired, the patients do
+        not suffice for the folds, a table lacks cases or the column, or a case has no site to split by.
     """
-    if by not in ("patient", "site"):
-        raise CohortError(f"cases are split by 'patient' or by 'site', not by '{by}'")
-    records = read_table(sources, "table of sources", SOURCES_SCHEMA.names, CohortError).to_pandas()
-    expressed = _expressed_cases(expression)
-    cases = _cases_with_images(records, expressed, sources, expression)
-    cases["stratum"] = _strata(cases.index, stratify_table, stratify_column)
-    cases["group"] = cases["site"] if by == "site" else cases.index
-    _check_enough(cases, folds)
-    test_fold = _dealt(cases, np.full(folds, 1 / folds), np.random.default_rng(seed))
-    roles = [_roles(cases, test_fold, fold, val_fraction, seed) for fold in range(folds)]
+    records = _read_sources(sources)
+    expressed = _read_expressed_cases(expression)
+    cases = _pair_cases(records, expressed, sources, expression)
+    if options.site_table is not None and options.site_column is not None:
+        cases["site"] = _look_up(cases.index, Path(options.site_table), options.site_column, "table of sites")
+    cases["stratum"] = _find_strata(cases, options)
+    cases["group"] = _find_groups(cases, options.by)
+    roles = assign_roles(cases, options.folds, options.val_fraction, options.seed)
     columns = [name for name in SPLITS_SCHEMA.names if name not in ("fold", "role")]
     tables = [cases.reset_index()[columns].assign(fold=fold, role=role) for fold, role in enumerate(roles)]
     write_table(pa.Table.from_pandas(pd.concat(tables), SPLITS_SCHEMA, preserve_index=False), output)
     if flow is not None:
-        steps = _flow(records, cases, expressed, [read_manifest(path) for path in manifests or []])
-        with atomic_write(flow) as aside:
-            steps.to_csv(aside, index=False)
+        write_csv(_count_flow(records, cases, expressed, [read_manifest(path) for path in manifests or []]), flow)
 
 
 def _disjoint(
@@ -131,123 +137,162 @@ def _disjoint(
     return more
 
 
-def _expressed_cases(expression: Path | str) -> list[str]:
-    case_ids = read_table(expression, "expression table", ["case_id"], CohortError)["case_id"].to_pylist()
-    check_unique(case_ids, "case", expression, CohortError)
+def _complete_record(record: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    """Fill in a slide's project, site and whether it has tumour, where its status does not say."""
+    project = rows.set_index("source_id")["project"][record["source_id"]]
+    has_tumour = record["has_tumour"]
+    if has_tumour is None and record["labelled"] and record["tumour_px"] is not None:
+        has_tumour = record["tumour_px"] > 0
+    return record | {
+        "project": record["project"] or (None if pd.isna(project) else project),
+        "site": record["site"] or _find_tcga_site(record["case_id"]),
+        "has_tumour": has_tumour,
+    }
+
+
+def _read_sources(path: Path | str) -> pd.DataFrame:
+    """Read the columns of `SOURCES_SCHEMA`; those that say more than what became of a source may be missing."""
+    table = read_table(path, "table of sources", error=CohortError)
+    check_columns(table.column_names, NEEDED_OF_SOURCES, f"table of sources {path}", CohortError)
+    records = table.to_pandas().reindex(columns=SOURCES_SCHEMA.names)
+    _check_ids(records["case_id"].tolist(), f"table of sources {path}")
+    return records.assign(
+        n_images=records["n_images"].fillna(0), labelled=records["labelled"].fillna(False).astype(bool)
+    )
+
+
+def _read_expressed_cases(path: Path | str) -> list[str]:
+    case_ids = read_table(path, "expression table", ["case_id"], CohortError)["case_id"].to_pylist()
+    _check_ids(case_ids, f"expression table {path}")
+    check_unique(case_ids, "case", path, CohortError)
     return case_ids
 
 
-def _cases_with_images(
+def _check_ids(case_ids: list[str], where: str) -> None:
+    """Refuse ids of which two are one patient's, or one is no id."""
+    trimmed = dict.fromkeys(case_ids) | dict(zip(case_ids, check_case_ids(case_ids, where, CohortError), strict=True))
+    if len(set(trimmed.values())) < len(trimmed):
+        spaced = [case_id for case_id, text in trimmed.items() if case_id != text]
+        raise CohortError(
+            f"{where} writes case ids in two ways, with spaces around them and without: {first_few(spaced)}"
+        )
+
+
+def _pair_cases(
     records: pd.DataFrame, expressed: list[str], sources: Path | str, expression: Path | str
 ) -> pd.DataFrame:
-    """Make one row per case with an image, index case_id in order: paired, labelled, site."""
+    """Make one row per case with an image, index case_id in order: paired, labelled, tumour, project, site."""
     usable = records[records["n_images"] > 0]
     if usable.empty:
-        raise CohortError(f"no source in {sources} has an image: {_reasons(records) or 'the table is empty'}")
-    labelled = usable.groupby("case_id")["labelled"].any().sort_index()
-    paired = labelled.index.isin(expressed)
-    if not paired.any():
+        raise CohortError(f"no source in {sources} has an image: {_count_reasons(records) or 'the table is empty'}")
+    by_case = usable.groupby("case_id", sort=True)
+    labelled = by_case["labelled"].any()
+    # A labelled source that does not say whether it has tumour may have some.
+    tumour = usable["labelled"] & ~usable["has_tumour"].eq(False).fillna(False).astype(bool)
+    cases = pd.DataFrame(
+        {
+            "paired": labelled.index.isin(expressed),
+            "labelled": labelled.to_numpy(bool),
+            "tumour": tumour.groupby(usable["case_id"]).any().to_numpy(bool),
+            "project": by_case["project"].first().to_numpy(object),
+            "site": by_case["site"].first().to_numpy(object),
+        },
+        index=labelled.index,
+    )
+    cases = cases.where(cases.notna(), None).astype({"paired": bool, "labelled": bool, "tumour": bool})
+    cases["site"] = [site or _find_tcga_site(case_id) for case_id, site in cases["site"].items()]
+    if not cases["paired"].any():
         raise CohortError(
-            f"no case has both images and expression: {sources} has cases such as {labelled.index[0]}, {expression} "
-            f"such as {expressed[0] if expressed else '(none)'}; both must use 12-character barcodes of one cohort"
+            f"no case has both images and expression: {sources} has cases such as {first_few(cases.index[:1])}, "
+            f"{expression} such as {first_few(expressed[:1]) or '(none)'}; write each case id the same way in both"
         )
-    site = [case_id[SITE] for case_id in labelled.index]
-    project = usable.groupby("case_id")["project"].first().sort_index().to_numpy(object)
-    columns = {"paired": paired, "labelled": labelled.to_numpy(bool), "project": project, "site": site}
-    return pd.DataFrame(columns, index=labelled.index)
+    _log_unpaired(cases, expressed)
+    return cases
 
 
-def _strata(case_ids: pd.Index, table: Path | None, column: str | None) -> np.ndarray:
-    """Look up the class of each case in the stratifying column, as text; without a table, one class for all."""
-    if table is None or column is None:
-        return np.full(len(case_ids), "all", dtype=object)
-    table = require_file(table, "table to stratify by")
-    try:
-        frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table)
-    except ValueError as problem:
-        raise CohortError(f"{table} is not a Parquet or CSV table: {problem}") from None
-    for name in ("case_id", column):
-        if name not in frame.columns:
-            raise CohortError(f"{table} lacks the column '{name}'; it has {', '.join(map(str, frame.columns))}")
+def _find_tcga_site(case_id: str) -> str | None:
+    barcode = Barcode.parse(case_id)
+    return barcode.site if barcode else None
+
+
+def _log_unpaired(cases: pd.DataFrame, expressed: list[str]) -> None:
+    """Log the cases that fall out of one table or the other, and those whose ids look alike."""
+    lacking = cases.index[~cases["paired"]].tolist()
+    unused = sorted(set(expressed) - set(cases.index))
+    if lacking:
+        log.warning("%d of %d cases with images have no expression: %s", len(lacking), len(cases), first_few(lacking))
+    if unused:
+        log.info("%d of %d cases with expression have no images: %s", len(unused), len(expressed), first_few(unused))
+    forms = {_reduce_id(case_id): case_id for case_id in unused}
+    alike = [f"{quote(name)} and {quote(forms[_reduce_id(name)])}" for name in lacking if _reduce_id(name) in forms]
+    if alike:
+        more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
+        log.warning(
+            "%d of them look alike but are written differently with images and with expression: %s%s; write each case "
+            "id the same way", len(alike), ", ".join(alike[:SHOWN]), more,
+        )  # fmt: skip
+
+
+def _reduce_id(case_id: str) -> str:
+    """Return what is left of a case id without case, punctuation, leading zeros and the sample part of a barcode."""
+    barcode = Barcode.parse(re.sub(r"[._ ]", "-", case_id.strip()).upper())
+    text = re.sub(r"[^a-z0-9]", "", (barcode.case_id if barcode else case_id).casefold())
+    # R puts an X before names that begin with a digit, spreadsheets and pandas add .0 to numbers.
+    return re.sub(r"0*(\d+)", r"\1", re.sub(r"^x(?=\d)", "", text))
+
+
+def _find_strata(cases: pd.DataFrame, options: SplitOptions) -> np.ndarray:
+    """Return the class of each case: its project where there are several, and that of the stratifying column."""
+    classes = np.full(len(cases), "all", dtype=object)
+    if options.stratify_table is not None and options.stratify_column is not None:
+        column = _look_up(cases.index, Path(options.stratify_table), options.stratify_column, "table to stratify by")
+        classes = np.array([NO_CLASS if name is None else name for name in column], dtype=object)
+    if cases["project"].nunique() > 1:
+        classes = cases["project"].fillna(NO_CLASS).astype(str).to_numpy(object) + "/" + classes
+    return classes
+
+
+def _find_groups(cases: pd.DataFrame, by: str) -> pd.Series:
+    """Return what stays together: each case, or the cases of a site."""
+    if by == "patient":
+        return cases.index.to_series()
+    nowhere = cases.index[cases["site"].isna()].tolist()
+    if nowhere:
+        raise CohortError(
+            f"{len(nowhere)} cases have no site to split by: {first_few(nowhere)}; sites come from TCGA barcodes, or "
+            "from a table that names each case's site"
+        )
+    return cases["site"]
+
+
+def _look_up(case_ids: pd.Index, table: Path, column: str, what: str) -> np.ndarray:
+    """Return each case's cell of a column as text, None where it is empty."""
+    frame = read_any_table(table, what, ["case_id", column], CohortError).dropna(subset=["case_id"])
     classes = frame.drop_duplicates(["case_id", column]).set_index("case_id")[column]
-    twice = classes.index[classes.index.duplicated()]
-    if len(twice):
-        raise CohortError(f"{table} puts the case {twice[0]} in two classes of '{column}'; keep one")
-    missing = case_ids[~case_ids.isin(classes.index)]
-    if len(missing):
-        raise CohortError(f"{table} lacks {len(missing)} cases that have images, such as {missing[0]}; add them")
-    return classes.loc[case_ids].astype(str).to_numpy(object)
-
-
-def _check_enough(cases: pd.DataFrame, folds: int) -> None:
-    labelled = cases[cases["labelled"]]
-    if len(labelled) < max(folds, 3):
+    repeated = classes.index[classes.index.duplicated()].unique().tolist()
+    if repeated:
         raise CohortError(
-            f"{len(labelled)} labelled patients are too few for {folds} folds with a test, a val and a training "
-            f"patient each; label more, or lower split.folds (at least 3 patients, and one per fold)"
+            f"{table} puts {len(repeated)} cases in several classes of '{column}': {first_few(repeated)}; keep one each"
         )
-    groups = labelled["group"].nunique()
-    if groups < max(folds, 3):
-        raise CohortError(
-            f"the labelled patients come from {groups} sites, too few for {folds} folds by site; "
-            "lower split.folds or split by patient"
+    missing = case_ids[~case_ids.isin(classes.index)].tolist()
+    if missing:
+        forms = {_reduce_id(case_id): case_id for case_id in classes.index}
+        alike = next(
+            (
+                f"; it has {quote(forms[_reduce_id(m)])}, which looks like {quote(m)}"
+                for m in missing
+                if _reduce_id(m) in forms
+            ),
+            "",
         )
+        raise CohortError(f"{table} lacks {len(missing)} cases that have images: {first_few(missing)}{alike}; add them")
+    return classes.loc[case_ids].to_numpy(object)
 
 
-def _dealt(cases: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal cases, whole groups at a time, to parts of the given shares so that all kinds of case are spread alike.
-
-    Groups come largest first, then class by class in random order; each goes where it lessens most the chi-square
-    distance of all counts (of cases, labelled cases, paired cases, classes, and their combinations) from their targets.
-
-    Returns
-    -------
-    int array [cases]
-        The part of each case.
-    """
-    kinds = cases["stratum"] + "/" + cases["labelled"].astype(str) + "/" + cases["paired"].astype(str)
-    features = [np.ones((len(cases), 1)), cases[["labelled", "paired"]].to_numpy(float)]
-    features += [pd.get_dummies(column).to_numpy(float) for column in (cases["stratum"], kinds)]
-    members = np.concatenate(features, axis=1)
-    groups = pd.DataFrame({"group": cases["group"], "kind": kinds}).reset_index(drop=True)
-    summary = groups.groupby("group", sort=True).agg(size=("kind", "size"), kind=("kind", "min"))
-    summary["tie"] = rng.permutation(len(summary))
-    summary = summary.sort_values(["size", "kind", "tie"], ascending=[False, True, True])
-    members = members[:, members.any(axis=0)]
-    target = shares[:, None] * members.sum(axis=0)
-    missing = target.copy()
-    part = np.empty(len(cases), np.int64)
-    for name in summary.index:
-        chosen = np.flatnonzero(groups["group"] == name)
-        adds = members[chosen].sum(axis=0)
-        gain = ((missing - adds / 2) / target) @ adds
-        part[chosen] = best = int(np.argmax(np.round(gain, 9)))
-        missing[best] -= adds
-    return part
-
-
-def _roles(cases: pd.DataFrame, test_fold: np.ndarray, fold: int, val_fraction: float, seed: int) -> np.ndarray:
-    """Give each case its role in one fold; val is dealt from what is not tested, at least one labelled case."""
-    test = test_fold == fold
-    rest = cases[~test]
-    share = max(val_fraction, 1 / max(rest["labelled"].sum(), 1))
-    in_val = _dealt(rest, np.array([1 - share, share]), np.random.default_rng([seed, fold])) == 1
-    roles = np.full(len(cases), "train", dtype=object)
-    roles[test] = "test"
-    roles[np.flatnonzero(~test)[in_val]] = "val"
-    for role in ("train", "val", "test"):
-        if not (cases["labelled"] & (roles == role)).any():
-            raise CohortError(
-                f"fold {fold} has no labelled patient for {role}; lower split.folds, change split.val_fraction "
-                f"({val_fraction:g}) or split by patient"
-            )
-    return roles
-
-
-def _flow(
+def _count_flow(
     records: pd.DataFrame, cases: pd.DataFrame, expressed: list[str], manifests: list[pd.DataFrame]
 ) -> pd.DataFrame:
-    """Tell how many cases each step has, how many it lost of those it could have had, and why."""
+    """Count the cases of each step, how many it lost of those it could have had, and why."""
     imaged, sourced = set(cases.index), set(records["case_id"])
     steps: list[tuple[str, int, int, str]] = []
     if manifests:
@@ -258,20 +303,23 @@ def _flow(
             having = set(manifest.loc[manifest["data_type"] == kind, "case_id"].dropna())
             if having:
                 steps.append((step, len(having), len(everyone - having), "no such file in the manifest"))
-    steps.append(("in the expression table", len(expressed), len(set(expressed) - imaged), "no usable image"))
+    unused = sorted(set(expressed) - imaged)
+    steps.append(("in the expression table", len(expressed), len(unused), f"no usable image: {first_few(unused)}"))
     steps.append(("with an image source", len(sourced), 0, ""))
-    steps.append(("with usable images", len(imaged), len(sourced - imaged), _reasons(records)))
-    unlabelled = int((~cases["labelled"]).sum())
-    steps.append(("with masks", len(imaged) - unlabelled, unlabelled, "no annotation: kept for pre-training"))
-    unpaired = int((~cases["paired"]).sum())
-    steps.append(("paired with expression", len(imaged) - unpaired, unpaired, "no expression: kept for images"))
+    steps.append(("with usable images", len(imaged), len(sourced - imaged), _count_reasons(records)))
+    for flag, step, reason in (
+        ("labelled", "with masks", "no annotation, kept for pre-training"),
+        ("paired", "paired with expression", "no expression, kept for images"),
+    ):
+        lacking = cases.index[~cases[flag]].tolist()
+        steps.append((step, len(imaged) - len(lacking), len(lacking), f"{reason}: {first_few(lacking)}"))
     steps.append(("in the folds", len(imaged), 0, ""))
     table = pd.DataFrame(steps, columns=["step", "cases", "lost", "reason"])
     table.loc[(table["lost"] == 0) & (table["step"] != "with usable images"), "reason"] = ""
     return table
 
 
-def _reasons(records: pd.DataFrame) -> str:
+def _count_reasons(records: pd.DataFrame) -> str:
     """Count the sources that were not used by status and kind of reason, the part before its colon."""
     left_out = records[records["status"] != "ok"]
     kinds = left_out["status"] + ": " + left_out["reason"].fillna("unknown").str.split(":").str[0]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 
 from mgi.acquire.manifest import EXPRESSION, read_manifest
+from mgi.config import StarCounts
 from mgi.console import log, progress
 from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
-from mgi.prepare.genes import AUTOSOMES, in_genomic_order, is_gtf, listed_genes, read_places, without_version
+from mgi.names import check_case_ids, first_few
+from mgi.prepare.genes import AUTOSOMES, find_listed_genes, sort_by_position, without_version
+from mgi.prepare.positions import is_gtf, read_places
 from mgi.prepare.profiles import profile_writer, require_anndata, write_h5ad
 from mgi.prepare.star import StarTable, read_star
+from mgi.prepare.units import STAR_UNITS, compute_fpkm_uq, compute_tpm
 from mgi.tables import GENES_SCHEMA
 
-# What an option asks for, and what the table then says of itself.
-UNITS = {"log2-tpm": "log2(TPM+1)", "counts": "counts", "log2-fpkm-uq": "log2(FPKM-UQ+1)"}
 CODING = "protein_coding"
 
 T = TypeVar("T")
@@ -33,10 +35,7 @@ def build(
     manifests: list[Path],
     annotation: Path,
     output: Path | str,
-    *,
-    gene_types: list[str],
-    genes: Path | None = None,
-    unit: str = "log2-tpm",
+    options: StarCounts,
     workers: int = 1,
     h5ad: Path | None = None,
 ) -> None:
@@ -50,16 +49,15 @@ def build(
     folders, manifests
         A folder of {file_id}/{file_name} per manifest.
     annotation
-        Positions and exon-union lengths of the genes: a GTF, or a table of gene_id, chromosome, start and length.
+        Positions and exon-union lengths of the genes: a GTF or GFF3, or a table of gene_id, chromosome, start and
+        length.
     output
         expression.parquet.
-    gene_types
-        GENCODE gene types to keep; an empty list keeps all.
-    genes
-        A list of the genes to keep, by id or symbol, one a line; then `gene_types` does not count.
-    unit
-        "log2-tpm": log2(TPM + 1), TPM as `tpm` gives it over the kept genes; "counts": unstranded counts, which float32
-        holds exactly up to 16,777,216; "log2-fpkm-uq": log2(FPKM-UQ + 1), FPKM-UQ as `fpkm_uq` gives it.
+    options
+        `gene_types`: GENCODE gene types to keep; an empty list keeps all. `genes`: a list of the genes to keep, by id
+        or symbol, one a line; then `gene_types` does not count. `unit`: "log2-tpm" is log2(TPM + 1), TPM as
+        `compute_tpm` gives it over the kept genes; "counts" unstranded counts, which float32 holds exactly up to
+        16,777,216; "log2-fpkm-uq" log2(FPKM-UQ + 1), FPKM-UQ as `compute_fpkm_uq` gives it.
     workers
         Threads.
     h5ad
@@ -75,52 +73,26 @@ def build(
     MissingPackageError
         If `h5ad` is asked for without the package anndata.
     """
-    if unit not in UNITS:
-        raise ExpressionError(f"the unit '{unit}' is unknown; give one of {', '.join(UNITS)}")
     if h5ad is not None:
         require_anndata()
-    files = _files(folders, manifests)
+    files = _list_files(folders, manifests)
     first = files[0].read()
-    chosen = _choose(first, annotation, gene_types, genes, unit)
+    choice = _choose_genes(first, annotation, options)
 
-    def profile(file: _File) -> np.ndarray:
-        return chosen.values(file.read(like=first).counts, file.path)
+    def read_profile(file: _File) -> np.ndarray:
+        return choice.normalise(file.read(like=first).counts, file.path)
 
-    with profile_writer(output, chosen.genes, UNITS[unit]) as add:
-        profiles = _in_order(profile, files, workers)
+    unit = STAR_UNITS[options.unit]
+    with profile_writer(output, choice.genes, unit) as add:
+        profiles = _map_in_order(read_profile, files, workers)
         for file, values in zip(files, progress(profiles, "STAR tables", len(files)), strict=True):
             add(file.case_id, file.aliquot, values)
     log.info(
         "%d cases, %d of %d genes of %s as %s in %s",
-        len(files), len(chosen.genes), first.genes.num_rows, first.model, UNITS[unit], output,
+        len(files), len(choice.genes), first.genes.num_rows, first.model, unit, output,
     )  # fmt: skip
     if h5ad is not None:
         write_h5ad(output, h5ad)
-
-
-def tpm(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Transcripts per million, float64 [genes]: counts per base of exons, scaled to a sum of a million.
-
-    Wagner et al., 2012, doi 10.1007/s12064-012-0162-3.
-    """
-    rate = counts / lengths
-    return rate * (1e6 / rate.sum())
-
-
-def fpkm_uq(counts: np.ndarray, lengths: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Upper-quartile normalised FPKM as the GDC defines it, float64 [genes].
-
-    count * 1e9 / (length * Q * G): Q is the 0.75 quantile of the counts above 0 among the protein-coding genes of
-    chromosomes 1 to 22, G the number of these genes, expressed or not. Which genes are kept does not change it.
-
-    Parameters
-    ----------
-    counts, lengths
-        [genes]: unstranded counts, and bases of the exon union.
-    reference
-        Counts of all autosomal protein-coding genes of the table.
-    """
-    return counts * 1e9 / (lengths * np.quantile(reference[reference > 0], 0.75) * len(reference))
 
 
 @dataclass(frozen=True)
@@ -154,7 +126,7 @@ class _Choice:
     reference : int ndarray
         The rows of all autosomal protein-coding genes.
     unit : str
-        A key of `UNITS`.
+        A key of `STAR_UNITS`.
     """
 
     genes: pd.DataFrame
@@ -163,7 +135,7 @@ class _Choice:
     reference: np.ndarray
     unit: str
 
-    def values(self, counts: np.ndarray, path: Path) -> np.ndarray:
+    def normalise(self, counts: np.ndarray, path: Path) -> np.ndarray:
         """Turn the counts of a table into values, float32 [kept]."""
         kept = counts[self.rows]
         if self.unit == "counts":
@@ -172,11 +144,14 @@ class _Choice:
         if not reference.any():
             which = "kept" if self.unit == "log2-tpm" else "autosomal protein-coding"
             raise ExpressionError(f"{path} counts no read in any {which} gene; leave the file out of the manifest")
-        linear = tpm(kept, self.lengths) if self.unit == "log2-tpm" else fpkm_uq(kept, self.lengths, reference)
+        if self.unit == "log2-tpm":
+            linear = compute_tpm(kept, self.lengths)
+        else:
+            linear = compute_fpkm_uq(kept, self.lengths, reference)
         return np.log2(linear + 1).astype(np.float32)
 
 
-def _files(folders: list[Path], manifests: list[Path]) -> list[_File]:
+def _list_files(folders: list[Path], manifests: list[Path]) -> list[_File]:
     """List the STAR tables of manifests by case."""
     if len(folders) != len(manifests):
         raise ExpressionError(f"{len(folders)} folders but {len(manifests)} manifests; give one folder per manifest")
@@ -184,17 +159,20 @@ def _files(folders: list[Path], manifests: list[Path]) -> list[_File]:
     for folder, manifest in zip(folders, manifests, strict=True):
         rows = read_manifest(manifest)
         rows = rows[rows["data_type"] == EXPRESSION].astype(object).where(lambda cells: cells.notna(), None)
-        for row in rows.itertuples():
-            path = Path(folder, row.file_id, row.file_name)
-            files.append(_File(row.case_id, row.aliquot, path, None if row.size is None else int(row.size)))
+        for row in rows.to_dict("records"):
+            path = Path(folder, row["file_id"], row["file_name"])
+            files.append(_File(row["case_id"], row["aliquot"], path, row["size"] and int(row["size"])))
     if not files:
         raise ExpressionError(f"{', '.join(map(str, manifests))}: no row of the data type '{EXPRESSION}'")
     caseless = [file.path.name for file in files if file.case_id is None]
     if caseless:
         raise ExpressionError(
-            f"the manifests name no case for {len(caseless)} STAR tables, {caseless[0]} the first; make them with "
+            f"the manifests name no case for {len(caseless)} STAR tables: {first_few(caseless)}; make them with "
             "`mgi gdc query`, which asks the GDC for the cases"
         )
+    where = ", ".join(map(str, manifests))
+    case_ids = check_case_ids((file.case_id for file in files), where, ExpressionError)
+    files = [replace(file, case_id=case_id) for file, case_id in zip(files, case_ids, strict=True)]
     files.sort(key=lambda file: file.case_id)
     for one, other in pairwise(files):
         if one.case_id == other.case_id:
@@ -205,35 +183,41 @@ def _files(folders: list[Path], manifests: list[Path]) -> list[_File]:
     return files
 
 
-def _choose(first: StarTable, annotation: Path, gene_types: list[str], listed: Path | None, unit: str) -> _Choice:
+def _choose_genes(first: StarTable, annotation: Path, options: StarCounts) -> _Choice:
     """Choose the genes to keep among those of a STAR table, and find their places and lengths."""
     genes = first.genes.to_pandas()
-    kept = _of_types(genes, gene_types) if listed is None else listed_genes(listed, genes)
+    listed = options.genes
+    kept = _find_types(genes, options.gene_types) if listed is None else find_listed_genes(listed, genes)
     coding = genes["gene_type"] == CODING
-    genes = _placed(first, genes, kept | (coding if unit == "log2-fpkm-uq" else False), annotation, unit)
+    needed = kept | (coding if options.unit == "log2-fpkm-uq" else False)
+    genes = _join_places(first, genes, needed, annotation, options.unit)
     reference = np.flatnonzero(coding & genes["chromosome"].isin(AUTOSOMES))
     genes = genes[kept].assign(gene_id=without_version(genes["gene_id"][kept]))
     check_unique(genes["gene_id"].tolist(), "gene", first.path, ExpressionError)
-    genes = in_genomic_order(genes.astype({"start": np.int64}))
-    return _Choice(genes[GENES_SCHEMA.names], genes.index.to_numpy(), genes["length"].to_numpy(), reference, unit)
+    genes = sort_by_position(genes.astype({"start": np.int64}))
+    rows, lengths = genes.index.to_numpy(), genes["length"].to_numpy()
+    return _Choice(genes[GENES_SCHEMA.names], rows, lengths, reference, options.unit)
 
 
-def _of_types(genes: pd.DataFrame, gene_types: list[str]) -> np.ndarray:
+def _find_types(genes: pd.DataFrame, gene_types: list[str]) -> np.ndarray:
+    """Return which genes are of some types, bool [genes]."""
     present = sorted(genes["gene_type"].unique())
-    foreign = [name for name in gene_types if name not in present]
-    if foreign:
-        raise ExpressionError(f"no gene is of the type '{foreign[0]}'; the types are {', '.join(present)}")
+    unknown = [name for name in gene_types if name not in present]
+    if unknown:
+        raise ExpressionError(f"no gene is of the type {first_few(unknown)}; the types are {', '.join(present)}")
     return (genes["gene_type"].isin(gene_types) if gene_types else genes["gene_type"].notna()).to_numpy()
 
 
-def _placed(first: StarTable, genes: pd.DataFrame, needed: np.ndarray, annotation: Path, unit: str) -> pd.DataFrame:
+def _join_places(
+    first: StarTable, genes: pd.DataFrame, needed: np.ndarray, annotation: Path, unit: str
+) -> pd.DataFrame:
     """Join chromosome, start and length; every gene that is needed must have them."""
     places = read_places(annotation, "gene_id")
     if "length" not in places.columns:
         if unit != "counts":
             raise ExpressionError(
-                f"{annotation} lacks the column length, the bases of each gene's exons, which {UNITS[unit]} needs; "
-                "add it, give a GTF, or ask for counts"
+                f"{annotation} lacks the column length, the bases of each gene's exons, which {STAR_UNITS[unit]} "
+                "needs; add it, give a GTF, or ask for counts"
             )
         places = places.assign(length=np.nan)
     if is_gtf(annotation) and len(genes) < len(places):
@@ -251,14 +235,16 @@ def _placed(first: StarTable, genes: pd.DataFrame, needed: np.ndarray, annotatio
             f"{len(unknown)} genes of {first.path} are not in the annotation {annotation}, {unknown.iloc[0]} the "
             "first; give the one that the counts were made with"
         )
-    nameless = genes["gene_id"][needed & genes["length"].isna()] if unit != "counts" else []
-    if len(nameless):
-        raise ExpressionError(f"{annotation} has no length for the gene {nameless.iloc[0]}; add it, or ask for counts")
+    lacking = genes["gene_id"][needed & genes["length"].isna()]
+    if len(lacking) and unit != "counts":
+        raise ExpressionError(
+            f"{annotation} has no length for {len(lacking)} genes: {first_few(lacking)}; add it, or ask for counts"
+        )
     return genes
 
 
-def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Map in threads, giving the results in the order of the items; no more than a few are ahead of the reader."""
+def _map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Map in threads, yielding the results in the order of the items; no more than a few are ahead of the reader."""
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque = deque()
         for item in items:

@@ -1,4 +1,4 @@
-"""A ready matrix of expression, cases by genes or genes by cases, taken over as it is."""
+"""A ready matrix of expression in any common layout: which samples and genes of it are used, and in which unit."""
 
 import re
 from pathlib import Path
@@ -6,50 +6,63 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mgi.barcodes import Barcode, is_tumour
+from mgi.config import TableImport
 from mgi.console import log
 from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
-from mgi.files import require_file
-from mgi.prepare.genes import UNPLACED, in_genomic_order, read_frame, read_places, without_version
+from mgi.names import check_case_ids, first_few
+from mgi.prepare.genes import UNPLACED, sort_by_position, without_version
+from mgi.prepare.layouts import RawMatrix, read_raw_matrix
+from mgi.prepare.orientation import (
+    Matrix,
+    find_positions,
+    orient_matrix,
+    parse_barcode,
+    standardise_barcode,
+    standardise_gene,
+)  # fmt: skip
+from mgi.prepare.positions import Positions
 from mgi.prepare.profiles import profile_writer, require_anndata, write_h5ad
+from mgi.prepare.units import UNITS, check_unit, compute_tpm, find_fitting_units
 from mgi.tables import GENES_SCHEMA
 
-BARCODE = re.compile(r"^TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(-(?P<sample>\d{2})|-|$)")
-CASE = slice(0, 12)
 PRIMARY = "01"
-# Sample types from here on are normal tissue (10 to 19) and controls (20 to 29).
-NOT_TUMOUR = "10"
-ENSEMBL = re.compile(r"^ENS\w*G[R\d]\d+")
-LARGEST_LOG2 = 30.0
-CASES_LOOKED_AT = 100
+# Symbols hold a capital or a digit and no space; a spreadsheet makes dates such as 1-Mar of some.
+NO_SYMBOL = re.compile(r"^[a-z_.-]*$|[\s()]|^\d{1,2}-[A-Z][a-z]{2}$")
+CLINICAL_WORDS = {
+    "AGE", "BATCH", "BMI", "CENSORED", "CENSORSHIP", "CLUSTER", "COHORT", "COUNT", "DAYS", "DFI", "DFS", "DSS",
+    "EVENT", "FRACTION", "GENDER", "GRADE", "HEIGHT", "IDH", "INDEX", "KPS", "LABEL", "MONTHS", "MSI", "MUTATION",
+    "MUTATIONS", "OS", "PATIENT", "PFI", "PFS", "PLOIDY", "PURITY", "RACE", "RISK", "SAMPLE", "SCORE", "SEX", "STAGE",
+    "STATUS", "SUBTYPE", "SURVIVAL", "TIME", "TMB", "WEIGHT", "YEAR", "YEARS",
+}  # fmt: skip
 
 
-def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | None = None) -> None:
+def import_table(
+    table: Path, positions: Path | None, output: Path | str, options: TableImport, h5ad: Path | None = None
+) -> None:
     """Import a ready matrix of cases by genes, either way round, as `output` and genes.parquet beside it.
 
-    Cases are known by their TCGA barcodes, or by a column case_id. Where barcodes tell samples, normal tissue and
-    controls (sample types 10 to 29) are left out, and of several samples of a case one is kept: a primary tumour (01)
-    before others, then the lowest barcode, which is the rule `first` of `mgi gdc query`. Genes are known by symbol, or
-    by Ensembl id where all are such; those without a position come last, on the chromosome "unplaced".
-
-    Values are taken as they are, and what they were taken for is said and recorded:
-
-    - "z-score": some are negative, and the genes have mean 0 and nearly all a standard deviation of 1 over the cases;
-    - "counts": none is negative and all are whole numbers;
-    - "log2(TPM+1)": none is negative or above 30, and 2^x - 1 adds up to a million in every case;
-    - "log2": none is above 30 or below -30;
-    - "TPM": those of every case add up to a million;
-    - "linear": anything else, such as FPKM, RSEM, or TPM of some genes only. A linear table whose values all happen to
-      be that small is taken for "log2".
+    Cases are known by their TCGA barcodes (in any case, joined by `-`, `.` or `_`), or by ids of their own, which are
+    text exactly as written. Where barcodes tell samples, normal tissue and controls (sample types 10 to 29) are left
+    out, and of several samples of a case one is kept: a primary tumour (01) before others, then the lowest barcode.
+    Genes are known by symbol or Ensembl id, whichever the positions know; those without a position come last, on the
+    chromosome "unplaced". Counters such as `__no_feature` and columns that describe genes or hold no numbers are left
+    out; the log counts and names whatever is.
 
     Parameters
     ----------
     table
-        Parquet, CSV or TSV, by its name.
+        Delimited text, GCT, Parquet or AnnData; see `layouts`.
     positions
-        Positions of the genes: a GTF, or a table of gene_name (or gene_id), chromosome and start.
+        Positions of the genes; None where the table itself has them.
     output
         expression.parquet.
+    options
+        `table_unit`: what the values are, a key of `UNITS`; None recognises it where only one fits.
+        `normalise`: whether counts become log2(TPM+1), as STAR counts do; the positions must then have lengths.
+        `duplicates`: which of several rows of one gene is used: the first, their mean, or the one that varies most.
+        `leave_out`: whether genes and cases that cannot be used are left out; else the table is refused.
     h5ad
         Write the table as AnnData here too.
 
@@ -58,162 +71,203 @@ def import_table(table: Path, positions: Path, output: Path | str, h5ad: Path | 
     MissingInputError
         If a file is not there.
     ExpressionError
-        If cases or genes cannot be told, a sample or gene comes twice, no case is of a tumour, a value is missing, or
-        no gene has a position.
+        If cases or genes cannot be told apart, a case comes twice, no case is of a tumour, a value is missing, no gene
+        has a position, or the unit is in doubt or contradicts the values.
     MissingPackageError
-        If `h5ad` is asked for without the package anndata.
+        If AnnData is read or written without the package anndata.
     """
     if h5ad is not None:
         require_anndata()
-    frame = _cases_by_genes(read_frame(require_file(table, "expression table")), table)
-    if any(not name.strip() for name in [*frame.index, *frame.columns]):
-        raise ExpressionError(f"{table}: a case or a gene has no name; name it or leave it out")
-    frame = _one_sample_per_case(frame, table)
-    check_unique(list(frame.columns), "gene", table, ExpressionError)
-    # What float32 cannot hold is infinite only after the cast.
-    with np.errstate(over="ignore"):
-        values = frame.to_numpy(np.float32, na_value=np.nan)
-    incomplete = frame.columns[~np.isfinite(values).all(axis=0)]
-    if len(incomplete):
-        raise ExpressionError(
-            f"{table}: {len(incomplete)} genes lack a value that float32 holds for some case, {incomplete[0]} "
-            "the first; fill them in or leave these genes out"
-        )
-    genes = _placed(frame.columns, positions, table)
-    if not values.any():
-        raise ExpressionError(f"{table} holds nothing but zeros; give the table that was meant")
-    values = values[:, genes.index]
-    unit, fitted = _unit(values)
-    log.info("%s: taken for %s, %d cases of %d genes", table, unit, *values.shape)
-    with profile_writer(output, genes, unit, fitted) as add:
-        for barcode, profile in zip(frame.index, values, strict=True):
-            add(_case_of(barcode), barcode if _case_of(barcode) != barcode else None, profile)
+    raw = read_raw_matrix(table)
+    places = find_positions(raw, positions)
+    matrix = orient_matrix(raw, places, options.leave_out)
+    _name_cases(matrix)
+    _name_genes(matrix, places)
+    aliquots = _choose_samples(matrix)
+    _resolve_duplicates(matrix, options.duplicates)
+    _check_values(matrix)
+    genes = _place_genes(matrix, places)
+    matrix.keep("genes", genes.index.to_numpy())
+    unit, fitted = _settle_unit(matrix, options.table_unit or _unit_of_file(raw))
+    if options.normalise:
+        matrix.values, unit = _normalise_counts(matrix, genes, unit), "log2-tpm"
+    log.info("%s: taken for %s, %d cases of %d genes", table, UNITS[unit], *matrix.values.shape)
+    with profile_writer(output, genes[GENES_SCHEMA.names], UNITS[unit], fitted) as add:
+        for case_id, aliquot, profile in zip(matrix.cases, aliquots, matrix.values, strict=True):
+            add(case_id, aliquot, profile)
     if h5ad is not None:
         write_h5ad(output, h5ad)
 
 
-def _cases_by_genes(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
-    """Turn a matrix to cases by genes, whichever way round it is stored; both are then known by text."""
-    if "case_id" in frame.columns:
-        return _numeric(frame.set_index("case_id"), table)
-    if not _are_barcodes(frame.index) and len(frame.columns) and _are_barcodes(frame.iloc[:, 0]):
-        frame = frame.set_index(frame.columns[0])
-    if _are_barcodes(frame.index):
-        return _numeric(frame, table)
-    cases = [name for name in frame.columns if BARCODE.match(str(name))]
-    if not cases:
-        raise ExpressionError(
-            f"{table}: neither rows nor columns are TCGA barcodes; name the cases in a column 'case_id'"
+def _name_cases(matrix: Matrix) -> None:
+    """Write barcodes in one form; where some cases have one, all must."""
+    barcodes = [parse_barcode(name) for name in matrix.cases]
+    if any(barcodes) or any(standardise_barcode(name).startswith("TCGA-") for name in matrix.cases):
+        matrix.drop(
+            "cases", (barcode is None for barcode in barcodes), "have no valid TCGA barcode though others begin as one"
         )
-    text = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
-    spoilt = [name for name in text if name in cases]
-    if spoilt:
-        numbers = pd.to_numeric(frame[spoilt[0]], errors="coerce")
-        bad = frame[spoilt[0]][numbers.isna() & frame[spoilt[0]].notna()]
-        said = f"holds '{bad.iloc[0]}'" if len(bad) else "is stored as text"
-        raise ExpressionError(f"{table}: the column {spoilt[0]} {said}, not numbers; correct it")
-    if isinstance(frame.index, pd.RangeIndex):
-        if not text:
-            raise ExpressionError(f"{table}: its columns are cases but no column names the genes")
-        frame = frame.set_index(text[0])
-    return _named(frame[cases].T)
+        matrix.cases = [standardise_barcode(name) for name in matrix.cases]
+    matrix.drop("cases", np.isnan(matrix.values).all(axis=1), "have no value")
+    matrix.cases = check_case_ids(matrix.cases, str(matrix.path), ExpressionError)
+    check_unique(matrix.cases, "case", matrix.path, ExpressionError)
 
 
-def _are_barcodes(names: pd.Index | pd.Series) -> bool:
-    return len(names) > 0 and all(BARCODE.match(str(name)) for name in names)
+def _name_genes(matrix: Matrix, places: Positions | None) -> None:
+    """Write genes by their symbol or id, and leave out or refuse what is none."""
+    matrix.genes = [standardise_gene(name) for name in matrix.genes]
+    nameless = sum(not name for name in matrix.genes)
+    if nameless:
+        raise ExpressionError(f"{matrix.path}: {nameless} genes have no name; name them or leave them out")
+    if places is not None:
+        key, forms = places.choose_key(matrix.genes)
+        known = forms.isin(places.by[key].index)
+        matrix.drop(
+            "genes",
+            (not here and not _looks_like_gene(name) for name, here in zip(matrix.genes, known, strict=True)),
+            "are no genes",
+        )
+    matrix.drop("genes", np.isnan(matrix.values).all(axis=0), "have no value")
 
 
-def _numeric(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
-    numeric = frame.select_dtypes("number")
-    for name in frame.columns.drop(numeric.columns):
-        number = pd.to_numeric(frame[name], errors="coerce").notna()
-        if number.any() and pd.api.types.is_string_dtype(frame[name].dropna()):
-            bad = frame[name][~number & frame[name].notna()]
-            said = f"holds '{bad.iloc[0]}'" if len(bad) else "is stored as text"
-            raise ExpressionError(f"{table}: the column {name} {said}, not numbers; correct it, or leave it out")
-    if len(numeric.columns) < len(frame.columns):
-        left_out = [str(name) for name in frame.columns if name not in numeric.columns]
-        log.info("%s: %d columns are not numbers and are left out: %s", table, len(left_out), ", ".join(left_out[:5]))
-    if numeric.empty:
-        raise ExpressionError(f"{table} holds no numbers")
-    return _named(numeric)
+def _looks_like_gene(name: str) -> bool:
+    """Return whether a name without a position may still be a gene's."""
+    return not NO_SYMBOL.search(name) and not CLINICAL_WORDS & set(re.split(r"[^A-Z0-9]+", name.upper()))
 
 
-def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    rows, columns = (["" if pd.isna(name) else str(name) for name in axis] for axis in (frame.index, frame.columns))
-    return frame.set_axis(rows).set_axis(columns, axis=1)
+def _choose_samples(matrix: Matrix) -> list[str | None]:
+    """Keep the tumour sample of each case that the rule says, sorted by case; return their barcodes."""
+    parsed = {name: Barcode.parse(name) for name in matrix.cases}
 
+    def case_of(name: str) -> str:
+        barcode = parsed[name]
+        return barcode.case_id if barcode else name
 
-def _case_of(barcode: str) -> str:
-    return barcode[CASE] if BARCODE.match(barcode) else barcode
+    def rank(name: str) -> tuple[str, bool, str]:
+        barcode = parsed[name]
+        return case_of(name), ((barcode.sample or "") if barcode else "") != PRIMARY, name
 
-
-def _sample_of(barcode: str) -> str:
-    match = BARCODE.match(barcode)
-    return (match["sample"] or "") if match else ""
-
-
-def _one_sample_per_case(frame: pd.DataFrame, table: Path) -> pd.DataFrame:
-    """Keep the tumour sample of each case that the rule says, in the order of the cases."""
-    names = sorted(frame.index, key=lambda name: (_case_of(name), _sample_of(name) != PRIMARY, name))
-    check_unique(names, "case", table, ExpressionError)
-    tumours = [name for name in names if _sample_of(name) < NOT_TUMOUR]
+    tumours = [name for name in sorted(matrix.cases, key=rank) if is_tumour(name) is not False]
     if not tumours:
-        raise ExpressionError(f"{table} holds no tumour sample: all are normal tissue or controls, such as {names[0]}")
-    if len(tumours) < len(names):
-        log.info("%s: %d of %d samples are normal tissue or controls and are left out",
-                 table, len(names) - len(tumours), len(names))  # fmt: skip
+        raise ExpressionError(
+            f"{matrix.path} holds no tumour sample: all are normal tissue or controls, such as {min(matrix.cases)}"
+        )
+    if len(tumours) < len(matrix.cases):
+        left = sorted(set(matrix.cases) - set(tumours))
+        log.info("%s: %d of %d samples are normal tissue or controls and are left out: %s",
+                 matrix.path, len(left), len(matrix.cases), first_few(left))  # fmt: skip
     # The first of a case is the one to keep.
-    kept = list({_case_of(name): name for name in reversed(tumours)}.values())[::-1]
-    if len(kept) < len(tumours):
-        log.info("%s: %d samples are of cases that have another; a primary tumour, then the lowest barcode, is kept",
-                 table, len(tumours) - len(kept))  # fmt: skip
-    return frame.loc[kept]
+    kept = {case_of(name): name for name in reversed(tumours)}
+    chosen = list(kept.values())[::-1]
+    if len(chosen) < len(tumours):
+        left = sorted(set(tumours) - set(chosen))
+        log.info(
+            "%s: %d samples are of cases that have another; a primary tumour, then the lowest barcode, is kept: %s "
+            "left out", matrix.path, len(left), first_few(left),
+        )  # fmt: skip
+    place = {name: k for k, name in enumerate(matrix.cases)}
+    matrix.keep("cases", np.array([place[name] for name in chosen]))
+    matrix.cases = [case_of(name) for name in chosen]
+    return [name if name != case_id else None for name, case_id in zip(chosen, matrix.cases, strict=True)]
 
 
-def _placed(names: pd.Index, positions: Path, table: Path) -> pd.DataFrame:
-    """Give the genes of a matrix in genomic order; the index says which column each is."""
-    genes = pd.DataFrame({"gene_id": names, "gene_name": names, "gene_type": None})
-    key = "gene_id" if all(ENSEMBL.match(name) for name in names) else "gene_name"
-    places = read_places(positions, key)
+def _resolve_duplicates(matrix: Matrix, rule: str) -> None:
+    """Use one row of a gene that has several, by a rule; versions of an Ensembl id are one gene."""
+    codes, names = pd.factorize(without_version(pd.Series(matrix.genes, dtype=str)))
+    counts = np.bincount(codes, minlength=len(names))
+    if (counts == 1).all():
+        return
+    repeated = [name for name, count in zip(names, counts, strict=True) if count > 1]
+    said = {
+        "first": "the first is used",
+        "mean": "their mean is used",
+        "max-variance": "the one that varies most is used",
+    }
+    log.warning("%s: %d genes have several rows or columns; of each %s: %s",
+                matrix.path, len(repeated), said[rule], first_few(repeated))  # fmt: skip
+    chosen = np.full(len(names), -1)
+    variance = np.nan_to_num(matrix.values.var(axis=0, dtype=np.float64), nan=-1.0) if rule == "max-variance" else None
+    for place, code in enumerate(codes):
+        if chosen[code] < 0 or (variance is not None and variance[place] > variance[chosen[code]]):
+            chosen[code] = place
+    if rule == "mean":
+        for code in np.flatnonzero(counts > 1):
+            members = np.flatnonzero(codes == code)
+            matrix.values[:, chosen[code]] = matrix.values[:, members].mean(axis=1, dtype=np.float64)
+    matrix.keep("genes", np.sort(chosen))
+
+
+def _check_values(matrix: Matrix) -> None:
+    """Refuse missing and infinite values, and a table of zeros."""
+    incomplete = [name for name, bad in zip(matrix.genes, ~np.isfinite(matrix.values).all(axis=0), strict=True) if bad]
+    if incomplete:
+        raise ExpressionError(
+            f"{matrix.path}: {len(incomplete)} genes lack a value that float32 holds for some case: "
+            f"{first_few(incomplete)}; fill them in or leave these genes out"
+        )
+    if not matrix.values.any():
+        raise ExpressionError(f"{matrix.path} holds nothing but zeros; give the table that was meant")
+
+
+def _place_genes(matrix: Matrix, places: Positions | None) -> pd.DataFrame:
+    """Return the genes in genomic order; the index says which column each is."""
+    if places is None:
+        raise ExpressionError(f"{matrix.path} does not say where its genes lie: give their positions")
+    key, forms = places.choose_key(matrix.genes)
+    genes = pd.DataFrame({"gene_id": matrix.genes, "gene_name": matrix.genes, "gene_type": None})
     if key == "gene_id":
-        genes["gene_id"] = without_version(genes["gene_id"])
-        places = places.set_axis(without_version(places.index.to_series()))
-        check_unique(genes["gene_id"].tolist(), "gene", table, ExpressionError)
-    genes = genes.join(places, on=key)
+        genes["gene_id"] = forms
+    genes = genes.join(places.by[key], on=key)
     unplaced = genes[key][genes["start"].isna()].tolist()
     if len(unplaced) == len(genes):
-        raise ExpressionError(f"no gene of {table} is in {positions}: {unplaced[0]}, for one, is no {key} there")
+        raise ExpressionError(
+            f"no gene of {matrix.path} is in {places.where}: {unplaced[0]}, for one, is no {key} there"
+        )
     if 2 * len(unplaced) > len(genes):
         raise ExpressionError(
-            f"{len(unplaced)} of {len(genes)} columns of {table} have no position in {positions}: {unplaced[0]}, for "
-            f"one, is no {key} there; leave out what is no gene, or give positions of these genes"
+            f"{len(unplaced)} of {len(genes)} genes of {matrix.path} have no position in {places.where}: "
+            f"{first_few(unplaced)}; leave out what is no gene, or give positions of these genes"
         )
     if unplaced:
-        log.warning("%d genes have no position and come last: %s", len(unplaced), ", ".join(unplaced))
+        log.warning("%s: %d genes have no position and come last: %s", matrix.path, len(unplaced), first_few(unplaced))
     genes = genes.fillna({"chromosome": UNPLACED, "start": 0}).astype({"start": np.int64})
-    return in_genomic_order(genes)[GENES_SCHEMA.names]
+    return sort_by_position(genes)
 
 
-def _unit(values: np.ndarray) -> tuple[str, str]:
-    """Tell what the values seem to be, and whether their scale was fitted outside our folds."""
-    largest = np.abs(values).max()
-    if values.min() < 0:
-        # Logarithms that were only centred have deviations of all sizes.
-        low, middle, high = np.quantile(values.std(axis=0), [0.25, 0.5, 0.75])
-        scaled = 0.75 < middle < 1.33 and high < 1.75 * low
-        centred = np.median(np.abs(values.mean(axis=0))) < 0.3
-        if centred and scaled:
-            return "z-score", "outside the folds"
-        return ("log2" if largest <= LARGEST_LOG2 else "linear"), "none"
-    some = values[:CASES_LOOKED_AT].astype(np.float64)
-    if (values == np.rint(values)).all():
-        return "counts", "none"
-    if largest <= LARGEST_LOG2:
-        return ("log2(TPM+1)" if _are_millions(np.exp2(some) - 1) else "log2"), "none"
-    return ("TPM" if _are_millions(some) else "linear"), "none"
+def _unit_of_file(raw: RawMatrix) -> str | None:
+    """Return the unit that the file states, None where it states none that is known."""
+    return next((key for key, unit in UNITS.items() if raw.unit in (key, unit)), None)
 
 
-def _are_millions(values: np.ndarray) -> bool:
-    """Whether every case adds up to a million, but for the rounding of a written table."""
-    return bool((np.abs(values.sum(axis=1) / 1e6 - 1) < 1e-2).all())
+def _settle_unit(matrix: Matrix, stated: str | None) -> tuple[str, str]:
+    """Return the unit of the values, and whether their scale was fitted outside our folds."""
+    fitting = [stated] if stated else find_fitting_units(matrix.values)
+    if len(fitting) > 1:
+        low, high = matrix.values.min(), matrix.values.max()
+        raise ExpressionError(
+            f"{matrix.path}: its values, {low:g} to {high:g}, can be of several units: state which, "
+            f"{' or '.join(fitting)}"
+        )
+    unit = fitting[0]
+    check_unit(matrix.values, unit, matrix.path)
+    return unit, "outside the folds" if unit == "z-score" else "none"
+
+
+def _normalise_counts(matrix: Matrix, genes: pd.DataFrame, unit: str) -> np.ndarray:
+    """Turn counts into log2(TPM+1) over the genes of the table, float32 [cases, genes]."""
+    if unit != "counts":
+        raise ExpressionError(f"{matrix.path} holds {UNITS[unit]}: only counts are normalised")
+    if "length" not in genes or genes["length"].isna().any():
+        lacking = (
+            genes["gene_id"].tolist() if "length" not in genes else genes["gene_id"][genes["length"].isna()].tolist()
+        )
+        raise ExpressionError(
+            f"{len(lacking)} genes of {matrix.path} have no length, the bases of their exons: {first_few(lacking)}; "
+            "give a GTF, or leave the counts as they are"
+        )
+    empty = [case for case, profile in zip(matrix.cases, matrix.values, strict=True) if not profile.any()]
+    if empty:
+        raise ExpressionError(f"{matrix.path}: {len(empty)} cases count no read: {first_few(empty)}")
+    lengths = genes["length"].to_numpy(np.float64)
+    return np.stack(
+        [np.log2(compute_tpm(profile, lengths) + 1) for profile in matrix.values.astype(np.float64)]
+    ).astype(np.float32)

@@ -93,7 +93,7 @@ def tile_slides(
     if status is not None:
         write_sources(records, status)
     used = sum(record["status"] == "ok" for record in records)
-    log.info("%d tiles of %d of %d slides in %s", sum(r["n_images"] for r in records), used, len(records), output)
+    log.info("%d tiles of %d of %d slides", sum(record["n_images"] for record in records), used, len(records))
 
 
 def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None:

@@ -1,4 +1,4 @@
-"""What expression values are: normalisation of counts, and recognising or checking the unit of a ready table."""
+"""What expression values are: normalised counts, and the unit of a ready table, recognised or checked."""
 
 import numpy as np
 
@@ -40,41 +40,39 @@ def compute_fpkm_uq(counts: np.ndarray, lengths: np.ndarray, reference: np.ndarr
     return counts * 1e9 / (lengths * np.quantile(reference[reference > 0], 0.75) * len(reference))
 
 
-def recognise_unit(values: np.ndarray) -> str | None:
-    """Return the only unit that fits the values, float32 [cases, genes], or None where several do.
+def find_fitting_units(values: np.ndarray) -> list[str]:
+    """Return the units, keys of `UNITS`, that values, float32 [cases, genes], can be of; one where there is no doubt.
 
-    - z-score: some values are negative, and the genes have mean 0 and nearly all a standard deviation of 1;
+    - z-score: some values are negative, and the genes have mean 0 and nearly all a standard deviation of 1, or the
+      values lie around 0 and reach further than logarithms do;
     - counts: all are whole numbers, none negative, some above 30;
     - log2-tpm: none is negative or above 30, and 2^x - 1 adds up to a million in every case;
     - log2: none is above 30 and they lie around their median; some may be negative where most are well above 0;
     - tpm: those of every case add up to a million;
     - linear: none is negative, and some are above 30 and not whole.
 
-    Returns
-    -------
-    str or None
-        A key of `UNITS`. Z-scores against a reference group and centred logarithms look alike, as do small linear
-        values and logarithms: for these it is None.
+    Z-scores against a reference group and centred logarithms look alike, as do logarithms and small linear values.
     """
     largest = np.abs(values).max()
     if values.min() < 0:
         if _is_standardised(values):
-            return "z-score"
-        means = values.mean(axis=0, dtype=np.float64)
-        centred = np.median(means) < values.std(dtype=np.float64) / 2
+            return ["z-score"]
+        centred = np.median(values.mean(axis=0, dtype=np.float64)) < values.std(dtype=np.float64) / 2
         if centred:
-            return None
-        return "log2" if largest <= MAX_LOG2 else "linear"
+            return ["z-score", "log2"] if largest <= MAX_LOG2 else ["z-score"]
+        return ["log2"] if largest <= MAX_LOG2 else ["linear"]
     some = values[:CASES_LOOKED_AT].astype(np.float64)
     if _sum_to_millions(some):
-        return "tpm"
+        return ["tpm"]
     if largest > MAX_LOG2:
-        return "counts" if is_whole(values) else "linear"
+        return ["counts"] if is_whole(values) else ["linear"]
     if _sum_to_millions(np.exp2(some) - 1):
-        return "log2-tpm"
+        return ["log2-tpm"]
+    if is_whole(values):
+        return ["counts", "log2", "linear"]
     positive = some[some > 0]
     around_median = positive.mean() <= MAX_LOG2_MEAN * np.median(positive)
-    return "log2" if around_median and not is_whole(values) else None
+    return ["log2"] if around_median else ["log2", "linear"]
 
 
 def check_unit(values: np.ndarray, unit: str, where: object) -> None:

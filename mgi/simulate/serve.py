@@ -6,44 +6,45 @@ shapes of the GDC API, https://docs.gdc.cancer.gov/API/Users_Guide/Search_and_Re
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from mgi.console import log
-from mgi.errors import ConfigError, MissingInputError
+from mgi.errors import ConfigError, ManifestError, MissingInputError
+from mgi.names import check_name, quote
+from mgi.simulate.api import BadRequestError, list_files
 
 LOCAL = "local:"
-DEFAULT_SIZE = 10
+HOSTS = ("127.0.0.1", "localhost")
+MAX_BODY_BYTES = 1 << 20
+MAX_RECORDS_BYTES = 1 << 30
 
 
 @contextmanager
 def endpoint(api_url: str) -> Iterator[str]:
-    """Yield the http address of a GDC API, serving the folder of `local:DIR` for as long as the context lasts.
+    """Yield the http(s) address of a GDC API, serving the folder of `local:DIR` for as long as the context lasts.
+
+    Any other address is yielded as it is.
 
     Raises
     ------
-    ConfigError
-        If `api_url` is neither an http(s) address nor `local:DIR`.
-    MissingInputError
+    MissingInputError, ManifestError
         If DIR is not a complete simulated cohort.
     """
-    if api_url.startswith(("http://", "https://")):
-        yield api_url.rstrip("/")
-        return
     if not api_url.startswith(LOCAL):
-        raise ConfigError(
-            f"the GDC address is '{api_url}'; give an https:// address, or local:DIR for a simulated cohort"
-        )
+        yield api_url
+        return
     server = make_server(Path(api_url.removeprefix(LOCAL)), 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -60,12 +61,12 @@ def serve_until_interrupted(folder: Path, port: int) -> None:
 
     Raises
     ------
-    MissingInputError
+    MissingInputError, ManifestError
         If `folder` is not a complete simulated cohort.
     ConfigError
         If the port is taken.
     """
-    # Said outright, since a shell starts what it runs in the background with interrupts ignored.
+    # Set explicitly, since a shell starts what it runs in the background with interrupts ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     with make_server(folder, port) as server:
@@ -77,18 +78,20 @@ def serve_until_interrupted(folder: Path, port: int) -> None:
 
 
 def make_server(folder: Path, port: int) -> "LocalGDC":
-    """Make the server of a simulated cohort on a port of 127.0.0.1; 0 takes a free one."""
+    """Return the server of a simulated cohort on a port of 127.0.0.1; 0 takes a free one."""
     if not folder.is_dir():
         raise MissingInputError(f"no simulated cohort at {folder}; make one with: mgi simulate {folder}")
     if not (folder / "manifest.tsv").is_file():
         raise MissingInputError(f"{folder} is not a complete simulated cohort; make it with: mgi simulate {folder}")
+    status, records = _read_json(folder / "status.json", dict), _read_json(folder / "files.json", list)
+    paths = _paths(folder, records)
     try:
-        return LocalGDC(folder, port)
-    except OSError as problem:
-        if problem.errno in (errno.EADDRINUSE, errno.EACCES):
+        return LocalGDC(status, records, paths, port)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise ConfigError(
-                f"port {port} cannot be used: {problem.strerror}; choose another, or 0 for a free one"
-            ) from None
+                f"port {port} cannot be used: {error.strerror}; choose another, or 0 for a free one"
+            ) from error
         raise
 
 
@@ -97,27 +100,59 @@ def address(server: "LocalGDC") -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
+def _read_json(path: Path, kind: type) -> Any:
+    """Read a JSON file that must hold a `kind`."""
+    try:
+        if path.stat().st_size > MAX_RECORDS_BYTES:
+            raise ManifestError(f"{path} is larger than {MAX_RECORDS_BYTES >> 20} MiB")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path} is missing; make the cohort again with: mgi simulate {path.parent}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ManifestError(f"{path} is not JSON: {quote(str(error), 200)}") from error
+    if not isinstance(value, kind):
+        raise ManifestError(f"{path} holds no {'list of records' if kind is list else 'status'}")
+    return value
+
+
+def _paths(folder: Path, records: list[Any]) -> dict[str, Path]:
+    """Return where the file of each record lies, by its id."""
+    paths = {}
+    for record in records:
+        if not isinstance(record, dict):
+            raise ManifestError(f"{folder / 'files.json'} holds a record that is no object: {quote(record)}")
+        file_id = check_name(record.get("file_id"), "file id", ManifestError)
+        paths[file_id] = folder / "data" / file_id / check_name(record.get("file_name"), "file name", ManifestError)
+    return paths
+
+
+def open_within(folder: Path, path: Path) -> BinaryIO | None:
+    """Open a file for reading if it is a plain one that lies in `folder`, through links too; None if it is not."""
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        return None
+    try:
+        handle = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return None
+    return os.fdopen(handle, "rb")
+
+
 class LocalGDC(ThreadingHTTPServer):
     """The server, holding the records of the folder's files."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int):
-        self.folder = folder
-        self.status = json.loads((folder / "status.json").read_text())
-        self.records = json.loads((folder / "files.json").read_text())
-        self.paths = {
-            record["file_id"]: folder / "data" / record["file_id"] / record["file_name"] for record in self.records
-        }
+    def __init__(self, status: dict[str, Any], records: list[dict[str, Any]], paths: dict[str, Path], port: int):
+        self.status, self.records, self.paths = status, records, paths
         super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say one line where a client has gone away."""
+        """Log one line where a client has gone away."""
         log.debug("a client of the local GDC at %s broke off", client_address)
-
-
-class _BadRequest(Exception):
-    """A request that the GDC would answer with 400 and a message."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -125,8 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: LocalGDC
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        if not self._is_for_this_host():
+            return
+        try:
+            parts = urlsplit(self.path)
+            query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        except ValueError:
+            self._refuse(HTTPStatus.BAD_REQUEST, "the address cannot be read")
+            return
         path = parts.path.rstrip("/")
         if path == "/status":
             self._answer(HTTPStatus.OK, self.server.status)
@@ -138,13 +179,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, f"there is no {path} here")
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self._is_for_this_host():
+            return
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > MAX_BODY_BYTES:
+            self.close_connection = True
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of up to {MAX_BODY_BYTES} bytes is read")
+            return
+        body = self.rfile.read(int(length))
         if urlsplit(self.path).path.rstrip("/") != "/files":
             self._refuse(HTTPStatus.NOT_FOUND, f"there is no {self.path} to post to here")
             return
         try:
             query = json.loads(body or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             query = None
         if isinstance(query, dict):
             self._list(query)
@@ -152,13 +200,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
 
     def log_message(self, format: str, *args: Any) -> None:
-        log.debug("local GDC: " + format, *args)
+        log.debug("local GDC: " + format, *(quote(arg) if isinstance(arg, str) else arg for arg in args))
+
+    def _is_for_this_host(self) -> bool:
+        """Refuse requests that a web page of another host sends here by way of the user's browser."""
+        host = self.headers.get("Host", "")
+        if re.fullmatch(rf"({'|'.join(map(re.escape, HOSTS))})(:\d+)?", host, re.IGNORECASE):
+            return True
+        self.close_connection = True
+        self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers for 127.0.0.1 and localhost only")
+        return False
 
     def _list(self, query: dict[str, Any]) -> None:
         try:
             answer = list_files(self.server.records, query)
-        except _BadRequest as problem:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(problem))
+        except BadRequestError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         else:
             self._answer(HTTPStatus.OK, answer)
 
@@ -175,10 +232,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, file_id: str) -> None:
         path = self.server.paths.get(file_id)
-        if path is None or not path.is_file():
+        source = open_within(path.parents[2], path) if path else None
+        if path is None or source is None:
             self._refuse(HTTPStatus.NOT_FOUND, f"no file {file_id}")
             return
-        size = path.stat().st_size
+        with source:
+            self._send(source, path.name)
+
+    def _send(self, source: BinaryIO, name: str) -> None:
+        """Send a file, or the range of it that is asked for."""
+        size = os.fstat(source.fileno()).st_size
         try:
             part = _byte_range(self.headers.get("Range"), size)
         except ValueError:
@@ -193,26 +256,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Disposition", f"attachment; filename={path.name}")
+        self.send_header("Content-Disposition", f"attachment; filename={name}")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        with open(path, "rb") as source:
-            source.seek(start)
-            if end == size:
-                shutil.copyfileobj(source, self.wfile, 1 << 20)
-            else:
-                self.wfile.write(source.read(end - start))
+        source.seek(start)
+        if end == size:
+            shutil.copyfileobj(source, self.wfile, 1 << 20)
+        else:
+            self.wfile.write(source.read(end - start))
 
 
 def _byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First byte and the one after the last that a Range header asks for; None for the whole file (RFC 9110, 14.2).
+    """Return the first byte and the one after the last that a Range header asks for (RFC 9110, 14.2).
+
+    None stands for the whole file.
 
     Raises
     ------
     ValueError
         If the range lies outside the file.
     """
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").replace(" ", ""))
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", (header or "").replace(" ", ""))
     if match is None or match[0] == "bytes=-":
         return None
     if not match[1]:
@@ -222,99 +286,3 @@ def _byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise ValueError("range not satisfiable")
     return start, end
-
-
-def list_files(records: list[dict], query: dict[str, Any]) -> dict:
-    """Answer a query of `/files`: the matching records' fields, one page of them.
-
-    Parameters
-    ----------
-    records
-        Records as the GDC lists them, nested.
-    query
-        `filters` (a mapping, or its JSON), `fields` (names, comma-separated or a list), `from`, `size`, `sort`.
-    """
-    filters = query.get("filters")
-    if isinstance(filters, str) and filters:
-        try:
-            filters = json.loads(filters)
-        except ValueError:
-            raise _BadRequest("filters is not JSON") from None
-    if str(query.get("format", "JSON")).upper() != "JSON":
-        raise _BadRequest(f"format {query['format']} is not served here; ask for JSON")
-    try:
-        start, size = int(query.get("from", 0)), int(query.get("size", DEFAULT_SIZE))
-    except (TypeError, ValueError):
-        raise _BadRequest("from and size must be whole numbers") from None
-    if start < 0 or size < 0:
-        raise _BadRequest("from and size must not be negative")
-    found = [record for record in records if not filters or _matches(record, filters)]
-    found = _sorted(found, str(query.get("sort") or ""))
-    fields = query.get("fields") or []
-    fields = fields.split(",") if isinstance(fields, str) else fields
-    hits = [_selected(record, fields) for record in found[start : start + size]]
-    pagination = {
-        "count": len(hits),
-        "total": len(found),
-        "size": size,
-        "from": start,
-        "sort": query.get("sort") or "",
-        "page": start // size + 1 if size else 1,
-        "pages": -(-len(found) // size) if size else 1,
-    }
-    return {"data": {"hits": hits, "pagination": pagination}, "warnings": {}}
-
-
-def _sorted(records: list[dict], sort: str) -> list[dict]:
-    """Put records in the order of `field:asc,field:desc`, the first field counting most."""
-    for key in reversed([part for part in sort.split(",") if part]):
-        field, _, direction = key.partition(":")
-        keyed = [([str(value) for value in _values(record, field)], record) for record in records]
-        records = [record for _, record in sorted(keyed, key=itemgetter(0), reverse=direction == "desc")]
-    return records
-
-
-def _values(record: Any, field: str) -> list[Any]:
-    """Every value of a dotted field, through the lists on its way."""
-    found = [record]
-    for key in field.removeprefix("files.").split("."):
-        inner = [value[key] for value in found if isinstance(value, dict) and key in value]
-        found = [item for value in inner for item in (value if isinstance(value, list) else [value])]
-    return found
-
-
-def _matches(record: dict, node: Any) -> bool:
-    """Whether a record passes a filter of the GDC's query language."""
-    operator = node.get("op") if isinstance(node, dict) else None
-    content = node.get("content") if isinstance(node, dict) else None
-    if operator in ("and", "or") and isinstance(content, list):
-        results = (_matches(record, part) for part in content)
-        return all(results) if operator == "and" else any(results)
-    if operator not in ("=", "!=", "in", "exclude") or not isinstance(content, dict) or "field" not in content:
-        raise _BadRequest(f"cannot read the filter {json.dumps(node)}; operators are and, or, =, !=, in, exclude")
-    wanted = content.get("value")
-    wanted = {str(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
-    present = any(str(value) in wanted for value in _values(record, content["field"]))
-    return present == (operator in ("=", "in"))
-
-
-def _selected(record: dict, fields: list[str]) -> dict:
-    """Return the record reduced to the named fields, nested as before; its id is always there."""
-    if not fields:
-        return {key: value for key, value in record.items() if not isinstance(value, dict | list)}
-    paths = [field.strip().split(".") for field in fields]
-    return {"id": record["file_id"]} | _pruned(record, paths)
-
-
-def _pruned(value: Any, paths: list[list[str]]) -> Any:
-    if isinstance(value, list):
-        kept = [_pruned(item, paths) for item in value]
-        return [item for item in kept if item != {}]
-    if not isinstance(value, dict) or [] in paths:
-        return value
-    result = {}
-    for key, inner in value.items():
-        deeper = [path[1:] for path in paths if path and path[0] == key]
-        if deeper and (kept := _pruned(inner, deeper)) not in ({}, []):
-            result[key] = kept
-    return result

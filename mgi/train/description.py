@@ -14,6 +14,7 @@ from mgi.train.vit import check_vit
 
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_GENES = 1_000_000
+MAX_CASES = 1_000_000
 
 
 class Description(BaseModel):
@@ -27,6 +28,8 @@ class Description(BaseModel):
         Hash of the code that trained it.
     fold : str
         The fold whose training patients it saw, or `all`.
+    cases : list of str
+        The training and validation patients: to warn where one of them is predicted.
     image_px : int
         Edge of its images, pixels.
     mpp : float or None
@@ -42,6 +45,7 @@ class Description(BaseModel):
     mgi: str = ""
     code: str = ""
     fold: str
+    cases: list[str] = Field([], max_length=MAX_CASES)
     image_px: int = Field(ge=1, le=MAX_IMAGE_PX)
     mpp: float | None = Field(None, gt=0)
     genes: list[str] = Field(max_length=MAX_GENES)

@@ -81,6 +81,7 @@ def finetune(
         code=code_hash(),
         options=options,
         fold=fold,
+        cases=sorted(roles["train"] + roles["val"]),
         image_px=train.image_px,
         mpp=train.mpp,
         genes=profiles.genes,
@@ -92,7 +93,7 @@ def finetune(
     model = _build_model(description, profiles, roles["train"], source, pretrained)
     model = model.to(place.device, memory_format=torch.channels_last)
     identity = {
-        "configuration": description.model_dump(mode="json", exclude={"code"}),
+        "configuration": description.model_dump(mode="json", exclude={"code", "mgi"}),
         "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
         "set of patients": roles,
         "set of images": [part.digest() for part in (train, val) if part is not None],

@@ -70,7 +70,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     batches = PatientBatches(images, profiles, paired["train"], options, place, ranks)
     log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
     identity = {
-        "configuration": description.model_dump(mode="json", exclude={"code"}),
+        "configuration": description.model_dump(mode="json", exclude={"code", "mgi"}),
         "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
         "set of patients": paired,
         "set of images": images.digest(),
@@ -166,7 +166,8 @@ class PatientBatches:
         """Return other patients that have images, evenly spread images of theirs, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
         chosen = [spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
-        patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in chosen]))
+        counts = torch.tensor([len(rows) for rows in chosen], dtype=torch.int64)
+        patient = torch.repeat_interleave(torch.arange(len(cases)), counts)
         return cases, np.concatenate([np.empty(0, np.int64), *chosen]), patient
 
 

@@ -209,6 +209,10 @@ class _FaultyHandler(BaseHTTPRequestHandler):
             with self.gdc.lock:
                 self.gdc.corrupted += len(body)
         stated = keep if fault == "short" else len(body)
+        if fault == "short" and not start:
+            # Of another length than the file, so it is not taken.
+            with self.gdc.lock:
+                self.gdc.corrupted += keep
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(stated))
         if start:
@@ -250,3 +254,18 @@ def pin(path, files, name="counts.tsv"):
     ]
     write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), path)
     return path
+
+
+def rest_of(start):
+    """The answer to a request for `CONTENT` from `start` on."""
+    return says(206, CONTENT[start:], Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+
+
+def serving(files):
+    """An answer to any request: the file that the path ends with, or 404."""
+
+    def answer(handler):
+        content = files.get(handler.path.split("/data/")[-1])
+        says(404 if content is None else 200, content or b"")(handler)
+
+    return answer

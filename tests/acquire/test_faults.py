@@ -9,8 +9,8 @@ import time
 import pandas as pd
 import pytest
 
-from mgi.acquire import web
-from mgi.acquire.fetch import fetch
+from mgi.acquire import retry, web
+from tests.cohorts import fetch
 
 from .servers import FaultyGDC, contents, pin
 
@@ -23,22 +23,22 @@ ALL_FAULTS = {
 @pytest.fixture
 def impatient(monkeypatch):
     """Short pauses and short silences, for servers whose troubles pass quickly."""
-    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(web, "TIMEOUT_SECONDS", (1.0, 0.4))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_thousand_files_arrive_under_all_faults_at_once(tmp_path, impatient, seed):
     files = contents(1000, 200, 8000, seed)
-    manifest = pin(tmp_path / "manifest.parquet", files, name="../../escaped.tsv")
+    manifest = pin(tmp_path / "manifest.parquet", files)
     token = tmp_path / "token"
     token.touch(0o600)
     token.write_text("secret")
     with FaultyGDC(files, ALL_FAULTS, restart_after=400, seed=seed) as gdc:
         fetch(manifest, tmp_path / "deep/got", gdc.url, WORKERS, token_file=token, status=tmp_path / "status.tsv")
         assert set(gdc.met) == set(ALL_FAULTS)
-    arrived = {path.relative_to(tmp_path).parts: path.read_bytes() for path in tmp_path.rglob("escaped.tsv*")}
-    assert arrived == {("deep", "got", file_id, "escaped.tsv"): content for file_id, content in files.items()}
+    arrived = {path.relative_to(tmp_path).parts: path.read_bytes() for path in tmp_path.rglob("counts.tsv*")}
+    assert arrived == {("deep", "got", file_id, "counts.tsv"): content for file_id, content in files.items()}
     size = sum(map(len, files.values()))
     assert gdc.sent <= 1.05 * size + gdc.corrupted, (gdc.sent / size, gdc.corrupted / size)
     assert gdc.too_early == 0

@@ -17,15 +17,18 @@ from PIL import Image
 import mgi
 from mgi import cli
 from mgi.codecs import decode_mask
+from mgi.config import PredictOptions
 from mgi.errors import (
     CheckpointError,
     CohortError,
     ConfigError,
+    ExpressionError,
     ImageTableError,
     MissingInputError,
     MissingPackageError,
     SlideError,
 )
+from mgi.evaluate import overlay, regions
 from mgi.evaluate import predict as stage
 from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.masks import stitch
@@ -45,7 +48,7 @@ from tests.tables import CASES, IMAGES, patient_dice, write_cohort
 CPU = Place(torch.device("cpu"))
 
 
-def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_them(cohort, pretrained, tmp_path):
+def test_embeddings_cover_the_test_patients_images_and_genes(cohort, pretrained, tmp_path):
     embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "embeddings.parquet")
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pandas()
     assert table.groupby("kind").size().to_dict() == {"image": 2 * IMAGES, "gene": 2}
@@ -57,7 +60,7 @@ def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_th
     np.testing.assert_allclose(np.linalg.norm(np.stack(table.vector), axis=1), 1, rtol=1e-5)
 
 
-def test_embeddings_do_not_depend_on_the_batches_they_were_made_in(cohort, pretrained, tmp_path, monkeypatch):
+def test_embeddings_do_not_depend_on_batch_size(cohort, pretrained, tmp_path, monkeypatch):
     seen, tables = [], []
     model, load = mgi.load(pretrained), Images.load
     monkeypatch.setattr(Images, "load", lambda self, rows: seen.append(len(rows)) or load(self, rows))
@@ -138,7 +141,7 @@ def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_pat
         evaluate_tables(finetuned, [tmp_path / "empty"], cohort.expression, tmp_path / "out", 100)
 
 
-def test_expression_of_other_cases_is_refused_and_of_some_is_told(cohort, finetuned, tmp_path, caplog):
+def test_rejects_expression_of_other_cases_and_warns_of_missing_ones(cohort, finetuned, tmp_path, caplog):
     profiles = pq.read_table(cohort.expression)
     shutil.copy(cohort.expression.with_name("genes.parquet"), tmp_path)
     names = profiles["case_id"].to_pylist()
@@ -167,9 +170,35 @@ def test_a_model_refuses_another_unit_of_expression_and_other_mpp(cohort, pretra
         embed(pretrained, coarse.sources, coarse.expression, coarse.splits, 0, tmp_path / "e.parquet")
 
 
-def test_a_table_that_states_no_unit_and_no_mpp_is_taken_at_its_word(finetuned, tmp_path):
+def make_positive(expression):
+    """Replace a table's values by their absolute values."""
+    table = pq.read_table(expression)
+    index = table.schema.get_field_index("values")
+    values = np.abs(np.stack(table["values"].to_numpy()))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    pq.write_table(table.set_column(index, table.schema.field(index), flat), expression)
+
+
+def test_table_without_unit_is_assumed_to_have_the_models(finetuned, tmp_path, caplog):
     other = write_cohort(tmp_path / "other", unit=None, mpp=None)
-    evaluate_tables(finetuned, [other.folder / "images" / "all.parquet"], other.expression, tmp_path / "out", 100)
+    images = [other.folder / "images" / "all.parquet"]
+    with pytest.raises(ExpressionError, match=r"does not hold log2\(TPM\+1\): a value is -"):
+        evaluate_tables(finetuned, images, other.expression, tmp_path / "out", 100)
+    make_positive(other.expression)
+    evaluate_tables(finetuned, images, other.expression, tmp_path / "out", 100)
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert "does not state its unit: taken for log2(TPM+1), as the model's" in caplog.text
+
+
+def test_stated_unit_overrides_the_tables(finetuned, tmp_path):
+    scores = write_cohort(tmp_path / "scores", unit="z-score")
+    tables = [scores.folder / "images" / "all.parquet"]
+    with pytest.raises(CheckpointError, match=r"trained on log2\(TPM\+1\) and the expression table holds z-score"):
+        evaluate_tables(finetuned, tables, scores.expression, tmp_path / "other", 100, unit="z-score")
+    with pytest.raises(ExpressionError, match="unknown unit 'tons'"):
+        evaluate_tables(finetuned, tables, scores.expression, tmp_path / "other", 100, unit="tons")
+    make_positive(scores.expression)
+    evaluate_tables(finetuned, tables, scores.expression, tmp_path / "out", 100, unit="log2-tpm")
     assert (tmp_path / "out" / "summary.json").exists()
 
 
@@ -261,10 +290,10 @@ def slide(tmp_path):
 
 
 @pytest.mark.parametrize(("largest", "mpp"), [(8192, 0.73), (8192, 1.0), (8192, 1.37), (128, 1.0), (128, 0.73)])
-def test_a_slide_is_given_its_mask_outlines_and_picture(
+def test_slide_prediction_writes_mask_outlines_and_picture(
     finetuned, slide, sees_dark, tmp_path, monkeypatch, largest, mpp
 ):
-    monkeypatch.setattr(stage, "LARGEST_PLANE_PX", largest)
+    monkeypatch.setattr(regions, "MAX_PLANE_PX", largest)
     predict(of_mpp(finetuned, mpp, tmp_path / "model"), slide, tmp_path / "out")
     name = slide.stem
     mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}_mask.tiff")) > 0
@@ -279,13 +308,20 @@ def test_a_slide_is_given_its_mask_outlines_and_picture(
     ring = np.array(features[0]["geometry"]["coordinates"][0])
     np.testing.assert_allclose([ring.min(0), ring.max(0)], [[300, 420], [556, 676]], atol=4 if largest == 8192 else 12)
     np.testing.assert_array_equal(ring, ring.round(2))
-    assert Image.open(tmp_path / "out" / f"{name}.png").size == (1200, 1000)
+    picture = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+    # Below the picture of the slide: the legend and a scale bar of a quarter of its width at most.
+    assert picture.shape[1] == 1200 and 1000 < picture.shape[0] < 1100
+    assert (picture[1000:] == overlay.TUMOUR).all(axis=-1).any()
+    dark = (picture[1000:] == overlay.INK).all(axis=-1)
+    runs = ["".join("#" if pixel else " " for pixel in row).split() for row in dark]
+    # 100 microns at 0.5 to a pixel.
+    assert max(len(run) for row in runs for run in row) == pytest.approx(200, abs=1)
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
         f"{name}.geojson", f"{name}.png", f"{name}_mask.tiff"
     ]  # fmt: skip
 
 
-def test_a_slide_without_tumour_is_given_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
+def test_slide_without_tumour_has_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
     path = tmp_path / "pale.svs"
     write_svs(np.full((400, 400, 3), (220, 150, 200), np.uint8), path)
     predict(of_slides, path, tmp_path / "out")
@@ -301,13 +337,13 @@ def test_a_slide_without_tissue_is_refused(of_slides, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["out", "out/masks"])
-def test_what_is_predicted_is_a_folder_of_annotations_that_tiling_reads(of_slides, slide, sees_dark, tmp_path, folder):
+def test_output_is_a_folder_of_annotations_that_tiling_reads(of_slides, slide, sees_dark, tmp_path, folder):
     predict(of_slides, slide, tmp_path / "out")
     found = read_annotation(find_annotation(tmp_path / folder, slide.stem), (1200, 1000))
     assert found.mask(320, 440, 200, 20).all() and not found.mask(600, 440, 200, 20).any()
 
 
-def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
+def test_rejects_output_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
     series = write_series(tmp_path / "s" / "TCGA_CS_4941_19960909", [1])
     monkeypatch.setattr(stage, "move_to_device", lambda *_: pytest.fail("refused before computing"))
     for model, image, own in ((of_slides, slide, slide.parent), (of_mri, series, series)):
@@ -326,19 +362,19 @@ def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, s
         assert path.read_text() == "mine"
 
 
-def test_the_device_is_asked_for_before_the_slide_is_tiled(of_slides, slide, tmp_path, monkeypatch):
+def test_checks_the_device_before_tiling(of_slides, slide, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(stage, "tile_slides", lambda *_, **__: pytest.fail("tiled first"))
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         predict(of_slides, slide, tmp_path / "out", device="cuda")
 
 
-def test_batches_are_put_down_as_they_come_in_any_order(slide):
+def test_batches_may_come_in_any_order(slide):
     frame = pd.DataFrame({"x": [10, 42, 10, 42], "y": [5, 5, 37, 37], "size": 32.0})
     random = np.random.default_rng(0)
     tiles = random.random((4, 16, 16)).astype(np.float32)
     batches = ((rows, tiles[rows]) for rows in (np.array([3, 1]), np.array([0, 2])))
-    plane, pixel = stage._plane(frame, batches, 16, 0.5)
+    plane, pixel = regions.assemble_plane(frame, batches, 16, 0.5)
     assert pixel == 2.0
     np.testing.assert_array_equal(plane, stitch(tiles, frame.x.to_numpy(), frame.y.to_numpy(), 32) >= 0.5)
 
@@ -381,7 +417,7 @@ def write_series(folder, numbers):
     return folder
 
 
-def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_mri, sees_dark, tmp_path):
+def test_series_prediction_writes_one_mask_per_slice_at_its_own_size(of_mri, sees_dark, tmp_path):
     # The masks are named after the slices, whatever the folder's name.
     folder = write_series(tmp_path / "renamed", (1, 2, 10))
     predict(of_mri, folder, tmp_path / "out")
@@ -396,6 +432,7 @@ def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_pa
 
     def written(path, images, batches, *rest):
         seen.append(np.concatenate([probability for _, probability in batches]))
+        return [], ""
 
     monkeypatch.setattr(stage, "_write_slide", written)
     predict(of_slides, slide, tmp_path / "out")
@@ -404,7 +441,7 @@ def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_pa
     assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
 
 
-def test_a_model_that_states_no_mpp_is_taken_for_the_image_it_is_given(of_slides, sees_dark, slide, tmp_path):
+def test_model_without_mpp_accepts_a_series_and_rejects_a_slide(of_slides, sees_dark, slide, tmp_path):
     config = json.loads((of_slides / "config.json").read_text())
     del config["mpp"]
     (of_slides / "config.json").write_text(json.dumps(config))
@@ -415,14 +452,98 @@ def test_a_model_that_states_no_mpp_is_taken_for_the_image_it_is_given(of_slides
         predict(of_slides, slide, tmp_path / "out")
 
 
-def test_what_cannot_be_predicted_is_told(of_slides, of_mri, slide, cohort, tmp_path):
+def test_rejects_what_it_cannot_predict(of_slides, of_mri, slide, cohort, tmp_path):
     with pytest.raises(CheckpointError, match="states no mpp to cut a slide's tiles at"):
         predict(of_mri, slide, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"was trained on slides, of 1 mpp: give a slide"):
         predict(of_slides, tmp_path, tmp_path / "out")
     with pytest.raises(MissingInputError, match="image not found"):
         predict(of_slides, tmp_path / "gone.svs", tmp_path / "out")
-    with pytest.raises(CohortError, match="has no profile of the case TCGA-ZZ-9999"):
+    with pytest.raises(CohortError, match="has no profile of the case 'TCGA-ZZ-9999'"):
         predict(of_slides, slide, tmp_path / "out", expression=cohort.expression, case_id="TCGA-ZZ-9999")
-    with pytest.raises(CohortError, match="needs both --expression and --case-id"):
+    with pytest.raises(CohortError, match="needs both the expression table and a case id"):
         predict(of_slides, slide, tmp_path / "out", expression=cohort.expression)
+
+
+def test_files_of_a_failed_prediction_leave_nothing_behind(of_slides, slide, sees_dark, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SlideError("the slide cannot be read")
+
+    monkeypatch.setattr(stage, "read_downsampled", fail)
+    with pytest.raises(SlideError, match=r"^the slide cannot be read$"):
+        predict(of_slides, slide, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SlideError):
+        predict(of_slides, slide, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_messages_name_no_temporary_file(of_slides, slide, sees_dark, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="mgi"):
+        predict(of_slides, slide, tmp_path / "out")
+    assert "mm2 of tumour" in caplog.text and "images.parquet" not in caplog.text
+
+
+def test_several_images_go_on_after_a_failure_and_where_they_stopped(of_slides, slide, sees_dark, tmp_path, caplog):
+    bad = tmp_path / "bad.svs"
+    bad.write_bytes(b"no slide")
+    good = tmp_path / "TCGA-AA-0001-01Z-00-DX1.svs"
+    shutil.copy(slide, good)
+    with pytest.raises(CohortError, match=r"1 of 3 images could not be segmented: 'bad\.svs'"):
+        predict(of_slides, [bad, slide, good], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.geojson")) == [
+        f"{slide.stem}.geojson", f"{good.stem}.geojson"
+    ]  # fmt: skip
+    for path in (tmp_path / "out").rglob(f"{good.stem}*.*"):
+        path.unlink()
+    before = (tmp_path / "out" / f"{slide.stem}.geojson").stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="mgi"):
+        predict(of_slides, [slide, good], tmp_path / "out")
+    assert f"{slide.name} is there already" in caplog.text
+    assert (tmp_path / "out" / f"{slide.stem}.geojson").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / f"{good.stem}.geojson").exists()
+    with pytest.raises(CohortError, match="1 case ids for 2 images"):
+        predict(of_slides, [slide, good], tmp_path / "out", expression=tmp_path / "e", case_id=["A"])
+
+
+def test_specks_below_the_smallest_area_are_left_out(of_slides, tmp_path, sees_dark):
+    pixels = np.full((600, 600, 3), (220, 150, 200), np.uint8)
+    pixels[100:200, 100:200] = (90, 30, 110)  # 50 x 50 microns at 0.5 to a pixel
+    pixels[300:340, 300:340] = (90, 30, 110)  # 20 x 20
+    write_svs(pixels, tmp_path / "slide.svs")
+    found = {}
+    for min_area in (0, 1000, 5000):
+        options = PredictOptions(min_area=min_area)
+        predict(of_slides, tmp_path / "slide.svs", tmp_path / str(min_area), options=options)
+        outlines = json.loads((tmp_path / str(min_area) / "slide.geojson").read_text())["features"]
+        found[min_area] = len(outlines)
+    assert found == {0: 2, 1000: 1, 5000: 0}
+
+
+def test_model_may_be_a_variants_folder(finetuned, slide, sees_dark, tmp_path):
+    of_mpp(finetuned, 1.0, tmp_path / "mgi" / "fold0")
+    predict(tmp_path / "mgi", slide, tmp_path / "only-fold")
+    of_mpp(finetuned, 1.0, tmp_path / "mgi" / "fold1")
+    with pytest.raises(CheckpointError, match=r"holds 2 models, of single folds: name one, such as .*fold0"):
+        predict(tmp_path / "mgi", slide, tmp_path / "two-folds")
+    of_mpp(finetuned, 1.0, tmp_path / "mgi" / "all")
+    predict(tmp_path / "mgi", slide, tmp_path / "all")
+    assert (tmp_path / "only-fold" / f"{slide.stem}.png").exists() and (tmp_path / "all" / f"{slide.stem}.png").exists()
+
+
+def test_patients_of_the_training_set_are_named_in_a_warning(of_slides, slide, sees_dark, tmp_path, caplog):
+    config = json.loads((of_slides / "config.json").read_text())
+    assert config["cases"] == CASES[:6]
+    predict(of_slides, slide, tmp_path / "trained")
+    assert f"was trained on '{slide.name[:12]}'" in caplog.text
+    caplog.clear()
+    (of_slides / "config.json").write_text(json.dumps(config | {"cases": ["TCGA-ZZ-0000"]}))
+    predict(of_slides, slide, tmp_path / "new")
+    assert "was trained on" not in caplog.text
+
+
+def test_package_predicts_as_the_command_does(of_slides, slide, sees_dark, tmp_path):
+    mgi.predict(of_slides, slide, tmp_path / "out")
+    assert (tmp_path / "out" / f"{slide.stem}.geojson").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mgi.acquire.manifest import EXPRESSION
+from mgi.config import StarCounts
 from mgi.prepare.expression import build
 from mgi.prepare.profiles import read_expression
 from tests.prepare.conftest import write_manifest
@@ -77,9 +78,12 @@ class Cohort:
         row = next(row for row in self.rows if row["case_id"] == case_id)
         return self.folder / row["file_id"] / row["file_name"]
 
-    def build(self, gene_types=("protein_coding",), **options):
+    def build(self, workers=1, h5ad=None, **options):
         manifest = write_manifest(self.folder / "manifest.parquet", self.rows)
-        build([self.folder], [manifest], self.annotation, self.output, gene_types=list(gene_types), **options)
+        options = StarCounts.model_validate(
+            {key: str(value) if key == "genes" else value for key, value in options.items()}
+        )
+        build([self.folder], [manifest], self.annotation, self.output, options, workers, h5ad)
         return read_expression(self.output)
 
     def written(self) -> list[bytes]:

@@ -1,10 +1,14 @@
 """Batches of slides, what became of them, and folds by patient."""
 
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
+from mgi.config import SplitOptions
+from mgi.console import log
 from mgi.errors import AnnotationError, CohortError, ManifestError, MissingInputError
 from mgi.prepare.cohort import collect_sources, slide_batches, split
 from mgi.tables import write_sources, write_table
@@ -15,9 +19,9 @@ def barcode(number, site="S1"):
     return f"TCGA-{site}-{number:04d}"
 
 
-def source(case_id, status="ok", n_images=3, labelled=True, reason=None, kind="01Z-00-DX1"):
+def source(case_id, status="ok", n_images=3, labelled=True, reason=None, kind="01Z-00-DX1", **more):
     row = {"source_id": f"{case_id}-{kind}", "case_id": case_id, "status": status, "reason": reason}
-    return row | {"n_images": n_images, "labelled": labelled, "table": "t"}
+    return row | {"n_images": n_images, "labelled": labelled, "table": "t"} | more
 
 
 def slide_row(case_id, kind="01Z-00-DX1", tail="A"):
@@ -37,8 +41,14 @@ def cohort(tmp_path):
     return write
 
 
+def run(sources, expression, output, manifests=None, flow=None, **options):
+    """Split with options given by name."""
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    split(sources, expression, output, SplitOptions(**options), manifests, flow)
+
+
 def splits(options):
-    split(**options)
+    run(**options)
     return pd.read_parquet(options["output"])
 
 
@@ -145,7 +155,7 @@ def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
     files = [slide_row(case) for case in cases[:7]]
     files += [{"file_name": f"{case}.tsv", "data_type": EXPRESSION, "case_id": case} for case in cases[1:]]
     manifest = write_manifest(tmp_path / "m.parquet", files)
-    split(**cohort(rows, cases[1:]), manifests=[manifest], flow=tmp_path / "flow.csv")
+    run(**cohort(rows, cases[1:]), manifests=[manifest], flow=tmp_path / "flow.csv")
     flow = pd.read_csv(tmp_path / "flow.csv", keep_default_na=False).set_index("step")
     assert flow.columns.tolist() == ["cases", "lost", "reason"]
     assert flow.cases.to_dict() == {
@@ -166,13 +176,13 @@ def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
 def test_case_twice_in_the_expression_table_is_named(cohort):
     cases = [barcode(k) for k in range(6)]
     with pytest.raises(CohortError, match=f"duplicate case '{cases[3]}'"):
-        split(**cohort([source(case) for case in cases], [*cases, cases[3]]))
+        run(**cohort([source(case) for case in cases], [*cases, cases[3]]))
 
 
 def test_no_paired_case_shows_an_id_from_either_side(cohort):
     options = cohort([source(barcode(k)) for k in range(6)], ["TCGA-ZZ-0001"])
     with pytest.raises(CohortError, match=rf"{barcode(0)}.*TCGA-ZZ-0001"):
-        split(**options)
+        run(**options)
     assert not options["output"].exists()
 
 
@@ -180,15 +190,15 @@ def test_fewer_labelled_patients_than_folds_is_refused(cohort):
     cases = [barcode(k) for k in range(8)]
     rows = [source(case, labelled=k < 4) for k, case in enumerate(cases)]
     with pytest.raises(CohortError, match="4 labelled patients are too few for 5 folds"):
-        split(**cohort(rows, cases) | {"folds": 5})
+        run(**cohort(rows, cases) | {"folds": 5})
     with pytest.raises(CohortError, match="1 sites, too few for 2 folds by site"):
-        split(**cohort(rows, cases) | {"by": "site"})
+        run(**cohort(rows, cases) | {"by": "site"})
 
 
 def test_no_usable_image_tells_the_reasons(cohort):
     rows = [source(barcode(0), "skipped", 0, False, "no mpp: none stated")]
     with pytest.raises(CohortError, match="1 skipped: no mpp"):
-        split(**cohort(rows, [barcode(0)]))
+        run(**cohort(rows, [barcode(0)]))
 
 
 def test_stratifying_table_must_hold_every_case_once_and_the_column(cohort, tmp_path):
@@ -197,15 +207,155 @@ def test_stratifying_table_must_hold_every_case_once_and_the_column(cohort, tmp_
     options |= {"stratify_table": tmp_path / "t.parquet", "stratify_column": "bit"}
     frame = pd.DataFrame({"case_id": cases, "bit": [0, 1] * 3})
     for table, message in [
-        (frame[:-1], f"lacks 1 cases that have images, such as {cases[-1]}"),
-        (frame.rename(columns={"bit": "grade"}), "lacks the column 'bit'; it has case_id, grade"),
-        (pd.concat([frame, frame.assign(bit=2)[:1]]), f"{cases[0]} in two classes"),
+        (frame[:-1], f"lacks 1 cases that have images: '{cases[-1]}'"),
+        (frame.rename(columns={"bit": "grade"}), "lacks the column bit; it has case_id, grade"),
+        (pd.concat([frame, frame.assign(bit=2)[:1]]), f"puts 1 cases in several classes of 'bit': '{cases[0]}'"),
     ]:
         write_table(table, tmp_path / "t.parquet")
         with pytest.raises(CohortError, match=message):
-            split(**options)
+            run(**options)
 
 
-def test_unknown_unit_of_splitting_is_refused(cohort):
-    with pytest.raises(CohortError, match="not by 'slide'"):
-        split(**cohort([source(barcode(0))], [barcode(0)]) | {"by": "slide"})
+@pytest.fixture
+def said(monkeypatch):
+    """What was logged, as one text."""
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
+    return lambda: "\n".join(lines)
+
+
+def test_sources_state_project_site_and_tumour(tmp_path):
+    rows = [
+        slide_row(barcode(0, "A7")) | {"project": "TCGA-BRCA"},
+        slide_row("C3L-00001", "21") | {"project": "CPTAC-3"},
+    ]
+    manifest = write_manifest(tmp_path / "m.parquet", rows)
+    statuses = [source(barcode(0, "A7"), tumour_px=5), source("C3L-00001", tumour_px=0, source_id="C3L-00001-21.A")]
+    write_sources(statuses, tmp_path / f"{read_manifest(manifest).file_name[0].split('.')[0]}.status.parquet")
+    collect_sources(tmp_path, [manifest], 2, None, tmp_path / "s.parquet")
+    found = pd.read_parquet(tmp_path / "s.parquet").set_index("case_id")[["project", "site", "has_tumour"]].fillna("")
+    assert found.loc[barcode(0, "A7")].tolist() == ["TCGA-BRCA", "A7", True]
+    assert found.loc["C3L-00001"].tolist() == ["CPTAC-3", "", False]
+
+
+def test_tables_of_an_earlier_version_are_read(cohort):
+    cases = [barcode(k) for k in range(6)]
+    options = cohort([source(case) for case in cases], cases)
+    table = pd.read_parquet(options["sources"])
+    table[["source_id", "case_id", "status", "reason", "n_images", "labelled"]].to_parquet(options["sources"])
+    table = splits(options)
+    assert set(table.site) == {"S1"} and table.project.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("imaged", "expressed", "pair"),
+    [
+        ("095", "95", "'095' and '95'"),
+        ("pat-1", "PAT1", "'pat-1' and 'PAT1'"),
+        ("7", "7 ", "'7' and '7 '"),
+        ("001", "X001", "'001' and 'X001'"),
+        ("TCGA-S9-0001", "TCGA.S9.0001.01A", "'TCGA-S9-0001' and 'TCGA.S9"),
+    ],
+)
+def test_cases_that_fall_out_are_named_with_ids_that_look_alike(cohort, said, tmp_path, imaged, expressed, pair):
+    cases = [barcode(k) for k in range(6)]
+    options = cohort([source(case) for case in [*cases, imaged]], [*cases, expressed, "OTHER"])
+    table = splits(options | {"flow": tmp_path / "flow.csv"})
+    assert not table[table.case_id == imaged].paired.any()
+    assert f"1 of 7 cases with images have no expression: '{imaged}'" in said()
+    assert "2 of 8 cases with expression have no images: " in said()
+    assert f"1 of them look alike but are written differently with images and with expression: {pair}" in said()
+    flow = pd.read_csv(tmp_path / "flow.csv", keep_default_na=False).set_index("step")
+    assert flow.reason["paired with expression"] == f"no expression, kept for images: '{imaged}'"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("tcga-s1-0001", "writes one case id in two ways, 'TCGA-S1-0001' and 'tcga-s1-0001'"),
+        ("TCGA-S1-0001 ", "writes case ids in two ways, with spaces around them and without: 'TCGA-S1-0001 '"),
+        ("TCGA\u2010S1-0001", "it holds HYPHEN"),
+        (None, "invalid case id"),
+    ],
+)
+@pytest.mark.parametrize("where", ["sources", "expression"])
+def test_one_patient_written_in_two_ways_is_refused(cohort, extra, message, where):
+    cases = [barcode(k) for k in range(6)]
+    options = cohort([source(case) for case in cases], cases)
+    table = pd.read_parquet(options[where])
+    pd.concat([table, table[:1].assign(case_id=extra, source_id="x")]).to_parquet(options[where])
+    with pytest.raises(CohortError, match=message):
+        run(**options)
+
+
+def test_sites_come_from_barcodes_or_a_stated_table(cohort, tmp_path):
+    cases = [f"PAT{k:03d}" for k in range(24)]
+    options = cohort([source(case) for case in cases], cases) | {"by": "site"}
+    with pytest.raises(
+        CohortError, match="24 cases have no site to split by: 'PAT000', 'PAT001', 'PAT002' and 21 more"
+    ):
+        run(**options)
+    pd.DataFrame({"case_id": cases, "clinic": [f"0{k % 6}" for k in range(24)]}).to_csv(tmp_path / "c.csv", index=False)
+    table = splits(options | {"site_table": tmp_path / "c.csv", "site_column": "clinic"})
+    assert set(table.site) == {f"0{k}" for k in range(6)}
+    assert (table.groupby(["fold", "site"]).role.nunique() == 1).all()
+    options = cohort([source(case, site=f"H{k % 5}") for k, case in enumerate(cases)], cases) | {"by": "site"}
+    assert set(splits(options).site) == {f"H{k}" for k in range(5)}
+
+
+def test_stratifying_table_is_matched_as_text(cohort, tmp_path):
+    cases = [f"{k:03d}" for k in range(24)]
+    options = cohort([source(case) for case in cases], cases)
+    options |= {"stratify_table": tmp_path / "c.csv", "stratify_column": "grade (WHO)"}
+    frame = pd.DataFrame({"case_id": cases, "grade (WHO)": [k % 2 for k in range(24)]})
+    frame.to_csv(tmp_path / "c.csv", index=False)
+    table = splits(options).merge(frame)
+    assert (table[table.role == "test"].groupby("fold")["grade (WHO)"].mean() == 0.5).all()
+    frame.assign(case_id=range(24)).to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(CohortError, match=r"lacks 24 cases .* it has '0', which looks like '000'; add them"):
+        run(**options)
+
+
+def test_projects_are_kept_and_spread_alike(cohort):
+    cases = [barcode(k) for k in range(30)]
+    projects = ["TCGA-LGG" if k < 20 else "TCGA-GBM" for k in range(30)]
+    rows = [source(case, project=project) for case, project in zip(cases, projects, strict=True)]
+    table = splits(cohort(rows, cases) | {"folds": 5})
+    tested = table[table.role == "test"].groupby("fold").project.value_counts().unstack()
+    assert (tested["TCGA-LGG"] == 4).all() and (tested["TCGA-GBM"] == 2).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_fold_trains_and_chooses_on_patients_with_tumour(cohort, seed):
+    """4 of 20 patients have tumour: most random deals would leave some validation set without."""
+    cases = [barcode(k) for k in range(20)]
+    rows = [source(case, has_tumour=k % 5 == 0) for k, case in enumerate(cases)]
+    table = splits(cohort(rows, cases) | {"folds": 4, "seed": seed})
+    with_tumour = table[table.case_id.isin(cases[::5])].groupby(["fold", "role"]).size().unstack(fill_value=0)
+    assert (with_tumour[["train", "val", "test"]] >= 1).all().all()
+
+
+def test_too_few_patients_with_tumour_are_refused(cohort):
+    cases = [barcode(k) for k in range(20)]
+    rows = [source(case, has_tumour=k < 2) for k, case in enumerate(cases)]
+    with pytest.raises(
+        CohortError, match=r"2 labelled patients have tumour: too few for 4 folds .*, 3 are needed; label"
+    ):
+        run(**cohort(rows, cases) | {"folds": 4})
+
+
+@pytest.mark.parametrize("sizes", [[20, 2, 2, 2], [9, 9, 1, 1], [5, 1, 1, 1, 1]])
+@pytest.mark.parametrize("folds", [2, 3])
+def test_few_sites_are_dealt_where_a_deal_exists(cohort, sizes, folds):
+    cases = [barcode(100 * site + k, f"S{site}") for site, size in enumerate(sizes) for k in range(size)]
+    for seed in range(5):
+        options = cohort([source(case) for case in cases], cases) | {"folds": folds, "by": "site", "seed": seed}
+        table = splits(options)
+        assert (table.groupby(["fold", "site"]).role.nunique() == 1).all()
+        assert (table.groupby("fold").role.nunique() == 3).all()
+    with pytest.raises(
+        CohortError, match=r"3 sites, too few for 2 folds by site .* 4 are needed; ask for fewer folds, or"
+    ):
+        run(**cohort([source(case) for case in cases if "S3" not in case and "S4" not in case], cases)
+            | {"folds": 2, "by": "site"})  # fmt: skip

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from mgi.errors import ExpressionError, MissingInputError
-from mgi.prepare.genes import exon_union_lengths, listed_genes, read_gtf, read_places
+from mgi.prepare.genes import find_listed_genes
+from mgi.prepare.positions import exon_union_lengths, read_gtf, read_places
 from tests.prepare.counts import GENES, LENGTHS, gtf_text, places
 
 
@@ -52,8 +53,8 @@ def test_gtf_cut_before_a_gene_has_its_exons_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("##description: nothing follows\n", "is no GTF, or is cut short: "),
-        ("", "is no GTF, or is cut short: "),
+        ("##description: nothing follows\n", "is no GTF or GFF3, or is cut short: "),
+        ("", "is no GTF or GFF3, or is cut short: "),
         (
             gtf_text().replace('exon\t10\t19\t.\t+\t.\tgene_id "', 'exon\t10\t19\t.\t+\t.\tid "'),
             "an exon has no gene_id",
@@ -70,7 +71,7 @@ def test_gtf_without_what_it_needs_is_refused(tmp_path, text, message):
 def test_gtf_and_table_say_the_same(gtf, tmp_path):
     places().to_csv(tmp_path / "places.tsv", sep="\t", index=False)
     from_gtf, from_table = (read_places(path, "gene_id") for path in (gtf, tmp_path / "places.tsv"))
-    pd.testing.assert_frame_equal(from_gtf, from_table, check_dtype=False)
+    pd.testing.assert_frame_equal(from_gtf, from_table, check_dtype=False, check_index_type=False)
     assert from_table.index.tolist() == [GENES[k][0] for k in (3, 2, 1, 4, 0, 5)]
     assert read_places(gtf, "gene_name").loc["PAR", "chromosome"] == "chrX"
 
@@ -110,7 +111,7 @@ def test_symbol_of_several_places_takes_the_first_and_an_id_must_have_one(tmp_pa
     frame.to_csv(tmp_path / "places.csv", index=False)
     assert read_places(tmp_path / "places.csv", "gene_name").loc["G"].tolist() == ["chr2", 9]
     frame.rename(columns={"gene_name": "gene_id"}).to_csv(tmp_path / "places.csv", index=False)
-    with pytest.raises(ExpressionError, match=r"places\.csv: the gene G comes twice; keep one"):
+    with pytest.raises(ExpressionError, match=r"places\.csv: duplicate gene 'G'; keep one"):
         read_places(tmp_path / "places.csv", "gene_id")
 
 
@@ -118,13 +119,13 @@ def test_symbol_of_several_places_takes_the_first_and_an_id_must_have_one(tmp_pa
     ("change", "message"),
     [
         (lambda frame: frame.drop(columns="start"), "lacks the column start; it has gene_id, chromosome, length"),
-        (lambda frame: frame.rename(columns={"gene_id": "id"}), "lacks the column gene_id; it has id, chromosome"),
+        (lambda frame: frame.rename(columns={"gene_id": "key"}), "lacks the column gene_id; it has key, chromosome"),
         (lambda frame: frame.replace({"start": {10: None}}), "no start for the gene ENSG00000000419.13; give one"),
         (
             lambda frame: frame.astype({"start": str}).replace({"start": {"10": "1,0"}}),
             "start of .*419.13 is '1,0', not",
         ),
-        (lambda frame: frame.replace({"start": {10: np.inf}}), "start of ENSG00000000419.13 is not finite"),
+        (lambda frame: frame.replace({"start": {10: np.inf}}), "start of 'ENSG00000000419.13' is not finite"),
         (lambda frame: frame.replace({"length": {40: 0}}), "length of ENSG00000000419.13 is 0, not above 0"),
     ],
 )
@@ -152,13 +153,16 @@ NAMES = pd.DataFrame({"gene_id": [gene[0] for gene in GENES], "gene_name": [gene
 )
 def test_list_names_genes_by_id_or_symbol(tmp_path, text, kept):
     (tmp_path / "genes.txt").write_text(text)
-    assert np.flatnonzero(listed_genes(tmp_path / "genes.txt", NAMES)).tolist() == kept
+    assert np.flatnonzero(find_listed_genes(tmp_path / "genes.txt", NAMES)).tolist() == kept
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"LAST\nLASST\nFRIST\n", r"genes\.txt names 2 genes that the STAR tables do not have: LASST, FRIST; correct"),
+        (
+            b"LAST\nLASST\nFRIST\n",
+            r"genes\.txt names 2 genes that .* do not have: 'LASST', 'FRIST'; correct",
+        ),
         (b"# nothing\n\n", r"genes\.txt names no gene; write gene ids or symbols in it"),
         (b"\xff\xfe\x00", r"genes\.txt is no list of genes, a text file of one a line"),
     ],
@@ -166,9 +170,9 @@ def test_list_names_genes_by_id_or_symbol(tmp_path, text, kept):
 def test_list_that_cannot_be_followed_is_refused(tmp_path, content, message):
     (tmp_path / "genes.txt").write_bytes(content)
     with pytest.raises(ExpressionError, match=message):
-        listed_genes(tmp_path / "genes.txt", NAMES)
+        find_listed_genes(tmp_path / "genes.txt", NAMES)
 
 
 def test_missing_list_is_named(tmp_path):
     with pytest.raises(MissingInputError, match=r"list of genes not found: .*genes\.txt"):
-        listed_genes(tmp_path / "genes.txt", NAMES)
+        find_listed_genes(tmp_path / "genes.txt", NAMES)

@@ -6,11 +6,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from mgi.config import TableImport
 from mgi.console import log
 from mgi.errors import ExpressionError
-from mgi.prepare.matrix import import_table
+from mgi.prepare import matrix as stage
 from mgi.prepare.profiles import read_expression, read_matrix
 from tests.prepare.counts import gtf_text
+
+
+def import_table(table, positions, output, h5ad=None, **options):
+    stage.import_table(table, positions, output, TableImport(**options), h5ad)
 
 
 def matrix(cases=6, genes=4, seed=0):
@@ -23,7 +28,8 @@ def matrix(cases=6, genes=4, seed=0):
 def said(monkeypatch):
     """What was logged, as one text."""
     lines = []
-    monkeypatch.setattr(log, "info", lambda line, *values: lines.append(line % values))
+    for level in ("info", "warning"):
+        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
     return lambda: "\n".join(lines)
 
 
@@ -69,7 +75,6 @@ def millions(frame):
     [
         (lambda frame: frame, "z-score", "outside the folds"),
         (lambda frame: frame.abs() * 5, "log2", "none"),
-        (lambda frame: frame * [0.4, 0.7, 1.2, 2.0], "log2", "none"),
         (lambda frame: frame.abs() * 500 - 0.001, "linear", "none"),
         (lambda frame: frame + 8 - 9 * (frame < -1), "log2", "none"),
         (lambda frame: np.log2(millions(frame) + 1), "log2(TPM+1)", "none"),
@@ -89,7 +94,7 @@ def test_what_the_values_were_taken_for_is_said_and_recorded(tmp_path, positions
 
 
 def samples(*barcodes):
-    values = np.arange(2 * len(barcodes), dtype=np.float32).reshape(-1, 2) - 1
+    values = np.arange(1, 2 * len(barcodes) + 1, dtype=np.float32).reshape(-1, 2) * 20.5
     return pd.DataFrame(values, list(barcodes), ["G2", "G10"])
 
 
@@ -153,15 +158,24 @@ def named(rows, columns):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (named(["TCGA-S1-0001", None], ["G2", "G10"]).rename_axis("case_id").reset_index(), "has no name"),
-        (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", " "]), "has no name"),
-        (named(["G2", None], ["TCGA-S1-0001", "TCGA-S1-0002"]).rename_axis("symbol").reset_index(), "has no name"),
+        (
+            named(["TCGA-S1-0001", None], ["G2", "G10"]).rename_axis("case_id").reset_index(),
+            "1 rows have no name of a case: row 2",
+        ),
+        (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", " "]), "1 genes have no name"),
+        (
+            named(["G2", None], ["TCGA-S1-0001", "TCGA-S1-0002"]).rename_axis("symbol").reset_index(),
+            "no name of a gene: row 2",
+        ),
         (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", "G10"]) * 1e39, "2 genes lack a value that float32 holds"),
         (named(["TCGA-S1-0001", "TCGA-S1-0002"], ["G2", "G10"]) * 0, "nothing but zeros"),
-        (samples("TCGA-S1-0001", "TCGA-S1-0002").assign(age=9, survival=8, weight=7), "3 of 5 columns .*: age, for"),
         (
-            samples("TCGA-S1-0001", "TCGA-S1-0002").astype({"G2": "Int64"}).replace({"G2": {1: pd.NA}}),
-            "1 genes lack a value .*, G2 the first",
+            samples("TCGA-S1-0001", "TCGA-S1-0002").assign(age=9, survival=8, weight=7),
+            "3 of 5 genes are no genes: 'age', 'survival', 'weight'; correct them, or have",
+        ),
+        (
+            samples("TCGA-S1-0001", "TCGA-S1-0002").astype({"G2": "Float64"}).replace({"G2": {20.5: pd.NA}}),
+            "1 genes lack a value .*: 'G2'; fill",
         ),
     ],
 )
@@ -179,11 +193,9 @@ def test_bad_tables_are_refused(tmp_path, positions):
     endless.iloc[0, 2] = np.inf
     for bad, message in [
         (frame.set_axis(["TCGA-S1-0001-01A"] * 6), "duplicate case 'TCGA-S1-0001-01A'; keep one"),
-        (holed, "1 genes lack a value that float32 holds for some case, G10 the first; fill them in"),
-        (endless, "GX the first; fill them in"),
+        (holed, "1 genes lack a value that float32 holds for some case: 'G10'; fill them in"),
+        (endless, "'GX'; fill them in"),
         (frame.set_axis(["A", "B", "C", "D"], axis=1), "no gene of .* is in .*: A, for one, is no gene_name there"),
-        (frame.set_axis(list("abcdef")), "TCGA barcodes"),
-        (frame.astype(str), "the column G2 is stored as text, not numbers"),
         (frame.assign(**{c: "text" for c in frame}), "holds no numbers"),
     ]:
         path = stored(bad, tmp_path, "parquet")
@@ -193,14 +205,10 @@ def test_bad_tables_are_refused(tmp_path, positions):
     with pytest.raises(ExpressionError, match=r"the column TCGA-S1-0004 holds 'high', not numbers; correct it"):
         import_table(path, positions, tmp_path / "expression.parquet")
     path = stored(frame.astype(object).replace({frame.iloc[1, 2]: "12,5"}), tmp_path, "csv")
-    with pytest.raises(ExpressionError, match=r"the column GX holds '12,5', not numbers; correct it, or leave it out"):
+    with pytest.raises(ExpressionError, match=r"the comma of '12,5' in the column 'GX' could be"):
         import_table(path, positions, tmp_path / "expression.parquet")
-    frame.columns = ["G2", "G10", "GX", "GX"]
-    for way, what in (("csv", "column"), ("transposed", "gene")):
-        with pytest.raises(ExpressionError, match=rf"(the {what} GX comes twice|duplicate {what} 'GX'); keep one"):
-            import_table(stored(frame, tmp_path, way), positions, tmp_path / "expression.parquet")
     (tmp_path / "t.parquet").write_text("no table")
-    with pytest.raises(ExpressionError, match="not a readable"):
+    with pytest.raises(ExpressionError, match="not a Parquet file"):
         import_table(tmp_path / "t.parquet", positions, tmp_path / "expression.parquet")
     assert not (tmp_path / "expression.parquet").exists()
 

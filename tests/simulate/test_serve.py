@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +12,8 @@ import sys
 import pytest
 import requests
 
-from mgi.errors import ConfigError, MissingInputError
-from mgi.simulate import serve
+from mgi.errors import ConfigError, ManifestError, MissingInputError
+from mgi.simulate import api, serve
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,17 @@ def test_pages_follow_each_other_and_are_counted(url, records):
 
 @pytest.mark.parametrize(
     "body",
-    [{"filters": {"op": "like"}}, {"filters": "{"}, {"size": "many"}, {"from": -1}, {"format": "tsv"}, ["a list"]],
+    [
+        {"filters": {"op": "like"}},
+        {"filters": "{"},
+        {"size": "many"},
+        {"from": -1},
+        {"format": "tsv"},
+        ["a list"],
+        {"fields": {"a": 1}},
+        {"filters": {"op": "=", "content": {"field": []}}},
+        {"from": "9" * 5000},
+    ],
 )
 def test_query_that_cannot_be_read_gets_400_and_a_message(url, body):
     answer = requests.post(f"{url}/files", json=body)
@@ -139,14 +151,78 @@ def test_whole_file_comes_as_an_attachment_with_its_name(url, cohort, records):
     assert answer.content == (cohort / "data" / record["file_id"] / record["file_name"]).read_bytes()
 
 
-def test_http_address_passes_unchanged():
-    with serve.endpoint("https://api.gdc.cancer.gov/") as address:
-        assert address == "https://api.gdc.cancer.gov"
+@pytest.mark.parametrize("address", ["https://api.gdc.cancer.gov", "ftp://somewhere"])
+def test_other_addresses_pass_unchanged(address):
+    with serve.endpoint(address) as url:
+        assert url == address
 
 
-def test_other_address_is_refused_with_what_is_valid():
-    with pytest.raises(ConfigError, match="local:DIR"), serve.endpoint("ftp://somewhere"):
-        pass
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("files.json", "{}", ManifestError, "holds no list of records"),
+        ("files.json", "[" * 100_000, ManifestError, "is not JSON"),
+        ("files.json", "[7]", ManifestError, "a record that is no object: '7'"),
+        ("files.json", '[{"file_id": "../..", "file_name": "x"}]', ManifestError, "invalid file id"),
+        ("files.json", '[{"file_id": "x", "file_name": "../../../etc/passwd"}]', ManifestError, "invalid file name"),
+        ("status.json", "[]", ManifestError, "holds no status"),
+        ("status.json", None, MissingInputError, "status.json is missing"),
+    ],
+)
+def test_odd_records_are_refused(own_cohort, name, content, error, said):
+    (own_cohort / name).unlink()
+    if content is not None:
+        (own_cohort / name).write_text(content)
+    with pytest.raises(error, match=said):
+        serve.make_server(own_cohort, 0)
+
+
+@pytest.mark.parametrize("trick", ["file", "folder", "data", "pipe"])
+def test_files_outside_of_the_folder_are_not_served(own_cohort, tmp_path, records, trick):
+    record = records[-1]
+    folder = own_cohort / "data" / record["file_id"]
+    path = folder / record["file_name"]
+    secret = tmp_path / "secret" / record["file_id"] / record["file_name"]
+    secret.parent.mkdir(parents=True)
+    secret.write_text("secret")
+    if trick in ("file", "pipe"):
+        path.unlink()
+        path.symlink_to(secret) if trick == "file" else os.mkfifo(path)
+    elif trick == "folder":
+        shutil.rmtree(folder)
+        folder.symlink_to(secret.parent)
+    else:
+        shutil.rmtree(own_cohort / "data")
+        (own_cohort / "data").symlink_to(tmp_path / "secret")
+    with serve.endpoint(f"local:{own_cohort}") as url:
+        answer = requests.get(f"{url}/data/{record['file_id']}", timeout=5)
+    assert answer.status_code == 404
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("127.0.0.1:1", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil", 421),
+        ("", 421),
+    ],
+)
+def test_requests_for_other_hosts_are_refused(url, method, host, code):
+    answer = requests.request(method, f"{url}/files", headers={"Host": host}, data="{}", timeout=5)
+    assert answer.status_code == code
+
+
+@pytest.mark.parametrize("length", ["99999999999", "-1", "x", str(2 << 20)])
+def test_bodies_without_a_reasonable_length_are_not_read(url, length):
+    port = int(url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(f"POST /files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_folder_without_a_complete_cohort_is_refused(tmp_path, own_cohort):
@@ -186,7 +262,7 @@ def test_filters_of_a_real_client_pick_from_real_records(data_dir):
     payload = json.loads((data_dir / "gdc" / "files_query_payload.json").read_text())
     for number, record in enumerate(real):
         record.setdefault("file_id", str(number))
-    answer = serve.list_files(real, payload | {"format": "JSON", "fields": "file_name,data_category"})
+    answer = api.list_files(real, payload | {"format": "JSON", "fields": "file_name,data_category"})
     expected = [
         record
         for record in real

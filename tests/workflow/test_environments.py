@@ -112,8 +112,8 @@ def commands(group: typer.Typer = app, prefix: str = "") -> Iterator[tuple[str, 
 def modules_run_in(file: Path) -> Iterator[str]:
     """Yield the modules of ours that are imported in an environment."""
     if file.stem == "snakemake":
-        # `mgi config` and `mgi doctor` are called by hand there.
-        yield "mgi.cli"
+        # `mgi config` and `mgi doctor` are called by hand there; the summary ends a run.
+        yield from ("mgi.cli", "mgi.report.summary")
         for line in (ROOT / "workflow/rules/common.smk").read_text().splitlines():
             if re.match("(from|import) ", line):
                 yield from imported(ast.parse(line), inside_functions=False)

@@ -26,9 +26,14 @@ def refusing(function):
     return wrapper
 
 
+def placed_path(path):
+    """Where a file of this workflow lies, under its prefix and its path variables."""
+    return Path(PATHVARS.apply(str(MODIFIER.modify_path(path))))
+
+
 def manifest_path(project):
-    """Where a project's manifest lies, under the prefix and the path variables of this workflow."""
-    return Path(PATHVARS.apply(str(MODIFIER.modify_path(MANIFEST.format(project=project)))))
+    """Where a project's manifest lies."""
+    return placed_path(MANIFEST.format(project=project))
 
 
 def configuration_files():
@@ -43,9 +48,9 @@ PLAN = refusing(Plan)(CFG, manifest_path)
 TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
 
 
-# What the check of the models writes last. It is no reason to run anything again: it only comes first. Inputs and
-# results have one each, so that a user may delete either folder and keep the other.
-MAY_FETCH, MAY_TRAIN = ancient("<resources>/checked.json"), ancient("<results>/checked.json")
+# The check of the models comes before these jobs, and is no reason to run one again. Inputs and results have a file
+# each, so that a user may delete either folder and keep the other.
+MAY_FETCH, MAY_TRAIN = ancient("<resources>/checked"), ancient("<results>/checked")
 
 
 wildcard_constraints:

@@ -51,8 +51,10 @@ else:
             runtime=CFG.resources.prepare_runtime_min,
         params:
             mgi=mgi_command,
+            positions=lambda wildcards, input: [f"--positions={input.positions}"] if input.positions else [],
+            options=options("import"),
         shell:
-            "{params.mgi:q} expression import {input.table:q} --positions {input.positions:q} "
+            "{params.mgi:q} expression import {input.table:q} {params.positions:q} --options {params.options:q} "
             "-o {output.expression:q} > {log:q} 2>&1"
 
 
@@ -147,6 +149,7 @@ rule split:
         sources="<results>/{cohort}/sources.parquet",
         expression="<results>/{cohort}/expression.parquet",
         stratify_table=given(CFG.split.stratify_table),
+        site_table=given(CFG.split.site_table),
     output:
         splits="<results>/{cohort}/splits.parquet",
         flow="<results>/{cohort}/cohort_flow.csv",
