@@ -166,7 +166,8 @@ class PatientBatches:
         """Return other patients that have images, evenly spread images of theirs, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
         chosen = [spread(self.rows[case], VAL_IMAGES_PER_PATIENT) for case in cases]
-        patient = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor([len(rows) for rows in chosen]))
+        counts = torch.tensor([len(rows) for rows in chosen], dtype=torch.int64)
+        patient = torch.repeat_interleave(torch.arange(len(cases)), counts)
         return cases, np.concatenate([np.empty(0, np.int64), *chosen]), patient
 
 

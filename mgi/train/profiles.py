@@ -76,11 +76,11 @@ class Profiles:
         """
         values, present = self.of(train)
         mean, scale = values[present].mean(dim=0), values[present].std(dim=0, correction=0)
-        # By sorted case and not by row, which depends on what else was read.
         noise = torch.empty_like(self.values)
-        for index, case in enumerate(sorted(self.row)):
-            drawn = np.random.default_rng([seed, index]).standard_normal(len(mean), dtype=np.float32)
-            noise[self.row[case]] = mean + scale * torch.from_numpy(drawn)
+        for case, row in self.row.items():
+            # Seeded by the case, and not by its row, which depends on what else was read.
+            random = np.random.default_rng([seed, *case.encode()])
+            noise[row] = mean + scale * torch.from_numpy(random.standard_normal(len(mean), dtype=np.float32))
         return replace(self, values=noise)
 
     def match(

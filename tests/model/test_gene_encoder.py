@@ -156,6 +156,17 @@ def test_standardisation_takes_training_mean_and_deviation_and_silences_constant
     torch.testing.assert_close(model(train)[1], model(moved)[1])
 
 
+def test_prior_draws_deviations_to_their_median_and_leaves_constant_genes():
+    model, train = encoder(), profiles(10) * torch.linspace(0.5, 3, GENES)
+    train[:, 4] = 2.0
+    model.fit_standardisation(train, prior=5)
+    deviation = train.std(0, correction=0)
+    median = deviation[deviation > 0].median()
+    expected = ((10 * deviation**2 + 5 * median**2) / 15).sqrt()
+    expected[4] = torch.inf
+    torch.testing.assert_close(model.scale, expected)
+
+
 def test_outliers_are_clipped_at_five_deviations():
     model, values = encoder(), torch.zeros(1, GENES)
     far, farther = values.clone(), values.clone()

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mgi.model import scan
-from mgi.model.scan import describe_path, missing_kernel, selective_scan
+from mgi.model.scan import cpu, describe_path, missing_kernel, selective_scan
 from mgi.model.scan.cpu import _find_cache_folder
 from mgi.model.scan.reference import reference_scan
 
@@ -179,6 +179,22 @@ def test_memory_for_the_backward_pass_does_not_grow_with_length_times_state():
     own = {value.data_ptr() for value in leaves.values()}
     extra = sum(tensor.numel() for tensor in kept if tensor.data_ptr() not in own)
     assert extra <= inputs["u"].numel()
+
+
+def test_states_are_kept_only_where_gradients_are_wanted(monkeypatch):
+    segments, run = [], cpu._run
+
+    def record(kernel, tasks, *arguments):
+        segments.append(arguments[-1].shape[1])
+        run(kernel, tasks, *arguments)
+
+    monkeypatch.setattr(cpu, "_run", record)
+    inputs = {name: value.requires_grad_() for name, value in arguments(length=33).items()}
+    with torch.no_grad():
+        selective_scan(**inputs)
+    selective_scan(**inputs)
+    selective_scan(**{name: value.detach() for name, value in inputs.items()})
+    assert segments == [0, 2, 0]
 
 
 def test_compiled_kernels_are_kept_in_the_configured_folder_or_the_users(tmp_path, monkeypatch):

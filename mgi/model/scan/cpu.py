@@ -56,15 +56,16 @@ def fused_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """Compute `mgi.model.scan.selective_scan` on the CPU, in float32."""
-    return _FusedScan.apply(u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
+    # Inside `forward` gradients are always off, and the inputs' own flag does not know of no_grad.
+    return _FusedScan.apply(torch.is_grad_enabled(), u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
 
 
 class _FusedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, keep: bool, *inputs: Tensor) -> Tensor:
         kernels, arguments = load_kernels(), _arguments(*inputs)
         u, A = arguments[0], arguments[2]
-        segments = -(-u.shape[2] // kernels.STEPS) if any(ctx.needs_input_grad) else 0
+        segments = -(-u.shape[2] // kernels.STEPS) if keep and any(ctx.needs_input_grad) else 0
         checkpoints = torch.empty(u.shape[0], segments, *A.shape)
         y = torch.empty_like(inputs[0], dtype=torch.float32)
         _run(kernels.forward, u.shape[0] * A.shape[1] // kernels.LANES, *arguments, y.numpy(), checkpoints.numpy())
@@ -73,7 +74,7 @@ class _FusedScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, checkpoints = ctx.saved_tensors
         kernels, arguments = load_kernels(), _arguments(*inputs)
         (batch, channels, length), (state, padded) = inputs[0].shape, arguments[2].shape
@@ -90,7 +91,7 @@ class _FusedScan(torch.autograd.Function):
         of_a, of_d, of_bias = sums
         of_b, of_c = (part.sum(dim=1).transpose(1, 2) for part in (dB, dC))
         gradients = (du, ddelta, of_a.T, of_b, of_c, of_d, dz, of_bias)
-        return tuple(gradient.to(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
+        return None, *(gradient.to(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
 
 
 def _arguments(

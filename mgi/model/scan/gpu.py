@@ -156,16 +156,16 @@ def triton_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """Compute `mgi.model.scan.selective_scan` in Triton, the state in float32."""
-    return _TritonScan.apply(u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
+    return _TritonScan.apply(torch.is_grad_enabled(), u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
 
 
 class _TritonScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, keep: bool, *inputs: Tensor) -> Tensor:
         u, delta, A, B, C, D, z, bias = inputs
         (batch, channels, length), state = u.shape, A.shape[1]
         chunks = triton.cdiv(length, CHUNK)
-        keep = any(ctx.needs_input_grad)
+        keep = keep and any(ctx.needs_input_grad)
         y = torch.empty_like(u)
         checkpoints = u.new_empty(batch, channels, chunks if keep else 0, state, dtype=torch.float32)
         strides = [stride for part in (u, delta, B, C, z, y) for stride in part.stride()]
@@ -178,7 +178,7 @@ class _TritonScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, checkpoints = ctx.saved_tensors
         u, delta, A, B, C, D, z, bias = inputs
         (batch, channels, length), state = u.shape, A.shape[1]
@@ -192,4 +192,4 @@ class _TritonScan(torch.autograd.Function):
             channels, length, state, checkpoints.shape[2], *strides, T=CHUNK, N=triton.next_power_of_2(state),
         )  # fmt: skip
         gradients = (du, ddelta, dA.sum(0), dB, dC, dD.sum(0), dz, dbias.sum(0))
-        return tuple(gradient.to(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
+        return None, *(gradient.to(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
