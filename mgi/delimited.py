@@ -318,7 +318,7 @@ def _parse_cells(
             ) from cause
         if "Empty CSV file" in str(cause):
             raise error(f"{where} has a header but no rows") from cause
-        raise error(f"{where} is not a delimited table: {' '.join(str(cause).split())[:200]}") from cause
+        raise error(f"{where} is not a delimited table: {quote(' '.join(str(cause).split()), 200)}") from cause
     return table.columns
 
 

@@ -278,7 +278,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         sizes = [int(size) if isinstance(size, float) and size.is_integer() else size for size in _sizes(table)]
         return [record | {"size": size} for record, size in zip(table.to_pylist(), sizes, strict=True)]
     except PARSER_ERRORS as error:
-        raise ManifestError(f"manifest {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ManifestError(f"manifest {path} cannot be read: {quote(' '.join(str(error).split()), 200)}") from error
 
 
 def _sizes(table: pa.Table) -> list[Any]:
