@@ -170,7 +170,7 @@ def read_content(path: Path, what: str, error: type[MGIError], max_bytes: int = 
             with gzip.GzipFile(fileobj=handle) as stream:
                 content = stream.read(limit + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
-        raise error(f"{what} {path} is cut short or damaged: {cause}") from cause
+        raise error(f"{what} {path} is cut short or damaged: {cause}; get it again") from cause
     except (OSError, MemoryError) as cause:
         raise error(f"{what} {path} cannot be read: {getattr(cause, 'strerror', None) or 'out of memory'}") from cause
     if len(content) > limit:
@@ -318,7 +318,7 @@ def _parse_cells(
             ) from cause
         if "Empty CSV file" in str(cause):
             raise error(f"{where} has a header but no rows") from cause
-        raise error(f"{where} is not a delimited table: {' '.join(str(cause).split())[:200]}") from cause
+        raise error(f"{where} is not a delimited table: {quote(' '.join(str(cause).split()), 200)}") from cause
     return table.columns
 
 

@@ -48,7 +48,7 @@ def load_segmenter(folder: Path) -> Segmenter:
 def move_to_device(model: Segmenter, device: str | None) -> tuple[Segmenter, Place]:
     """Move a model to `device`, or to what this machine has, and return both; raises as `prepare_torch` does."""
     place = prepare_torch(model.description.options, device, model.gene_encoder is not None)
-    return model.to(place.device, memory_format=torch.channels_last), place
+    return model.to(place.device, memory_format=torch.channels_last), place  # type: ignore[call-overload]
 
 
 def read_profiles_for(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from mgi.delimited import PARSER_ERRORS, check_columns, read_delimited
 from mgi.errors import MGIError, MissingInputError
 from mgi.files import atomic_write, require_file
+from mgi.names import quote
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -155,7 +156,7 @@ def open_table(
         present = file.schema_arrow.names
         cells = file.metadata.num_rows * len(columns or present)
     except PARSER_ERRORS as cause:
-        raise error(f"{what} {path} is not a Parquet file: {' '.join(str(cause).split())[:200]}") from cause
+        raise error(f"{what} {path} is not a Parquet file: {quote(' '.join(str(cause).split()), 200)}") from cause
     if cells > MAX_CELLS:
         raise error(f"{what} {path} claims {cells} values; the limit is {MAX_CELLS}")
     check_columns(present, columns or (), f"{what} {path}", error)
@@ -182,7 +183,7 @@ def read_table(
         try:
             return pq.read_table(path, columns=columns, filters=filters)
         except PARSER_ERRORS as cause:
-            raise error(f"{what} {path} cannot be read: {' '.join(str(cause).split())[:200]}") from cause
+            raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
 
 
 def read_any_table(
@@ -216,7 +217,7 @@ def read_parquet_frame(path: Path | str, what: str, error: type[MGIError] = Miss
         try:
             frame = pd.read_parquet(path)
         except PARSER_ERRORS as cause:
-            raise error(f"{what} {path} cannot be read: {' '.join(str(cause).split())[:200]}") from cause
+            raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
     if isinstance(frame.index, pd.MultiIndex):
         raise error(f"{what} {path} has an index of several levels; give it one")
     if not isinstance(frame.index, pd.RangeIndex):

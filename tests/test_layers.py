@@ -28,7 +28,7 @@ PARAMETERS = [
     )
     for path in FILES
 ]  # fmt: skip
-# Shared ground: errors, files, names, tables, configuration and whatever else lies beside the stages.
+# Shared ground: errors, files, names, tables, configuration and whatever else is beside the stages.
 SHARED = {path.relative_to(ROOT / "mgi").parts[0].removesuffix(".py") for path in FILES} - {*STAGES, *ABOVE, "simulate"}
 
 

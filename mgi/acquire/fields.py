@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from mgi.errors import InvalidNameError
 from mgi.names import check_name, check_text, quote
@@ -34,9 +34,7 @@ FileId = Annotated[
 ]
 """A GDC file id (a UUID), in lower case."""
 
-Md5 = Annotated[
-    str, BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v), Field(pattern=r"^[0-9a-f]{32}$")
-]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$"), AfterValidator(str.lower)]
 """An md5, in lower case."""
 
 Size = Annotated[int, Field(strict=True, ge=0, le=MAX_FILE_BYTES)]

@@ -234,6 +234,7 @@ def validate_rows(records: Any, where: str) -> list[Row]:
     """Return the rows of a manifest, or raise `ManifestError` with everything that is wrong with them."""
     rows: list[Row] = []
     problems: list[tuple[str, str]] = []
+    number = 0
     for number, record in enumerate(records, 1):
         try:
             row = Row(**_Record.model_validate(record).model_dump())
@@ -245,7 +246,7 @@ def validate_rows(records: Any, where: str) -> list[Row]:
             problems.append((row.file_id, f"its barcode {row.aliquot} is not of its case {quote(row.case_id)}"))
         rows.append(row)
     if problems:
-        raise ManifestError(f"{where}: {len(problems)} rows cannot be used: {group_problems(problems)}")
+        raise ManifestError(f"{where}: {len(problems)} of {number} rows cannot be used: {group_problems(problems)}")
     check_unique((row.file_id for row in rows), "file", where, ManifestError)
     check_case_ids((row.case_id for row in rows if row.case_id is not None), where, ManifestError)
     return rows
@@ -277,7 +278,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         sizes = [int(size) if isinstance(size, float) and size.is_integer() else size for size in _sizes(table)]
         return [record | {"size": size} for record, size in zip(table.to_pylist(), sizes, strict=True)]
     except PARSER_ERRORS as error:
-        raise ManifestError(f"manifest {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise ManifestError(f"manifest {path} cannot be read: {quote(' '.join(str(error).split()), 200)}") from error
 
 
 def _sizes(table: pa.Table) -> list[Any]:

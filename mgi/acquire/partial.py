@@ -134,20 +134,20 @@ def _open_own(path: Path) -> BinaryIO:
     for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
     try:
-        handle = os.fdopen(os.open(path, flags, PRIVATE), "a+b")
+        handle = os.open(path, flags, PRIVATE)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO, errno.ESPIPE, errno.EINVAL):
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
             raise FetchError(f"{path} is not a plain file: remove it") from error
         raise
-    found = os.fstat(handle.fileno())
+    found = os.fstat(handle)
     is_ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if not stat.S_ISREG(found.st_mode) or not is_ours or found.st_nlink > 1:
-        handle.close()
-        raise FetchError(f"{path} is a link or another user's: remove it")
+        os.close(handle)
+        raise FetchError(f"{path} is no plain file, linked, or another user's: remove it")
     # Some file systems know no permissions.
     with suppress(OSError, AttributeError):
-        os.fchmod(handle.fileno(), PRIVATE)
-    return handle
+        os.fchmod(handle, PRIVATE)
+    return os.fdopen(handle, "a+b")
 
 
 def _lock(handle: BinaryIO) -> bool:

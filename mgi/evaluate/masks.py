@@ -80,7 +80,7 @@ def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def stitch(tiles: np.ndarray, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
-    """Put the tiles of one plane together; where no tile was cut there is 0.
+    """Assemble the tiles of one plane; where no tile was cut there is 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The tumour on a slide: tiles put together as they are predicted, small regions removed, and outlined."""
+"""The tumour on a slide: tiles assembled as they are predicted, small regions removed, and outlined."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ TOLERANCE_PX = 0.75
 
 
 def assemble_plane(frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float) -> tuple[np.ndarray, float]:
-    """Put tiles together as they come; return the plane of tumour, bool, and its level-0 pixels per pixel.
+    """Assemble tiles as they are predicted; return the plane of tumour, bool, and its level-0 pixels per pixel.
 
     Probabilities are averaged over squares of pixels where the plane would be larger than a picture should be. Where no
     tile was cut there is no tumour.

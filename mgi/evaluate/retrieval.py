@@ -77,8 +77,10 @@ def embed(
     write_table(table, output)
 
 
-def ranks(queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray) -> np.ndarray:
-    """Tell how many entries of other cases are at least as near to each query as the nearest of its own case.
+def rank_queries(
+    queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray
+) -> np.ndarray:
+    """Count the entries of other cases that are at least as near to each query as the nearest of its own case.
 
     Nearness is cosine similarity. Queries may be images and the gallery genes, or the other way round. A query whose
     case has no entry in the gallery is left out. A tie with another case counts against the query, so a collapsed
@@ -97,7 +99,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gal
     answered = np.isin(query_cases, gallery_cases)
     _, codes = np.unique(np.concatenate([query_cases[answered], gallery_cases]), return_inverse=True)
     query_codes, gallery_codes = np.split(codes, [answered.sum()])
-    queries, gallery = _normalised(np.asarray(queries)[answered]), _normalised(np.asarray(gallery))
+    queries, gallery = _normalise(np.asarray(queries)[answered]), _normalise(np.asarray(gallery))
     nearer = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         chunk = slice(start, start + QUERIES_AT_ONCE)
@@ -130,7 +132,7 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     MissingInputError
         If a table is missing or lacks a column.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for path in map(Path, embeddings):
         table = read_table(path, "embeddings", COLUMNS).to_pandas()
         for fold, vectors in table.groupby("fold"):
@@ -143,7 +145,7 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     write_csv(pd.concat([table, pooled]), output, "%.6g")
 
 
-def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | float]]:
+def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, object]]:
     images, genes = table[table["kind"] == "image"], table[table["kind"] == "gene"]
     image_vectors, image_cases = _vectors(images)
     gene_vectors, gene_cases = _vectors(genes)
@@ -159,7 +161,7 @@ def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | flo
     }
     rows = []
     for direction, (queries, gallery, query_cases, gallery_cases) in directions.items():
-        rank = ranks(queries, gallery, query_cases, gallery_cases)
+        rank = rank_queries(queries, gallery, query_cases, gallery_cases)
         for k in RANKS:
             rows.append({
                 "fold": fold, "direction": direction, "k": k, "recall": float((rank < k).mean()),
@@ -171,10 +173,10 @@ def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, str | int | flo
 def _vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return unit vectors [n, d] float32 and case identifiers [n]."""
     vectors = np.stack(rows["vector"].to_list()).astype(np.float32) if len(rows) else np.zeros((0, 1), np.float32)
-    return _normalised(vectors), rows["case_id"].to_numpy(dtype=str)
+    return _normalise(vectors), rows["case_id"].to_numpy(dtype=str)
 
 
-def _normalised(vectors: np.ndarray) -> np.ndarray:
+def _normalise(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
 
@@ -188,7 +190,7 @@ def _chance(query_cases: np.ndarray, gallery_cases: np.ndarray, k: int) -> float
     return float(np.average([1 - miss[case] for case in answered], weights=times))
 
 
-def _pool(folds: pd.DataFrame) -> dict[str, str | int | float]:
+def _pool(folds: pd.DataFrame) -> dict[str, object]:
     recall, chance = np.average(folds[["recall", "chance"]], weights=folds["n_queries"], axis=0)
     return {
         "fold": "all",

@@ -5,6 +5,7 @@ with a learned temperature).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,9 @@ class Aligner(nn.Module):
     embed_dim : int
         Width of the shared space.
     """
+
+    # What config.json says of a model that was read from a folder.
+    description: Any
 
     def __init__(self, gene_encoder: GeneEncoder, image_encoder: ImageEncoder, embed_dim: int) -> None:
         super().__init__()

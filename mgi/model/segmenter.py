@@ -1,6 +1,7 @@
 """The segmenter: a convolutional path at high resolution, ViT features, and image tokens that attend to gene tokens."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,9 @@ class Segmenter(nn.Module):
     gene_encoder : GeneEncoder or None
         Without it the images are alone.
     """
+
+    # What config.json says of a model that was read from a folder.
+    description: Any
 
     def __init__(
         self, channels: list[int], image_encoder: ImageEncoder | None = None, gene_encoder: GeneEncoder | None = None

@@ -1,5 +1,6 @@
 """Where genes lie and how long they are: GTF, GFF3, and the tables of BioMart, Xena or one's own."""
 
+import codecs
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -255,9 +256,10 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     genes, exons = [], []
     parents: dict[str, str] = {}
     try:
+        check = _Utf8Check()
         with pa.input_stream(path, compression="detect") as stream:
             blocks = pcsv.open_csv(
-                stream,
+                pa.TransformInputStream(stream, check),
                 pcsv.ReadOptions(column_names=GTF_COLUMNS, block_size=_BLOCK_BYTES, use_threads=False),
                 pcsv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=_skip_comment),
                 pcsv.ConvertOptions(
@@ -270,6 +272,8 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 exons.append(read_exons(block.filter(pc.equal(block["feature"], "exon"))))
                 if gff3:
                     parents |= _gff3_parents(block)
+            if check.pending:
+                raise ValueError("it ends within a character")
     except PARSER_ERRORS as error:
         raise ExpressionError(f"{path} is no GTF or GFF3, or is cut short: {error}") from error
     if not genes:
@@ -279,6 +283,20 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         # An exon names its transcript, and that its gene.
         table["gene_id"] = table["gene_id"].map(lambda name: _strip_prefix(parents.get(name, name)))
     return pa.concat_tables(genes).to_pandas(), table
+
+
+class _Utf8Check:
+    """Pass on bytes that are UTF-8; pyarrow itself meets others only in a callback that cannot raise."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.pending = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        content = self.pending + bytes(data)
+        self._decoder.decode(data)
+        self.pending = self._decoder.getstate()[0]
+        return content[: len(content) - len(self.pending)]
 
 
 def _gtf_genes(block: pa.RecordBatch) -> pa.Table:

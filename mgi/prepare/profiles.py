@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mgi.delimited import check_unique
+from mgi.delimited import PARSER_ERRORS, check_unique
 from mgi.errors import ExpressionError, MissingPackageError
 from mgi.files import atomic_write
 from mgi.tables import GENES_SCHEMA, expression_schema, open_table, read_table, write_table
@@ -51,7 +51,9 @@ class CaseReader(Mapping[str, np.ndarray]):
                 f"{path}: its values are {kind}, not a fixed-size list of float; make it with `mgi expression`"
             )
         self.genes = kind.list_size
-        case_ids = self._file.read(["case_id"])["case_id"].to_pylist()
+        self._path = Path(path)
+        with self._refuse_damage():
+            case_ids = self._file.read(["case_id"])["case_id"].to_pylist()
         check_unique(case_ids, "case", path, ExpressionError)
         sizes = (self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups))
         places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
@@ -86,8 +88,17 @@ class CaseReader(Mapping[str, np.ndarray]):
         return values
 
     def _read_group(self, group: int) -> np.ndarray:
-        column = self._file.read_row_group(group, columns=["values"], use_threads=False)["values"]
-        return column.combine_chunks().flatten().to_numpy().reshape(-1, self.genes)
+        with self._refuse_damage():
+            column = self._file.read_row_group(group, columns=["values"], use_threads=False)["values"]
+            return column.combine_chunks().flatten().to_numpy().reshape(-1, self.genes)
+
+    @contextmanager
+    def _refuse_damage(self) -> Iterator[None]:
+        """Turn what pyarrow raises for a damaged file into `ExpressionError`."""
+        try:
+            yield
+        except PARSER_ERRORS as error:
+            raise ExpressionError(f"{self._path} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_matrix(path: Path | str, cases: Collection[str] | None = None) -> tuple[list[str], np.ndarray]:

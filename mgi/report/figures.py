@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -27,6 +28,7 @@ from mgi.codecs import decode_image, decode_mask
 from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.masks import stitch
 from mgi.files import atomic_write, require_file
+from mgi.report.summary import iterate_rows
 from mgi.tables import read_table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
@@ -40,7 +42,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
 )
 FOLD_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 INK, SOFT, FAINT = "#222222", "#777777", "#DDDDDD"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
@@ -85,16 +87,18 @@ def _figure(out: Path | str, *size: float) -> Iterator[Figure]:
 def _read_csv(path: Path | str, what: str, columns: list[str]) -> pd.DataFrame:
     try:
         table = pd.read_csv(require_file(path, what))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as problem:
-        raise MissingInputError(f"{what} {path} is not a CSV file: {problem}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise MissingInputError(f"{what} {path} is not a CSV file: {error}") from error
     missing = [column for column in columns if column not in table]
     if missing:
-        raise MissingInputError(f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(table)}")
+        raise MissingInputError(
+            f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
+        )
     return table
 
 
 def draw_flow(flow: Path, out: Path) -> None:
-    """Draw how many cases each step kept, and why the rest fell out.
+    """Draw how many cases each step kept, and why the rest were lost.
 
     Parameters
     ----------
@@ -140,7 +144,9 @@ def draw_flow(flow: Path, out: Path) -> None:
 def _reasons(rows: pd.DataFrame) -> str:
     """One line for every reason by which a step lost cases."""
     lost = rows[rows["lost"] > 0]
-    lines = [f"\N{MINUS SIGN}{row.lost:,.0f}  {'' if pd.isna(row.reason) else row.reason}" for row in lost.itertuples()]
+    lines = [
+        f"\N{MINUS SIGN}{row.lost:,.0f}  {'' if pd.isna(row.reason) else row.reason}" for row in iterate_rows(lost)
+    ]
     return "\n".join(textwrap.fill(line, 58, subsequent_indent="      ") for line in lines)
 
 
@@ -277,9 +283,9 @@ def draw_comparison(evaluated: Path, out: Path) -> None:
 
 def _draw_patients(axes: Axes, place: int, values: pd.Series, interval: pd.Series, colour: str) -> None:
     """Draw patients as a strip of points below the line of `place`, and their mean with its interval on it."""
-    values = values.dropna().sort_values().to_numpy()
-    spread = place + 0.12 + 0.22 * (np.arange(len(values)) * 0.618034 % 1.0)
-    axes.scatter(values, spread, s=13, color=colour, alpha=0.5, linewidths=0)
+    points = values.dropna().sort_values().to_numpy()
+    spread = place + 0.12 + 0.22 * (np.arange(len(points)) * 0.618034 % 1.0)
+    axes.scatter(points, spread, s=13, color=colour, alpha=0.5, linewidths=0)
     mean, low, high = interval.astype(float)
     line = place - 0.12
     if not np.isnan(low):
@@ -318,10 +324,10 @@ def draw_overlays(variant: Path, sources: Path, out: Path) -> None:
     columns = ["case_id", "dice", "fold"]
     patients = read_table(Path(variant) / "per_patient.parquet", "metrics by patient", columns).to_pandas()
     ranked = patients.sort_values(["dice", "case_id"], ascending=[False, True], ignore_index=True)
-    chosen = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
+    ranks = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
     with _figure(out, 12, 8.6) as figure:
         grid = figure.subplots(2, 3)
-        for column, (name, rank) in enumerate(chosen.items()):
+        for column, (name, rank) in enumerate(ranks.items()):
             patient = ranked.loc[rank]
             rows = _plane_to_show(Path(variant) / f"fold{patient['fold']}" / "predictions.parquet", patient["case_id"])
             image, masks = _mosaic(rows, Path(sources))
@@ -358,14 +364,14 @@ def _plane_to_show(predictions: Path, case_id: str) -> pd.DataFrame:
 
 
 def _mosaic(rows: pd.DataFrame, sources: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Put a plane together: the image [H, W, 3] and its two masks [H, W], shrunk where the whole would be large."""
+    """Assemble a plane: the image [H, W, 3] and its two masks [H, W], shrunk where the whole would be large."""
     source_id, z = rows["source_id"].iloc[0], int(rows["z"].iloc[0])
     table = read_table(sources, "sources", ["source_id", "table"]).to_pandas().set_index("source_id")["table"]
     if source_id not in table.index:
         raise ImageTableError(f"{sources} has no row of {source_id}, which a prediction names")
     path = require_file(sources.parent / "images" / f"{table[source_id]}.parquet", f"the image table of {source_id}")
-    wanted = [("source_id", "==", source_id), ("z", "==", z)]
-    images = pq.read_table(path, columns=["x", "y", "image"], filters=wanted).to_pandas()
+    filters = [("source_id", "==", source_id), ("z", "==", z)]
+    images = pq.read_table(path, columns=["x", "y", "image"], filters=filters).to_pandas()
     joined = rows.merge(images, on=["x", "y"], validate="one_to_one")
     if len(joined) < len(rows):
         raise ImageTableError(f"{path} lacks {len(rows) - len(joined)} of the {len(rows)} images of {source_id}")
@@ -373,15 +379,15 @@ def _mosaic(rows: pd.DataFrame, sources: Path) -> tuple[np.ndarray, dict[str, np
     across = max(np.ptp(x), np.ptp(y)) / size + 1
     edge = int(min(joined["reference"].iloc[0].shape[0], max(MOSAIC_PX // across, 8)))
     # Inverted, so that the places without a tile, which stitching leaves at 0, come out white.
-    tiles = np.stack([255 - _shrunk(decode_image(encoded), edge) for encoded in joined["image"]])
+    tiles = np.stack([255 - _shrink(decode_image(encoded), edge) for encoded in joined["image"]])
     masks = {
-        name: stitch(np.stack([_shrunk(255 * mask, edge) >= 128 for mask in joined[name]]), x, y, size)
+        name: stitch(np.stack([_shrink(255 * mask, edge) >= 128 for mask in joined[name]]), x, y, size)
         for name in ("reference", "prediction")
     }
     return 255 - stitch(tiles, x, y, size), masks
 
 
-def _shrunk(pixels: np.ndarray, edge: int) -> np.ndarray:
+def _shrink(pixels: np.ndarray, edge: int) -> np.ndarray:
     if pixels.shape[0] == edge:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((edge, edge), Image.Resampling.BOX))

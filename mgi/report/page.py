@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,13 @@ from PIL import Image
 
 from mgi.errors import MissingInputError
 from mgi.files import atomic_write, require_file
-from mgi.report.summary import explain_comparison, format_interval, format_p_value, is_scaled_outside_folds
+from mgi.report.summary import (
+    explain_comparison,
+    format_interval,
+    format_p_value,
+    is_scaled_outside_folds,
+    iterate_rows,
+)
 
 MAX_PNG_BYTES = 1 << 20
 MISSING = "\N{EN DASH}"
@@ -132,7 +137,7 @@ def _answer(comparison: pd.DataFrame, reference: str) -> str:
     """Return the result in one or two sentences."""
     table = comparison.set_index("variant")
     row = table.loc[reference]
-    interval = format_interval(row["low"], row["high"])
+    interval = format_interval(float(row["low"]), float(row["high"]))
     sentences = [
         f"{reference} reaches a mean Dice of {row['dice']:.3f} {interval}".rstrip()
         + f" over {row['n_patients']:.0f} patients that it was not trained on."
@@ -146,7 +151,7 @@ def _answer(comparison: pd.DataFrame, reference: str) -> str:
 
 def _judge(reference: str, row: pd.Series) -> str:
     """Return what the primary contrast says, and no more."""
-    difference, low, high = row["difference"], row["difference_low"], row["difference_high"]
+    difference, low, high = (float(row[name]) for name in ("difference", "difference_low", "difference_high"))
     interval = format_interval(low, high, "+")
     if pd.isna(low):
         return f"The difference from {row.name} is {difference:+.3f}, of too few patients to tell it from chance."
@@ -159,7 +164,7 @@ def _judge(reference: str, row: pd.Series) -> str:
 def _cards(comparison: pd.DataFrame, reference: str, summary: dict[str, Any]) -> list[tuple[str, str]]:
     row = comparison.set_index("variant").loc[reference]
     cards = [(f"{row['dice']:.3f}", f"Dice by patient, {reference}"), (f"{row['n_patients']:.0f}", "test patients")]
-    for other in comparison[comparison["difference"].notna()].head(2).itertuples():
+    for other in iterate_rows(comparison[comparison["difference"].notna()].head(2)):
         cards.insert(-1, (f"{other.difference:+.3f}", f"{reference} minus {other.variant}"))
     share = summary.get("untiled_tumour_share")
     if share:
@@ -172,7 +177,7 @@ def _comparison_table(comparison: pd.DataFrame, reference: str) -> Table:
         "variant", "patients", "Dice", "95% interval", f"{reference} minus variant", "95% interval", "p", "detectable"
     ]  # fmt: skip
     rows = []
-    for row in comparison.itertuples():
+    for row in iterate_rows(comparison):
         cells = [row.variant, f"{row.n_patients}", f"{row.dice:.3f}", format_interval(row.low, row.high)]
         if row.variant != reference:
             cells += [
@@ -216,7 +221,7 @@ def _retrieval_table(path: Path) -> Table | None:
     rows = [
         [row.variant, row.direction, f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}",
          f"{row.n_queries:,}", f"{row.n_gallery:,}"]
-        for row in pooled.itertuples()
+        for row in iterate_rows(pooled)
     ]  # fmt: skip
     headings = ["pre-training", "direction", "recall@1", "chance", "times chance", "queries", "gallery"]
     caption = "How often an image finds its own patient's genes first among the test patients of its fold."
@@ -226,7 +231,6 @@ def _retrieval_table(path: Path) -> Table | None:
 def _flow_table(path: Path) -> Table | None:
     if not path.exists():
         return None
-    rows: Iterable[Any] = _read_csv(path).itertuples()
     cells = [
         [
             str(row.step),
@@ -234,6 +238,6 @@ def _flow_table(path: Path) -> Table | None:
             f"{row.lost:,}" if row.lost else "",
             "" if pd.isna(row.reason) else str(row.reason),
         ]
-        for row in rows
+        for row in iterate_rows(_read_csv(path))
     ]
     return Table(["step", "cases", "lost", "reason"], cells, text={3})

@@ -1,6 +1,8 @@
 """The table that ends a run: metrics, paired differences, retrieval beside chance, and the path of the report."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -65,7 +67,7 @@ def _metrics(comparison: pd.DataFrame) -> Table:
         "detectable",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.itertuples():
+    for row in iterate_rows(comparison):
         cells = [row.variant, str(row.n_patients), f"{row.dice:.3f}", format_interval(row.low, row.high)]
         if row.variant != reference:
             interval = format_interval(row.difference_low, row.difference_high, "+")
@@ -75,6 +77,11 @@ def _metrics(comparison: pd.DataFrame) -> Table:
         table.add_row(*map(Text, cells))
     table.caption = Text(" ".join(explain_comparison(comparison)))
     return table
+
+
+def iterate_rows(table: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table, with their columns as attributes."""
+    return table.itertuples(index=False)
 
 
 def format_interval(low: float, high: float, sign: str = "") -> str:
@@ -109,7 +116,7 @@ def _retrieval(retrieval: pd.DataFrame) -> Table:
     table.add_column("direction", no_wrap=True)
     for heading in ("recall@1", "chance", "times chance", "queries", "gallery"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in pooled.itertuples():
+    for row in iterate_rows(pooled):
         numbers = [f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}"]
         table.add_row(Text(row.variant), row.direction, *numbers, str(row.n_queries), str(row.n_gallery))
     return table
@@ -123,7 +130,7 @@ def make_printable(text: str) -> str:
 def _lost(flow: pd.DataFrame) -> list[str]:
     """Return a line for each step of the cohort flow that lost cases, with the reason."""
     lossy = flow[flow["lost"] > 0]
-    return [f"Cases {row.step}: {row.cases}; {row.lost} left out: {row.reason}" for row in lossy.itertuples()]
+    return [f"Cases {row.step}: {row.cases}; {row.lost} left out: {row.reason}" for row in iterate_rows(lossy)]
 
 
 def is_scaled_outside_folds(expression: Path) -> bool:

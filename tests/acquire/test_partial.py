@@ -1,12 +1,15 @@
 """Downloads that are resumed, verified and given up: the `.part` of a file and the servers that fill it."""
 
+import fcntl
 import functools
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import formatdate
@@ -360,3 +363,112 @@ def test_whole_partial_file_needs_no_request(one_file, tmp_path):
         fetch(one_file, tmp_path / "got", url, 1)
     assert seen == []
     assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]
+
+
+@pytest.fixture
+def part(tmp_path):
+    """Where the `.part` of the one file is to lie."""
+    path = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("trick", ["link", "dangling link", "hard link", "pipe", "folder"])
+def test_part_that_is_no_plain_file_of_ours_is_refused(one_file, tmp_path, part, trick):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if trick == "link":
+        part.symlink_to(victim)
+    elif trick == "dangling link":
+        part.symlink_to(tmp_path / "absent")
+    elif trick == "hard link":
+        os.link(victim, part)
+    elif trick == "pipe":
+        os.mkfifo(part)
+    else:
+        part.mkdir()
+    with scripted([says(200, CONTENT)]) as (url, seen), pytest.raises(FetchError, match="remove it"):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_part_of_another_user_is_refused(one_file, tmp_path, part, monkeypatch):
+    part.write_bytes(CONTENT[:100])
+    monkeypatch.setattr(parts.os, "getuid", lambda: os.stat(part).st_uid + 1)
+    with scripted([says(200, CONTENT)]) as (url, seen), pytest.raises(FetchError, match="another user's: remove it"):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert part.read_bytes() == CONTENT[:100]
+
+
+def test_nobody_else_can_open_a_part_to_lock_it(one_file, tmp_path, part):
+    part.write_bytes(CONTENT[:100])
+    part.chmod(0o666)
+    modes = []
+
+    def answer(handler):
+        modes.append(stat.S_IMODE(part.stat().st_mode))
+        rest_of(100)(handler)
+
+    with scripted([answer]) as (url, _):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert modes == [0o600]
+
+
+@pytest.mark.parametrize(("has_token", "mode"), [(False, 0o640), (True, 0o600)])
+def test_files_fetched_with_a_token_are_their_owners_alone(one_file, tmp_path, token, has_token, mode):
+    umask = os.umask(0o027)
+    try:
+        with scripted([says(200, CONTENT)]) as (url, _):
+            fetch(one_file, tmp_path / "got", url, 1, token_file=token if has_token else None)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "got" / FILE_ID / "counts.tsv").stat().st_mode) == mode
+
+
+def test_lock_held_by_a_process_that_adds_nothing_is_waited_for_a_bounded_time(one_file, tmp_path, part, monkeypatch):
+    monkeypatch.setattr(parts, "LOCK_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(parts, "MAX_LOCK_SECONDS", 0.2)
+    with open(part, "wb") as held, scripted([says(200, CONTENT)]) as (url, seen):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(FetchError, match=r"another process has held .*counts\.tsv\.part"):
+            fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+
+
+def test_file_of_unknown_size_is_bounded(tmp_path, no_waiting, monkeypatch):
+    monkeypatch.setattr(parts, "MAX_UNSIZED_BYTES", 5000)
+    monkeypatch.setattr(sources, "CHUNK", 1 << 10)
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):
+            for _ in range(2000):
+                handler.wfile.write(CONTENT)
+
+    manifest = pin_one(tmp_path / "one.parquet", size=None)
+    with scripted([endless]) as (url, seen), pytest.raises(FetchError, match="its size is not known"):
+        fetch(manifest, tmp_path / "got", url, 1)
+    assert len(seen) == 1
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size <= 5000
+
+
+def test_file_of_unknown_size_does_not_fill_the_disk(tmp_path, no_waiting, monkeypatch):
+    monkeypatch.setattr(parts, "FREE_CHECK_BYTES", 1000)
+    monkeypatch.setattr(parts.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10**8))
+    manifest = pin_one(tmp_path / "one.parquet", size=None)
+    with scripted([says(200, CONTENT)]) as (url, _), pytest.raises(FetchError, match=r"the disk has 0\.1 GB free"):
+        fetch(manifest, tmp_path / "got", url, 1)
+
+
+def test_stated_length_beyond_the_limit_is_refused_before_it_is_read(tmp_path, no_waiting):
+    manifest = pin_one(tmp_path / "one.parquet", size=None)
+    with (
+        scripted([says(200, b"x", stated=10**15)]) as (url, _),
+        pytest.raises(FetchError, match=r"offers 10{15} bytes"),
+    ):
+        fetch(manifest, tmp_path / "got", url, 1)
+    assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size == 0

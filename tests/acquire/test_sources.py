@@ -1,9 +1,13 @@
 """Mirrors, redirects and the token: where files come from, and who is asked."""
 
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from mgi.acquire import fetch as stage
-from mgi.acquire import sources
+from mgi.acquire import sources, web
 from mgi.config import FetchOptions
 from mgi.errors import ConfigError, FetchError, MissingInputError
 from tests.cohorts import fetch
@@ -154,3 +158,76 @@ def test_redirects_in_a_circle_end(one_file, tmp_path):
 def test_redirect_away_from_http_is_not_followed(one_file, tmp_path):
     with scripted([says(302, Location="ftp://host/file")]) as (url, _), pytest.raises(FetchError, match="to 'ftp'"):
         fetch(one_file, tmp_path / "got", url, 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://me:s3cret@mirror.example", "http://s3cret@127.0.0.1:1", "https://me:s3cret@mirror.example/{file_name}",
+     "https://me:s3cret@[::1/x", "https://me:s3cret@mirror.example:99999/"],
+)  # fmt: skip
+def test_password_in_an_address_is_refused_and_not_repeated(one_file, tmp_path, address, caplog):
+    caplog.set_level("DEBUG")
+    for options in ({"api_url": address}, {"api_url": "http://127.0.0.1:9", "mirrors": [address]}):
+        with pytest.raises(ConfigError, match="password") as caught:
+            fetch(one_file, tmp_path / "got", options.pop("api_url"), 1, **options)
+        # The causes, too, which --verbose shows.
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("address", ["http://mirror.example", "http://10.0.0.1/x", "http://localhost.example"])
+def test_unencrypted_addresses_of_other_machines_need_a_word(one_file, tmp_path, address):
+    for options in ({"api_url": address}, {"api_url": "http://127.0.0.1:9", "mirrors": [address]}):
+        with pytest.raises(ConfigError, match=r"is not encrypted.*allow_http"):
+            fetch(one_file, tmp_path / "got", options.pop("api_url"), 1, **options)
+    with web.Server(address, allow_http=True) as server:
+        assert str(server) == address
+
+
+PAGE = b"<!doctype html><title>Maintenance</title>" + b" " * 2000
+
+
+@pytest.mark.parametrize(
+    "page",
+    [says(200, PAGE, Content_Type="text/html; charset=utf-8"), says(200, PAGE), says(200, b"Not found"),
+     says(200, CONTENT + b"x"), says(200, CONTENT, Content_Type="text/html")],
+    ids=["typed page", "page", "text", "longer", "type only"],
+)  # fmt: skip
+def test_mirror_that_answers_with_something_else_costs_no_bytes(one_file, tmp_path, no_waiting, page):
+    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:4000])
+    with scripted([page]) as (mirror, tried), scripted([rest_of(4000)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1, mirrors=[mirror])
+    assert len(tried) == sources.MIRROR_TRIES
+    # What was there is continued, not begun again.
+    assert seen == ["bytes=4000-"]
+
+
+def test_page_of_the_size_of_the_file_is_recognised_by_its_beginning(one_file, tmp_path, no_waiting):
+    page = b"<html>" + b" " * (len(CONTENT) - 6)
+    with scripted([says(200, page)]) as (url, _), pytest.raises(FetchError, match="a web page arrived instead"):
+        fetch(one_file, tmp_path / "got", url, 1)
+
+
+def test_each_thread_has_a_session_of_its_own():
+    with web.Server("http://127.0.0.1:9") as server, ThreadPoolExecutor(4) as pool:
+        together = threading.Barrier(4)
+        sessions = list(pool.map(lambda _: (together.wait(5), server._session(), server._session())[1:], range(4)))
+    assert all(one is other for one, other in sessions)
+    assert len({id(one) for one, _ in sessions}) == 4
+
+
+def test_failures_of_one_kind_are_listed_together(tmp_path, no_waiting):
+    files = contents(6, 5, 9)
+    ids = list(files)
+
+    def answer(handler):
+        number = ids.index(handler.path.split("/")[-1])
+        says(404 if number < 4 else 403, b"")(handler)
+
+    with scripted([answer]) as (url, _), pytest.raises(FetchError, match="6 of 6 files") as caught:
+        fetch(pin(tmp_path / "m.parquet", files), tmp_path / "got", url, 1)
+    assert str(caught.value).count("does not have it") == 1
+    assert str(caught.value).count("access denied") == 1
+    assert "and 1 more" in str(caught.value)

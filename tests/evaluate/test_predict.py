@@ -48,7 +48,7 @@ from tests.tables import CASES, IMAGES, patient_dice, write_cohort
 CPU = Place(torch.device("cpu"))
 
 
-def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_them(cohort, pretrained, tmp_path):
+def test_embeddings_cover_the_test_patients_images_and_genes(cohort, pretrained, tmp_path):
     embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "embeddings.parquet")
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pandas()
     assert table.groupby("kind").size().to_dict() == {"image": 2 * IMAGES, "gene": 2}
@@ -60,7 +60,7 @@ def test_embeddings_hold_the_test_patients_images_and_genes_as_the_model_sees_th
     np.testing.assert_allclose(np.linalg.norm(np.stack(table.vector), axis=1), 1, rtol=1e-5)
 
 
-def test_embeddings_do_not_depend_on_the_batches_they_were_made_in(cohort, pretrained, tmp_path, monkeypatch):
+def test_embeddings_do_not_depend_on_batch_size(cohort, pretrained, tmp_path, monkeypatch):
     seen, tables = [], []
     model, load = mgi.load(pretrained), Images.load
     monkeypatch.setattr(Images, "load", lambda self, rows: seen.append(len(rows)) or load(self, rows))
@@ -141,7 +141,7 @@ def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_pat
         evaluate_tables(finetuned, [tmp_path / "empty"], cohort.expression, tmp_path / "out", 100)
 
 
-def test_expression_of_other_cases_is_refused_and_of_some_is_told(cohort, finetuned, tmp_path, caplog):
+def test_rejects_expression_of_other_cases_and_warns_of_missing_ones(cohort, finetuned, tmp_path, caplog):
     profiles = pq.read_table(cohort.expression)
     shutil.copy(cohort.expression.with_name("genes.parquet"), tmp_path)
     names = profiles["case_id"].to_pylist()
@@ -179,7 +179,7 @@ def make_positive(expression):
     pq.write_table(table.set_column(index, table.schema.field(index), flat), expression)
 
 
-def test_table_without_unit_and_mpp_is_taken_for_the_models_if_it_can_be(finetuned, tmp_path, caplog):
+def test_table_without_unit_is_assumed_to_have_the_models(finetuned, tmp_path, caplog):
     other = write_cohort(tmp_path / "other", unit=None, mpp=None)
     images = [other.folder / "images" / "all.parquet"]
     with pytest.raises(ExpressionError, match=r"does not hold log2\(TPM\+1\): a value is -"):
@@ -190,7 +190,7 @@ def test_table_without_unit_and_mpp_is_taken_for_the_models_if_it_can_be(finetun
     assert "does not state its unit: taken for log2(TPM+1), as the model's" in caplog.text
 
 
-def test_unit_that_is_stated_beats_what_the_table_says(finetuned, tmp_path):
+def test_stated_unit_overrides_the_tables(finetuned, tmp_path):
     scores = write_cohort(tmp_path / "scores", unit="z-score")
     tables = [scores.folder / "images" / "all.parquet"]
     with pytest.raises(CheckpointError, match=r"trained on log2\(TPM\+1\) and the expression table holds z-score"):
@@ -290,7 +290,7 @@ def slide(tmp_path):
 
 
 @pytest.mark.parametrize(("largest", "mpp"), [(8192, 0.73), (8192, 1.0), (8192, 1.37), (128, 1.0), (128, 0.73)])
-def test_a_slide_is_given_its_mask_outlines_and_picture(
+def test_slide_prediction_writes_mask_outlines_and_picture(
     finetuned, slide, sees_dark, tmp_path, monkeypatch, largest, mpp
 ):
     monkeypatch.setattr(regions, "MAX_PLANE_PX", largest)
@@ -321,7 +321,7 @@ def test_a_slide_is_given_its_mask_outlines_and_picture(
     ]  # fmt: skip
 
 
-def test_a_slide_without_tumour_is_given_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
+def test_slide_without_tumour_has_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
     path = tmp_path / "pale.svs"
     write_svs(np.full((400, 400, 3), (220, 150, 200), np.uint8), path)
     predict(of_slides, path, tmp_path / "out")
@@ -337,13 +337,13 @@ def test_a_slide_without_tissue_is_refused(of_slides, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["out", "out/masks"])
-def test_what_is_predicted_is_a_folder_of_annotations_that_tiling_reads(of_slides, slide, sees_dark, tmp_path, folder):
+def test_output_is_a_folder_of_annotations_that_tiling_reads(of_slides, slide, sees_dark, tmp_path, folder):
     predict(of_slides, slide, tmp_path / "out")
     found = read_annotation(find_annotation(tmp_path / folder, slide.stem), (1200, 1000))
     assert found.mask(320, 440, 200, 20).all() and not found.mask(600, 440, 200, 20).any()
 
 
-def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
+def test_rejects_output_beside_the_image_or_over_a_file(of_slides, of_mri, slide, sees_dark, tmp_path, monkeypatch):
     series = write_series(tmp_path / "s" / "TCGA_CS_4941_19960909", [1])
     monkeypatch.setattr(stage, "move_to_device", lambda *_: pytest.fail("refused before computing"))
     for model, image, own in ((of_slides, slide, slide.parent), (of_mri, series, series)):
@@ -362,14 +362,14 @@ def test_nothing_is_written_beside_the_image_or_over_a_file(of_slides, of_mri, s
         assert path.read_text() == "mine"
 
 
-def test_the_device_is_asked_for_before_the_slide_is_tiled(of_slides, slide, tmp_path, monkeypatch):
+def test_checks_the_device_before_tiling(of_slides, slide, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(stage, "tile_slides", lambda *_, **__: pytest.fail("tiled first"))
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         predict(of_slides, slide, tmp_path / "out", device="cuda")
 
 
-def test_batches_are_put_down_as_they_come_in_any_order(slide):
+def test_batches_may_come_in_any_order(slide):
     frame = pd.DataFrame({"x": [10, 42, 10, 42], "y": [5, 5, 37, 37], "size": 32.0})
     random = np.random.default_rng(0)
     tiles = random.random((4, 16, 16)).astype(np.float32)
@@ -417,7 +417,7 @@ def write_series(folder, numbers):
     return folder
 
 
-def test_a_series_without_masks_is_given_one_of_its_own_size_for_each_slice(of_mri, sees_dark, tmp_path):
+def test_series_prediction_writes_one_mask_per_slice_at_its_own_size(of_mri, sees_dark, tmp_path):
     # The masks are named after the slices, whatever the folder's name.
     folder = write_series(tmp_path / "renamed", (1, 2, 10))
     predict(of_mri, folder, tmp_path / "out")
@@ -441,7 +441,7 @@ def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_pa
     assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
 
 
-def test_a_model_that_states_no_mpp_is_taken_for_the_image_it_is_given(of_slides, sees_dark, slide, tmp_path):
+def test_model_without_mpp_accepts_a_series_and_rejects_a_slide(of_slides, sees_dark, slide, tmp_path):
     config = json.loads((of_slides / "config.json").read_text())
     del config["mpp"]
     (of_slides / "config.json").write_text(json.dumps(config))
@@ -452,7 +452,7 @@ def test_a_model_that_states_no_mpp_is_taken_for_the_image_it_is_given(of_slides
         predict(of_slides, slide, tmp_path / "out")
 
 
-def test_what_cannot_be_predicted_is_told(of_slides, of_mri, slide, cohort, tmp_path):
+def test_rejects_what_it_cannot_predict(of_slides, of_mri, slide, cohort, tmp_path):
     with pytest.raises(CheckpointError, match="states no mpp to cut a slide's tiles at"):
         predict(of_mri, slide, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"was trained on slides, of 1 mpp: give a slide"):

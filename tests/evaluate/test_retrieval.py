@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mgi.errors import CohortError, MissingInputError
-from mgi.evaluate.retrieval import _chance, ranks, retrieval_table
+from mgi.evaluate.retrieval import _chance, rank_queries, retrieval_table
 from mgi.tables import write_table
 
 
@@ -36,7 +36,7 @@ def write_embeddings(path: Path, fold: int, space: tuple[np.ndarray, np.ndarray,
 
 
 def recall_at_k(*space, k=1) -> float:
-    return float((ranks(*space) < k).mean())
+    return float((rank_queries(*space) < k).mean())
 
 
 def plain_recall(queries, gallery, query_cases, gallery_cases, k: int) -> float:
@@ -68,7 +68,7 @@ def test_perfect_embedding_recalls_all_and_a_collapsed_one_nothing() -> None:
 def test_queries_without_an_answer_are_left_out() -> None:
     images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(0), noise=0.0)
     assert recall_at_k(images, genes[:5], image_cases, gene_cases[:5]) == 1
-    assert len(ranks(images, genes, np.full(len(images), "nobody"), gene_cases)) == 0
+    assert len(rank_queries(images, genes, np.full(len(images), "nobody"), gene_cases)) == 0
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -158,3 +158,12 @@ def test_foreign_table_is_refused_by_its_columns(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"case_id": ["A"]}), tmp_path / "e.parquet")
     with pytest.raises(MissingInputError, match="lacks the column"):
         retrieval_table([tmp_path / "e.parquet"], tmp_path / "retrieval.csv")
+
+
+def test_linked_fold_folder_keeps_the_variants_own_name(tmp_path: Path) -> None:
+    space = shared_space(np.random.default_rng(0), 6, 2)
+    write_embeddings(tmp_path / "elsewhere" / "store" / "x" / "embeddings.parquet", 0, space)
+    (tmp_path / "mgi").mkdir()
+    (tmp_path / "mgi" / "fold0").symlink_to(tmp_path / "elsewhere" / "store" / "x")
+    retrieval_table([tmp_path / "mgi" / "fold0" / "embeddings.parquet"], tmp_path / "retrieval.csv")
+    assert set(pd.read_csv(tmp_path / "retrieval.csv")["variant"]) == {"mgi"}

@@ -22,7 +22,7 @@ def test_patients_without_a_value_are_left_out_of_every_resample() -> None:
     assert form == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 6}
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_bootstrap_interval_covers_the_truth_at_its_nominal_rate() -> None:
     rng = np.random.default_rng(5)
     covered = 0
     for trial in range(200):
@@ -61,7 +61,7 @@ def test_bootstrap_is_the_same_for_a_seed_and_differs_by_seed() -> None:
     assert drawn.shape == (500, 9) and set(np.unique(drawn)) == set(range(9))
 
 
-def test_interval_holds_the_middle_95_percent_of_the_draws() -> None:
+def test_interval_spans_the_middle_95_percent_of_the_draws() -> None:
     form = statistics.round_estimate(0.5, np.arange(1001) / 1000, 10)
     assert (form["low"], form["high"]) == pytest.approx((0.025, 0.975))
 

@@ -42,7 +42,7 @@ def arguments(
 def differentiate(function, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the values and, for a fixed weighting of them, the gradient of every input."""
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    y = function(**leaves)
+    y = function(*leaves.values())
     weights = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
     gradients = torch.autograd.grad((y * weights).sum(), list(leaves.values()))
     return {"y": y.detach()} | {f"d{name}": part for name, part in zip(leaves, gradients, strict=True)}

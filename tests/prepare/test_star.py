@@ -53,7 +53,7 @@ def test_gzipped_table_is_read_and_a_cut_one_named(path, other):
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert read_star(path).counts.tolist() == read_star(path, like=other).counts.tolist() == COUNTS
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ExpressionError, match=r"one\.tsv is cut short or damaged: .*; fetch it again"):
+    with pytest.raises(ExpressionError, match=r"one\.tsv is cut short or damaged: .*; get it again"):
         read_star(path)
 
 
@@ -91,7 +91,7 @@ def test_table_cut_at_the_end_of_a_line_is_named(path, other, kept):
         (lambda text: text.replace("\t900\t", "\t900\t1\t"), "cut short or damaged: .*Expected 9 columns, got 10"),
         (lambda text: text.replace("ENSG00000000419.13", "ENSG00000000005.6"), "duplicate gene 'ENSG00000000005.6'"),
         (lambda text: text.replace("ENSG00000000419.13", ""), "line 9 names no gene; fetch it again"),
-        (lambda text: text.replace("\tstranded_first", "\tunstranded"), "its column unstranded comes twice"),
+        (lambda text: text.replace("\tstranded_first", "\tunstranded"), "no STAR table: duplicate column 'unstranded'"),
         (lambda text: text.replace("N_ambiguous", "N_strange"), "lines 3 to 6 are not the counters N_unmapped, "),
         (lambda text: "".join(lines(text)[:2] + lines(text)[6:]), "lines 3 to 6 are not the counters"),
     ],
@@ -126,6 +126,20 @@ def test_table_unlike_another_is_told_apart(path, other, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(ExpressionError, match=message):
         read_star(path, like=other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda text: gzip.compress(text + bytes(200 << 20)), "unpacks to more than 67108864 bytes"),
+        (lambda text: b"# gene-model: X\n" + b"\t".join(b"%d" % k for k in range(100)) + b"\n", "it has 100 columns"),
+        (lambda text: text + b"\n" * 1_000_001, "columns and 1000013 lines, the limits are 64 and 1000000"),
+    ],
+)
+def test_limits_hold_before_anything_is_parsed(path, content, message):
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(ExpressionError, match=message):
+        read_star(path)
 
 
 def test_missing_table_is_named(tmp_path):

@@ -156,7 +156,7 @@ def test_overlays_are_of_the_best_median_and_worst_patient(results: Path, tmp_pa
     assert f"median: {middle}, Dice {scores[middle]:.3f}" in drawn
 
 
-def test_mosaic_puts_masks_where_their_tiles_lie_and_leaves_the_rest_white(results: Path) -> None:
+def test_mosaic_places_masks_by_their_tiles_and_leaves_the_rest_white(results: Path) -> None:
     rows = figures._plane_to_show(results / "finetune" / "mgi" / "fold0" / "predictions.parquet", "TCGA-2")
     image, masks = figures._mosaic(rows, results / "sources.parquet")
     assert image.shape == (64, 96, 3)
@@ -198,7 +198,7 @@ def test_figures_are_the_same_twice(results: Path, flow: Path, metrics: list[Pat
         assert b"Matplotlib v" not in file.read_bytes() and b"dc:date" not in file.read_bytes()
 
 
-def test_missing_and_foreign_inputs_are_told(results: Path, tmp_path: Path, flow: Path) -> None:
+def test_missing_and_foreign_inputs_are_errors(results: Path, tmp_path: Path, flow: Path) -> None:
     with pytest.raises(MissingInputError, match="cohort flow not found"):
         draw_flow(tmp_path / "none.csv", tmp_path / "flow.png")
     flow.write_text("a,b\n1,2\n")

@@ -75,7 +75,7 @@ def read_page(folder: Path) -> tuple[Reader, str]:
     return reader, " ".join(" ".join(reader.words).split())
 
 
-def test_page_says_the_answer_first(tmp_path: Path) -> None:
+def test_page_opens_with_the_answer(tmp_path: Path) -> None:
     _, words = read_page(write_results(tmp_path / "brca"))
     answer = "mgi reaches a mean Dice of 0.900 [0.880, 0.920] over 48 patients that it was not trained on."
     assert f"{answer} That is 0.300 higher than image-only [+0.250, +0.350]." in words

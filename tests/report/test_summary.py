@@ -46,7 +46,7 @@ def test_variants_come_in_the_order_of_the_comparison(results: Path, capsys: pyt
     assert "Primary contrast: mgi minus image-only. The other p-values are adjusted by Holm's method." in words
 
 
-def test_few_patients_are_said_to_be_few(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_patients_get_a_sentence_instead_of_intervals(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = results / "evaluate" / "comparison.csv"
     table = pd.read_csv(path).assign(n_patients=5, n_paired=5)
     columns = ["low", "high", "difference_low", "difference_high", "p_value", "p_holm", "detectable"]
@@ -85,7 +85,7 @@ def test_retrieval_stands_beside_chance(results: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("scale_fitted", "noted"), [("outside the folds", True), ("none", False)])
-def test_scaling_outside_the_folds_is_said(
+def test_scaling_outside_the_folds_is_noted(
     results: Path, capsys: pytest.CaptureFixture[str], scale_fitted: str, noted: bool
 ) -> None:
     add_expression(results, scale_fitted)
@@ -93,7 +93,7 @@ def test_scaling_outside_the_folds_is_said(
     assert ("scaled outside the folds" in capsys.readouterr().out) is noted
 
 
-def test_cases_that_fell_out_are_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_cases_are_listed_with_their_reason(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flow = pd.DataFrame(
         {"step": ["with a slide", "with masks"], "cases": [8, 6], "lost": [0, 2], "reason": ["", "cut"]}
     )
@@ -113,6 +113,6 @@ def test_report_comes_last_on_one_line(results: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[-1] == f"Report: {folder / 'report' / 'index.html'}"
 
 
-def test_unfinished_run_is_told(tmp_path: Path) -> None:
+def test_unfinished_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"comparison\.csv"):
         print_summary(tmp_path)

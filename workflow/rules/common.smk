@@ -27,12 +27,12 @@ def refusing(function):
 
 
 def placed_path(path):
-    """Where a file of this workflow lies, under its prefix and its path variables."""
+    """Return the place of a file of this workflow, with its prefix and its path variables."""
     return Path(PATHVARS.apply(str(MODIFIER.modify_path(path))))
 
 
 def manifest_path(project):
-    """Where a project's manifest lies."""
+    """Return the place of a project's manifest."""
     return placed_path(MANIFEST.format(project=project))
 
 
@@ -97,7 +97,7 @@ def mgi_command(wildcards, threads):
 
 
 def given(path):
-    """An input function for a file that the user names: no prefix of a module is put before it."""
+    """Return an input function for a file that the user names, which takes no prefix of a module."""
     return lambda wildcards: local(path) if path else []
 
 
@@ -143,7 +143,7 @@ def fetch_options(wildcards, threads):
 
 @refusing
 def expression_receipts(wildcards):
-    """The receipts of the jobs that fetch the STAR tables of every project, so many at a time."""
+    """Return the receipts of the jobs that fetch the STAR tables, `gdc.files_per_job` each."""
     manifests(wildcards)
     return [
         f"<resources>/gdc/{project}/receipts/expression/{part}.tsv"

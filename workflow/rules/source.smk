@@ -1,4 +1,4 @@
-"""Where this workflow's own Python code lies, also when another Snakefile imports the workflow as a module."""
+"""Find this workflow's own Python code, also when another Snakefile imports the workflow as a module."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile, LocalSource
 
 
 def find_checkout(rules):
-    """Return the folder that holds `mgi/`, given the folder of the rules; unpack it from git where it is remote."""
+    """Return the folder that contains `mgi/`, from the folder of the rules; unpack it from git where it is remote."""
     if isinstance(rules, LocalSourceFile):
         return Path(rules.get_path_or_uri(secret_free=True)).parents[1]
     if not isinstance(rules, HostingProviderFile | LocalGitFile):

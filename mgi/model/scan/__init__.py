@@ -47,20 +47,21 @@ def selective_scan(
     -------
     Tensor, [batch, channels, length], of the dtype of `u`; the state itself is float32
     """
-    path = _remember_path(u.device.type) if u.dtype != torch.float64 else "loop"
+    path = _remember_path(u.device.type)
+    if path == "loop" or u.dtype == torch.float64:
+        return reference_scan(u, delta, A, B, C, D, z, delta_bias)
+    A, D, delta_bias = A.float(), D.float(), delta_bias.float()
     if path == "numba":
         from mgi.model.scan.cpu import fused_scan
 
         return fused_scan(u, delta, A, B, C, D, z, delta_bias)
-    if path == "mamba":
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-        return selective_scan_fn(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
     if path == "triton":
         from mgi.model.scan.gpu import triton_scan
 
         return triton_scan(u, delta, A, B, C, D, z, delta_bias)
-    return reference_scan(u, delta, A, B, C, D, z, delta_bias)
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
 
 
 def describe_path(device: str) -> str:

@@ -52,12 +52,10 @@ def _find_cache_folder(configured: str) -> str:
         return ""
 
 
-def fused_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """Compute `mgi.model.scan.selective_scan` on the CPU, in float32."""
-    # Inside `forward` gradients are always off, and the inputs' own flag does not know of no_grad.
-    return _FusedScan.apply(torch.is_grad_enabled(), u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
+def fused_scan(*inputs: Tensor) -> Tensor:
+    """Compute `mgi.model.scan.selective_scan` of its inputs, in its order; A, D and delta_bias in float32."""
+    # Inside `forward` gradients are always off, and the inputs' own flags do not know of no_grad.
+    return _FusedScan.apply(torch.is_grad_enabled(), *inputs)
 
 
 class _FusedScan(torch.autograd.Function):

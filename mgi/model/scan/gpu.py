@@ -152,11 +152,9 @@ def _backward(
     tl.store(dbias_at + batch * channels + channel, dbias)
 
 
-def triton_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """Compute `mgi.model.scan.selective_scan` in Triton, the state in float32."""
-    return _TritonScan.apply(torch.is_grad_enabled(), u, delta, A.float(), B, C, D.float(), z, delta_bias.float())
+def triton_scan(*inputs: Tensor) -> Tensor:
+    """Compute `mgi.model.scan.selective_scan` of its inputs, in its order; A, D and delta_bias in float32."""
+    return _TritonScan.apply(torch.is_grad_enabled(), *inputs)
 
 
 class _TritonScan(torch.autograd.Function):
