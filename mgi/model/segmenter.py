@@ -65,7 +65,7 @@ class GeneAttention(nn.Module):
         # At full strength: with small initial weights genes are learnt late or not at all on simulated cohorts.
         nn.init.normal_(self.output.weight, std=dim**-0.5)
         self.gate = nn.Parameter(torch.ones(dim))
-        # The null profile: starts as nothing, and is learnt from patients without expression, or whose profile is dropped.
+        # The null profile: starts as nothing, learnt from patients without expression or whose profile is dropped.
         self.absent = nn.Parameter(torch.zeros(2 * dim))
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
