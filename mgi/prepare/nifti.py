@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mgi.console import log
@@ -100,9 +99,15 @@ def read_scan(files: dict[str, Readable], channels: list[str], labelled: bool) -
                 f"{files[channels[0]].name} {first.shape} at {_origin(affine)}; register them to one grid"
             )
     image = np.stack([_slices(volumes[key][0]) for key in channels], axis=-1)
-    width, height, depth = (float(size) for size in nib.affines.voxel_sizes(affine))
+    width, height, depth = _voxel_mm(affine)
     labels = _whole(_slices(volumes["seg"][0]), files["seg"].name) if labelled else None
     return Scan(image, labels, (width, height, depth))
+
+
+def _voxel_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Return the edges of a voxel."""
+    right, front, head = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return right, front, head
 
 
 def _origin(affine: np.ndarray) -> str:
@@ -116,6 +121,9 @@ def _slices(volume: np.ndarray) -> np.ndarray:
 
 def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
     """Return a volume, float32 [right, front, head], and its affine."""
+    # The environment that plans a run lists series and has no nibabel.
+    import nibabel as nib
+
     try:
         content = _unpack(file)
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
@@ -142,7 +150,7 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
         raise MriError(f"unreadable image: {file.name}: {str(error)[:200]}") from error
     if not np.isfinite(volume).all():
         raise MriError(f"NaN or infinite voxels: {file.name}; save it without")
-    if not np.isfinite(affine).all() or min(nib.affines.voxel_sizes(affine)) <= 0:
+    if not np.isfinite(affine).all() or min(_voxel_mm(affine)) <= 0:
         raise MriError(f"impossible grid: the voxels of {file.name} have no size")
     return volume, affine
 
