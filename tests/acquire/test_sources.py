@@ -16,7 +16,7 @@ from .servers import CONTENT, FILE_ID, contents, pin, rest_of, says, scripted, s
 
 
 @pytest.mark.parametrize("address", ["http://localhost:80a", "http://localhost:99999", "http://[::1"])
-def test_address_that_is_none_is_refused(one_file, tmp_path, address):
+def test_rejects_invalid_address(one_file, tmp_path, address):
     with pytest.raises(ConfigError, match="is no address of a server"):
         fetch(one_file, tmp_path / "got", address, 1)
     with pytest.raises(ConfigError, match="is no address of a server"):
@@ -32,7 +32,7 @@ def test_mirror_that_is_down_is_left_out_after_three_files(tmp_path, no_waiting,
     assert "failed for 3 files in a row and is left out: the server answered 503" in said
 
 
-def test_mirror_that_lacks_a_file_between_is_asked_on(tmp_path, no_waiting):
+def test_mirror_that_lacks_a_file_is_still_asked(tmp_path, no_waiting):
     files = contents(6, 1, 9)
     answers = [code for code in (503, 503, 404) for _ in range(1 if code == 404 else sources.MIRROR_TRIES)]
     with scripted([says(code) for code in 2 * answers]) as (mirror, asked), scripted([serving(files)]) as (url, _):

@@ -1,6 +1,7 @@
 """What training reads: roles, profiles, the negative control's derangement, augmentation."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +129,8 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
     masks = (random.random((40, 8, 8)) < 0.3).astype(np.uint8)
     images = np.repeat(masks[..., None] * 200, 3, axis=-1).astype(np.uint8)
     before = images.copy()
-    moved, moved_masks = Augmentation.draw(40, "dihedral", 0.0, np.random.default_rng(1)).apply(images, masks)
+    augmentation = Augmentation.draw(40, "dihedral", 0.0, np.random.default_rng(1))
+    moved, moved_masks = augmentation.apply(images), augmentation.move(masks)
     assert (moved[..., 0] == moved_masks * 200).all()
     assert (images == before).all()
     poses = [tuple(image[..., 0].ravel()) for image in moved]
@@ -140,4 +142,30 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
 
 def test_flip_never_turns_upside_down():
     images = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (20, 1, 8, 3))
-    assert (Augmentation.draw(20, "flip", 0.0, np.random.default_rng(1)).apply(images)[0] == images).all()
+    assert (Augmentation.draw(20, "flip", 0.0, np.random.default_rng(1)).apply(images) == images).all()
+
+
+def test_intensities_change_by_channel_within_the_jitter_and_saturate():
+    images = np.full((50, 4, 4, 3), 200, np.uint8)
+    augmentation = Augmentation.draw(50, "none", 0.5, np.random.default_rng(2))
+    changed = augmentation.apply(images)
+    expected = np.clip(200 * augmentation.gains, 0, 255).astype(np.uint8)
+    assert (changed == expected[:, None, None]).all() and (images == 200).all()
+    assert changed.max() == 255 and 100 <= changed.min() < 110
+    assert 0.5 <= augmentation.gains.min() < 0.55 and 1.45 < augmentation.gains.max() <= 1.5
+    assert not augmentation.turns.any() and not augmentation.flips.any()
+
+
+def test_share_of_an_augmentation_does_to_its_images_what_the_whole_does():
+    images = np.random.default_rng(0).integers(0, 255, (7, 6, 6, 3)).astype(np.uint8)
+    augmentation = Augmentation.draw(7, "dihedral", 0.3, np.random.default_rng(3))
+    assert (augmentation.share(slice(2, 5)).apply(images[2:5]) == augmentation.apply(images)[2:5]).all()
+
+
+def test_images_are_decoded_alike_by_several_threads(cohort):
+    images = read_images(cohort.sources, set(CASES[:3]), labelled=True)
+    rows = np.arange(len(images))[::-1]
+    with ThreadPoolExecutor(3) as pool:
+        assert (images.load(rows, pool) == images.load(rows)).all()
+        assert (images.load_masks(rows, pool) == images.load_masks(rows)).all()
+        assert (images.load_ignore(rows, pool) == images.load_ignore(rows)).all()

@@ -3,10 +3,8 @@
 import csv
 import json
 import shutil
-import sys
 from functools import partial
 from itertools import pairwise
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +15,13 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
-from mgi.config import RunOptions
-from mgi.errors import CheckpointError, CohortError, ConfigError, MissingInputError, TrainingError
+from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
 from mgi.tables import write_table
-from mgi.train import checkpoint, loop
+from mgi.train import checkpoint
 from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
-from mgi.train.device import Place, prepare_torch
+from mgi.train.device import Place
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.loop import TrainingRun, learning_rate, parameter_groups
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
@@ -46,28 +43,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cohort, pret
     assert weights(tmp_path / "again") == weights(pretrained)
     pretrain(pretrain_options.model_copy(update={"seed": 1}), *paths, tmp_path / "other")
     assert weights(tmp_path / "other") != weights(pretrained)
-
-
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    cohort, pretrained, finetuned, finetune_options, tmp_path, monkeypatch
-):
-    paths = (cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
-    update, steps = TrainingRun._update, []
-
-    def killed_at_five(self, step, seed, loss_at):
-        steps.append(step)
-        if step == 5 and len(steps) == 6:
-            raise KeyboardInterrupt
-        return update(self, step, seed, loss_at)
-
-    monkeypatch.setattr(TrainingRun, "_update", killed_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(finetune_options(), *paths)
-    assert (tmp_path / LAST).exists() and not (tmp_path / "model.safetensors").exists()
-    finetune(finetune_options(), *paths)
-    assert steps[6:] == [4, 5], "resumed after the checkpoint at step 4"
-    assert weights(tmp_path) == weights(finetuned)
-    assert not (tmp_path / LAST).exists()
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(
@@ -117,17 +92,6 @@ def test_a_killed_run_is_resumed_on_the_same_data_only(
     steps.clear()
     run()
     assert steps == ([] if corrected == "nothing" else [0, 1, 2, 3, 4, 5])
-
-
-def test_a_run_of_other_code_is_not_resumed(cohort, finetune_options, tmp_path, monkeypatch):
-    paths = (cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
-    steps = steps_done(monkeypatch)
-    monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
-    for code, ran in (("1", 6), ("1", 0), ("2", 6)):
-        monkeypatch.setattr(loop, "code_hash", lambda code=code: code)
-        steps.clear()
-        finetune(finetune_options(), *paths)
-        assert len(steps) == ran
 
 
 def steps_done(monkeypatch):
@@ -302,16 +266,6 @@ def test_a_fine_tuned_model_is_no_pretrained_encoder(cohort, finetuned, finetune
         finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", finetuned, tmp_path)
 
 
-def test_loading_an_incomplete_or_damaged_model_says_what_is_wrong(pretrained, tmp_path):
-    with pytest.raises(MissingInputError, match="description of a model not found"):
-        mgi.load(tmp_path)
-    shutil.copytree(pretrained, tmp_path / "damaged")
-    path = tmp_path / "damaged" / checkpoint.WEIGHTS
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="holds no model that this version can load"):
-        mgi.load(tmp_path / "damaged")
-
-
 def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options, tmp_path):
     import pandas as pd
 
@@ -360,43 +314,3 @@ def test_learning_rate_warms_up_and_decays(finetune_options):
     rates = [learning_rate(step, options) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.02 and all(a >= b for a, b in pairwise(rates[10:]))
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """A function that pretends that CUDA, mamba-ssm, its compiled kernel and Triton are there or not."""
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-
-    def pretend(seen: bool, python: bool, kernel: bool, triton: bool = False) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-        names = {"mamba_ssm.ops.selective_scan_interface": python, "selective_scan_cuda": kernel, "triton": triton}
-        for name, there in names.items():
-            monkeypatch.setitem(sys.modules, name, ModuleType(name) if there else None)
-
-    return pretend
-
-
-def test_cuda_without_a_device_is_refused(cuda):
-    cuda(False, True, True)
-    with pytest.raises(ConfigError, match="cannot compute on CUDA: torch sees no CUDA device here"):
-        prepare_torch(RunOptions(), "cuda", genes=False)
-
-
-@pytest.mark.parametrize(("python", "kernel"), [(False, True), (True, False)])
-def test_genes_on_cuda_need_a_compiled_mamba_or_triton_and_images_alone_do_not(cuda, python, kernel):
-    cuda(True, python, kernel)
-    with pytest.raises(ConfigError, match=r"needs mamba-ssm or Triton .*use workflow/envs/train-gpu\.yaml"):
-        prepare_torch(RunOptions(), "cuda", genes=True)
-    assert prepare_torch(RunOptions(), "cuda", genes=False).device.type == "cuda"
-    cuda(True, python, kernel, triton=True)
-    assert prepare_torch(RunOptions(), "cuda", genes=True).device.type == "cuda"
-
-
-@pytest.mark.parametrize(
-    ("seen", "kernel", "genes", "expected"),
-    [(False, True, False, "cpu"), (True, True, True, "cuda"), (True, False, True, "cpu"), (True, False, False, "cuda")],
-)
-def test_a_run_without_a_device_takes_what_the_machine_has(cuda, seen, kernel, genes, expected):
-    cuda(seen, True, kernel)
-    assert prepare_torch(RunOptions(), None, genes=genes).device.type == expected
