@@ -74,12 +74,12 @@ class Plan:
     config : Config
         A valid configuration.
     manifest_path : callable
-        The path of a project's manifest, given the project's name.
+        Returns the path of a project's manifest from the project's name.
 
     Raises
     ------
     MGIError
-        If the configuration, a file that it names or a pinned manifest tells that a job would fail.
+        If a job would fail with this configuration, the files that it names or the pinned manifests.
     """
 
     def __init__(self, config: Config, manifest_path: Callable[[str], Path]) -> None:
@@ -118,7 +118,7 @@ class Plan:
             read_delimited(split.stratify_table, "table to stratify by", columns, CohortError)
 
     def _check_pinned(self, path: Path) -> None:
-        """Refuse a pinned manifest that does not hold what the configuration asks for: it is not made again."""
+        """Refuse a pinned manifest that differs from what the configuration asks for: it is not made again."""
         gdc = self.config.gdc
         assert gdc is not None
         if gdc.exclude:
@@ -272,7 +272,7 @@ class Plan:
 
     @cached_property
     def mri_state(self) -> str:
-        """A hash of the names, sizes and times of the MRI folder's files: it tells a corrected mask."""
+        """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
         return fingerprint(self.config.mri.folder) if self.config.mri else ""
 
     # ---- train and evaluate

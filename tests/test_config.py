@@ -18,6 +18,7 @@ from mgi.config import (
     PretrainOptions,
     load_config,
     load_options,
+    read_yaml,
     reference_files,
     write_reference,
 )
@@ -263,13 +264,19 @@ def test_default_configuration_ships_the_ablations_and_the_negative_control() ->
     assert config.finetune["shuffled-genes"].genes == "shuffled" and config.simulate is not None
 
 
-def test_default_configuration_shows_every_key(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(f"{REFERENCE_BEGIN}{REFERENCE_END}")
-    table = reference_files(tmp_path)[tmp_path / "README.md"]
-    keys = re.findall(r"^\| `(?:[^`]*\.)?(\w+)` \|", table, flags=re.MULTILINE)
+def test_default_configuration_shows_every_key() -> None:
+    table = (ROOT / "config" / "README.md").read_text().partition(REFERENCE_BEGIN)[2]
+    rows = re.findall(r"^\| `(?:[^`]*\.)?(\w+)` \|", table, flags=re.MULTILINE)
     text = (ROOT / "config" / "config.yaml").read_text()
-    assert "tile_px" in keys
-    assert [key for key in keys if f"{key}:" not in text] == []
+    assert "tile_px" in rows and text.startswith("# yaml-language-server: $schema=schema.json\n")
+    assert [key for key in rows if f"{key}:" not in text] == []
+
+
+def test_default_configuration_agrees_with_the_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "config" / "schema.json").read_text())
+    for name in SHIPPED:
+        jsonschema.validate(read_yaml(ROOT / "config" / name), schema)
 
 
 def test_reference_in_config_is_current() -> None:

@@ -79,6 +79,8 @@ class Downloads(Server):
     @classmethod
     def _check_mirrors(cls, mirrors: list[str]) -> list[str]:
         for mirror in mirrors:
+            refuse_credentials(mirror)
+        for mirror in mirrors:
             if "://" in mirror or mirror.lower().startswith(("http:", "https:")):
                 check_address(mirror, "a mirror is a folder or an address that starts with https://")
                 unknown = [name for name in re.findall(r"\{.*?\}|[{}]", mirror) if name not in MIRROR_FIELDS]
@@ -170,10 +172,15 @@ class FetchOptions(Downloads):
     """The options of `mgi gdc fetch`, complete."""
 
 
-def check_address(address: str, expected: str) -> None:
-    """Refuse what is no http(s) address, and a password in one, which no message repeats."""
+def refuse_credentials(address: str) -> None:
+    """Refuse a user name or a password in an address; no message repeats it."""
     if "@" in address:
         raise sentence("an address in '{here}' holds a user name or a password: leave it out; ~/.netrc can hold it")
+
+
+def check_address(address: str, expected: str) -> None:
+    """Refuse what is no http(s) address, or holds a password."""
+    refuse_credentials(address)
     try:
         parts = urlsplit(address)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -1,4 +1,4 @@
-"""The files of `config/` that are generated from the model: schema.json and the table of keys in README.md."""
+"""The files of `config/` that are generated from the model: config.yaml, schema.json and the table in README.md."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from mgi.config.cohort import Config
+from mgi.config.example import render_demo
 from mgi.config.section import Section, inner_section
 from mgi.errors import ConfigError, MissingInputError
 from mgi.files import atomic_write
@@ -20,25 +21,25 @@ LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_
 
 
 def write_reference(folder: Path | str) -> None:
-    """Write schema.json into `folder`, and the table of all keys into its README.md, between the two markers.
+    """Write config.yaml and schema.json into `folder`, and the table of keys into its README.md.
 
     Raises
     ------
     MissingInputError
         If README.md is not there.
     ConfigError
-        If it lacks a marker.
+        If it lacks one of the two markers around the table.
     """
     for path, text in reference_files(folder).items():
-        with atomic_write(path) as aside:
-            aside.write_text(text)
+        with atomic_write(path) as part:
+            part.write_text(text)
 
 
 def reference_files(folder: Path | str) -> dict[Path, str]:
-    """Make what schema.json and README.md in `folder` should hold; raises as `write_reference` does."""
+    """Return the text of each generated file in `folder`; raises as `write_reference` does."""
     readme = Path(folder) / "README.md"
     if not readme.exists():
-        raise MissingInputError(f"the configuration's README not found: {readme}")
+        raise MissingInputError(f"README of the configuration not found: {readme}")
     before, begin, rest = readme.read_text().partition(REFERENCE_BEGIN)
     _, end, after = rest.partition(REFERENCE_END)
     if not (begin and end):
@@ -47,6 +48,7 @@ def reference_files(folder: Path | str) -> dict[Path, str]:
     lines += ["| " + " | ".join(cells) + " |" for cells in _reference_rows(Config, "")]
     table = "\n".join(lines)
     return {
+        readme.with_name("config.yaml"): render_demo(),
         readme.with_name("schema.json"): json.dumps(Config.model_json_schema(), indent=2) + "\n",
         readme: f"{before}{begin}\n{table}\n{end}{after}",
     }

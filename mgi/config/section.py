@@ -18,7 +18,6 @@ _PLAIN = {
     float: re.compile(r"[-+]?[0-9]{1,17}(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?"),
     bool: re.compile(r"true|false|True|False"),
 }
-_CREDENTIALS = re.compile(r"[^\s/'\"]*:[^\s'\"]*@")
 _NUMBERS = ("int_type", "float_type")
 
 
@@ -132,8 +131,11 @@ def describe_error(section: type[Section], error: ErrorDetails, within: str = ""
 
 def _show(value: object) -> str:
     """Return a value as it would be written, in quotes only where it is text, without passwords."""
-    shown = quote(value) if isinstance(value, str) else quote(value)[1:-1]
-    return _CREDENTIALS.sub("***@", shown)
+    text = value if isinstance(value, str) else repr(value)
+    # Before an @ may stand a password, wherever the address was written by mistake.
+    if "@" in text and (":" in text or "//" in text):
+        text = f"***{text[text.rindex('@') :]}"
+    return quote(text) if isinstance(value, str) else quote(text)[1:-1]
 
 
 def _section_at(section: type[Section], path: list[str]) -> type[Section]:

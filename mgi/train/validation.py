@@ -83,7 +83,8 @@ def predict_probabilities(
                 case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(place.device))
                 for index, case in enumerate(cases)
             }
-            genes = None if model.gene_encoder is None else torch.cat(list(tokens.values()))
+            encoded = [token for token in tokens.values() if token is not None]
+            genes = torch.cat(encoded) if encoded else None
             logits = model.segment(inputs, genes, torch.from_numpy(patient).to(place.device), present.to(place.device))
         yield rows, logits.float().sigmoid().cpu().numpy()
 

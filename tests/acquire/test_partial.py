@@ -190,7 +190,7 @@ def test_wrong_bytes_are_asked_for_four_times_from_the_start(one_file, tmp_path,
     assert [path.stat().st_size for path in tmp_path.glob("got/*/*")] == [0]
 
 
-def test_progress_starts_the_count_of_failures_anew(one_file, tmp_path, no_waiting):
+def test_progress_resets_the_count_of_failures(one_file, tmp_path, no_waiting):
     pieces = 3 * retry.MAX_TRIES
     step = -(-len(CONTENT) // pieces)
 
@@ -223,7 +223,7 @@ def test_body_without_end_is_cut_off_at_the_size(one_file, tmp_path, no_waiting,
     assert sum(sent) < 100_000_000
 
 
-def test_full_disk_is_told_before_anything_is_fetched(tmp_path):
+def test_full_disk_is_reported_before_anything_is_fetched(tmp_path):
     manifest = pin_one(tmp_path / "one.parquet", size=10**13)
     with (
         scripted([says(200, CONTENT)]) as (url, seen),
@@ -305,7 +305,7 @@ def test_bytes_are_on_the_disk_before_the_file_has_its_name(one_file, tmp_path, 
     assert synced[:2] == [len(CONTENT), "named"]
 
 
-def test_what_is_under_way_may_lie_elsewhere_and_survives_there(tmp_path, no_waiting):
+def test_partial_folder_survives_a_failed_run(tmp_path, no_waiting):
     files = contents(2, 100, 200)
     first = next(iter(files))
     manifest, out, partial = pin(tmp_path / "m.parquet", files), tmp_path / "got", tmp_path / "partial"
@@ -472,3 +472,12 @@ def test_stated_length_beyond_the_limit_is_refused_before_it_is_read(tmp_path, n
     ):
         fetch(manifest, tmp_path / "got", url, 1)
     assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size == 0
+
+
+def test_part_left_beside_a_complete_file_is_removed(one_file, tmp_path, part):
+    part.write_bytes(CONTENT[:100])
+    part.with_name("counts.tsv").write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]

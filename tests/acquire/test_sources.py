@@ -1,5 +1,7 @@
 """Mirrors, redirects and the token: where files come from, and who is asked."""
 
+import subprocess
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from .servers import CONTENT, FILE_ID, contents, pin, rest_of, says, scripted, s
 
 
 @pytest.mark.parametrize("address", ["http://localhost:80a", "http://localhost:99999", "http://[::1"])
-def test_address_that_is_none_is_refused(one_file, tmp_path, address):
+def test_rejects_invalid_address(one_file, tmp_path, address):
     with pytest.raises(ConfigError, match="is no address of a server"):
         fetch(one_file, tmp_path / "got", address, 1)
     with pytest.raises(ConfigError, match="is no address of a server"):
@@ -32,7 +34,7 @@ def test_mirror_that_is_down_is_left_out_after_three_files(tmp_path, no_waiting,
     assert "failed for 3 files in a row and is left out: the server answered 503" in said
 
 
-def test_mirror_that_lacks_a_file_between_is_asked_on(tmp_path, no_waiting):
+def test_mirror_that_lacks_a_file_is_still_asked(tmp_path, no_waiting):
     files = contents(6, 1, 9)
     answers = [code for code in (503, 503, 404) for _ in range(1 if code == 404 else sources.MIRROR_TRIES)]
     with scripted([says(code) for code in 2 * answers]) as (mirror, asked), scripted([serving(files)]) as (url, _):
@@ -231,3 +233,13 @@ def test_failures_of_one_kind_are_listed_together(tmp_path, no_waiting):
     assert str(caught.value).count("does not have it") == 1
     assert str(caught.value).count("access denied") == 1
     assert "and 1 more" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["--api-url={}", "--mirror={}", '--options={{"mirrors": ["{}"]}}'])
+def test_command_line_does_not_repeat_a_password_even_with_causes(one_file, tmp_path, given):
+    option = given.format("https://me:s3cret@mirror.example")
+    command = [sys.executable, "-m", "mgi", "--verbose", "gdc", "fetch", one_file, "-o", tmp_path / "got", option]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "password" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr

@@ -94,13 +94,13 @@ class Workflow:
         )
 
     def run(self, *arguments: str) -> str:
-        """Run Snakemake to the end and return what it said."""
+        """Run Snakemake to the end and return its output."""
         done = self.snakemake(*arguments)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
     def refusal(self, *arguments: str) -> str:
-        """Run Snakemake on what it must refuse, without a traceback, and return what it said."""
+        """Run Snakemake on what it must refuse, without a traceback, and return its output."""
         done = self.snakemake(*arguments)
         assert done.returncode == 1, done.stdout
         assert "Traceback" not in done.stdout
@@ -116,7 +116,7 @@ class Workflow:
         return jobs
 
     def with_config(self, change: Callable[[dict], object]) -> "Workflow":
-        """Give the same directory under a changed configuration."""
+        """Return the same directory under a changed configuration."""
         changed = yaml.safe_load(self.config.read_text())
         change(changed)
         path = self.directory / "changed.yaml"

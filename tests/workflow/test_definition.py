@@ -1,4 +1,4 @@
-"""What can be told of the workflow without running a job."""
+"""The workflow without running a job: its plan, its rules, and what it refuses."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def small_brca(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     return Workflow(directory, ROOT / "config/tcga-brca.yaml")
 
 
-def put_mri_inputs(directory: Path) -> None:
+def make_mri_inputs(directory: Path) -> None:
     """Make the paths that tcga-lgg-mri.yaml names, empty."""
     (directory / "resources/kaggle_3m/TCGA_CS_4941_19960909").mkdir(parents=True)
     (directory / "resources/tcga-lgg").mkdir()
@@ -72,8 +72,8 @@ def put_mri_inputs(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_lint_has_nothing_to_say(config, tmp_path):
-    put_mri_inputs(tmp_path)
+def test_snakemake_lint_is_clean(config, tmp_path):
+    make_mri_inputs(tmp_path)
     assert "good condition" in Workflow(tmp_path, config).run("--lint")
 
 
@@ -112,16 +112,16 @@ def test_every_rule_only_calls_mgi():
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("sede=1", "unknown key 'sede': did you mean 'seed'?"),
         ("device=gpu", "'device' cannot be 'gpu'"),
         ("evaluate={reference: mgl}", "'evaluate.reference' is 'mgl', which 'evaluate.variants' lacks"),
     ],
 )
-def test_wrong_configuration_is_refused_in_one_sentence(setting, said, tmp_path):
+def test_rejects_wrong_configuration_in_one_sentence(setting, message, tmp_path):
     text = Workflow(tmp_path).refusal("--dry-run", "--config", setting)
-    assert said in text
+    assert message in text
     assert len([line for line in text.splitlines() if line.startswith("configuration:")]) == 1
 
 
@@ -132,7 +132,7 @@ def test_bare_snakemake_plans_the_simulated_cohort(tmp_path):
 
 
 def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
-    put_mri_inputs(tmp_path)
+    make_mri_inputs(tmp_path)
     planned = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").planned()
     names = {job.rule for job in planned}
     assert {"import_mri", "import_expression"} <= names
@@ -140,19 +140,19 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
     assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == {"1"}
 
 
-def test_missing_input_is_refused_by_the_key_that_names_it(tmp_path):
+def test_rejects_missing_input_naming_its_key(tmp_path):
     text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("--dry-run")
     missing = "resources/tcga-lgg/expression_zscore.parquet"
     assert f"configuration: 'expression.table' is {missing}, which does not exist" in text
 
 
-def test_missing_mri_is_refused_with_where_to_get_it(tmp_path):
-    put_mri_inputs(tmp_path)
+def test_rejects_missing_mri_naming_its_source(tmp_path):
+    make_mri_inputs(tmp_path)
     text = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml").refusal("-n", "--config", "mri={folder: away.zip}")
     assert "MRI folder not found: away.zip; get the set 'LGG MRI Segmentation'" in text
 
 
-def test_missing_annotation_folder_is_refused(small_brca, tmp_path):
+def test_rejects_missing_annotation_folder(small_brca, tmp_path):
     manifest = small_brca.directory / "resources/gdc/TCGA-BRCA/manifest.parquet"
     write_manifest(tmp_path, pd.read_parquet(manifest), "TCGA-BRCA")
     assert "annotations not found: resources/tcga-brca/masks" in Workflow(tmp_path, small_brca.config).refusal("-n")
@@ -206,7 +206,7 @@ def test_training_asks_for_a_gpu_only_on_cuda(small_brca, tmp_path):
         assert all(gpus in job.text for job in trained)
 
 
-def test_committed_manifest_is_never_made_anew(small_brca):
+def test_committed_manifest_is_never_made_again(small_brca):
     changed = small_brca.planned("--config", "gdc={api_url: https://elsewhere.example}")
     assert "fetch_slides" in {job.rule for job in changed}
     assert "query" not in {job.rule for job in changed}
@@ -232,7 +232,7 @@ def test_slides_may_come_from_the_imaging_data_commons(small_brca):
     assert f"slides/TCGA-A1-A0SD-01Z-00-DX2/{identifier(902)}/TCGA-A1-A0SD-01Z-00-DX2.c.dcm" in text
 
 
-def test_annotation_without_a_slide_is_refused_while_planning(small_brca):
+def test_rejects_annotation_without_a_slide_while_planning(small_brca):
     stray = small_brca.directory / "resources/tcga-brca/masks/TCGA-A1-0000-01Z-00-DX1_mask.tiff"
     stray.touch()
     try:
@@ -273,7 +273,7 @@ def test_expression_options_reach_the_command(small_brca, tmp_path):
     assert "rule fetch_annotation:" not in own and "rule fetch_annotation:" in usual
 
 
-def test_missing_list_of_genes_is_refused_by_its_key(small_brca):
+def test_rejects_missing_list_of_genes_naming_its_key(small_brca):
     text = small_brca.refusal("--dry-run", "--config", "expression={genes: absent.txt}")
     assert "configuration: 'expression.genes' is absent.txt, which does not exist" in text
 
@@ -285,7 +285,7 @@ def test_own_positions_need_no_annotation_pinned(tmp_path):
     assert '"annotation_file_id": ' not in workflow.run(*plan, "--config", "expression={positions: places.tsv}")
 
 
-def test_pinned_file_that_is_to_be_left_out_is_refused(small_brca, tmp_path):
+def test_rejects_pinned_file_that_is_excluded(small_brca, tmp_path):
     table = tmp_path / "exclude.tsv"
     table.write_text(f"file_id\treason\n{identifier(901)}\tpen marks\n")
     text = small_brca.refusal("--dry-run", "--config", f"gdc={{exclude: {table}}}")

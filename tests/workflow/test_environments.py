@@ -43,7 +43,7 @@ ALSO = {
     "imagecodecs": "tifffile decodes LZW, JPEG and others with it",
     "nibabel": "the reader of NIfTI",
     "numba": "the scan on a CPU",
-    "numpy": "what pandas holds",
+    "numpy": "pandas is made of it",
     "requests": "`mgi doctor` asks the GDC with it",
     "pip": "installs idc-index",
 }
@@ -55,12 +55,12 @@ def is_entry(name: str) -> bool:
 
 
 def dependencies(file: Path) -> Iterator[str]:
-    """Yield what an environment holds, of pip's too."""
+    """Yield the dependencies of an environment, those of pip too."""
     for dependency in yaml.safe_load(file.read_text())["dependencies"]:
         yield from dependency["pip"] if isinstance(dependency, dict) else [dependency]
 
 
-def held(file: Path) -> set[str]:
+def package_names(file: Path) -> set[str]:
     return {re.split("[ <>=]", dependency)[0] for dependency in dependencies(file)}
 
 
@@ -141,12 +141,12 @@ def packages(modules: Iterable[str], calling: bool) -> Iterator[list[str]]:
 @pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
 def test_environment_holds_what_runs_in_it_imports_and_nothing_else(file):
     modules = set(modules_run_in(file))
-    wanted = list(packages(modules, calling=False))
-    assert ["pandas"] in wanted
-    missing = [names for names in wanted if not held(file) & set(names)]
+    needed = list(packages(modules, calling=False))
+    assert ["pandas"] in needed
+    missing = [names for names in needed if not package_names(file) & set(names)]
     assert not missing
     used = {name for names in packages(modules, calling=True) for name in names}
-    surplus = held(file) - used - set(ALSO)
+    surplus = package_names(file) - used - set(ALSO)
     assert not surplus
 
 

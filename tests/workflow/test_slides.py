@@ -1,4 +1,4 @@
-"""Slides that are deleted once they are tiled: how many lie on the disk, and what survives a failed fetch."""
+"""Slides that are deleted once they are tiled: how many are on the disk, and what survives a failed fetch."""
 
 import copy as copying
 import re
@@ -16,7 +16,7 @@ TABLES = ("results/tiny/sources.parquet", "results/tiny/expression.parquet")
 
 @pytest.fixture(scope="module")
 def passing(tmp_path_factory):
-    """A small cohort whose slides come and go one by one, and what Snakemake said of it."""
+    """A small cohort whose slides come and go one by one, and the output of Snakemake."""
     changed = copying.deepcopy(TINY)
     changed["simulate"]["cases"] = 4
     changed["slides"] |= {"keep_slides": False, "per_job": 1, "in_flight": 1}
@@ -28,9 +28,9 @@ def passing(tmp_path_factory):
 
 
 def test_no_slide_is_fetched_before_the_one_before_it_is_tiled(passing):
-    workflow, said = passing
+    workflow, text = passing
     manifest = read_manifest(workflow.directory / "resources/gdc/TCGA-SIM/manifest.parquet")
-    assert STARTED.findall(said) == ["fetch_slides", "tile_slides"] * int((manifest.data_type == SLIDES).sum())
+    assert STARTED.findall(text) == ["fetch_slides", "tile_slides"] * int((manifest.data_type == SLIDES).sum())
 
 
 def test_tiled_slides_are_gone_and_not_missed(passing):
@@ -62,11 +62,11 @@ def test_failed_fetch_keeps_what_it_has_and_its_status(passing):
     together = workflow.with_config(lambda config: config["slides"].update(per_job=2))
     name = first.aliquot
     try:
-        said = together.snakemake(f"results/tiny/images/{name}.parquet", "--forcerun", "fetch_slides").stdout
+        text = together.snakemake(f"results/tiny/images/{name}.parquet", "--forcerun", "fetch_slides").stdout
     finally:
         away.rename(served)
     resources = workflow.directory / "resources/gdc/TCGA-SIM"
-    assert "1 of 2 files could not be fetched" in said
+    assert "1 of 2 files could not be fetched" in text
     assert not (resources / "slides" / name).exists()
     assert (resources / "partial" / first.file_id / first.file_name).stat().st_size == first["size"]
     status = (resources / f"receipts/slides/{name}.status.tsv").read_text()

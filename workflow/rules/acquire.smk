@@ -154,7 +154,7 @@ if CFG.slides and CFG.slides.fetch_from == "idc":
             environment("idc")
         threads: 1
         resources:
-            # The library holds its whole index in memory, 1.7 GB.
+            # The library keeps its whole index in memory, 1.7 GB.
             mem_mb=max(CFG.resources.prepare_mem_mb, 3000),
             runtime=CFG.resources.prepare_runtime_min,
             slides_in_flight=1,

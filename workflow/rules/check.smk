@@ -19,8 +19,8 @@ rule check:
         "{params.mgi:q} check {params.options:q} --receipt {output:q} > {log:q} 2>&1"
 
 
-# What fetching and training wait for. Its files stay where a check fails, so that a configuration that is put right
-# finds everything made before it in order.
+# Fetching and training wait for this. Its files stay where a check fails, so that nothing runs again once the
+# configuration is corrected.
 rule admit:
     input:
         rules.check.output,

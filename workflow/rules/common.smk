@@ -3,7 +3,6 @@
 import functools
 
 from snakemake.logging import logger
-from snakemake.settings.types import DeploymentMethod
 
 from mgi.errors import MGIError
 from mgi.plan import Plan, match_exactly, read_configuration
@@ -27,12 +26,12 @@ def refusing(function):
 
 
 def placed_path(path):
-    """Where a file of this workflow lies, under its prefix and its path variables."""
+    """Return the place of a file of this workflow, with its prefix and its path variables."""
     return Path(PATHVARS.apply(str(MODIFIER.modify_path(path))))
 
 
 def manifest_path(project):
-    """Where a project's manifest lies."""
+    """Return the place of a project's manifest."""
     return placed_path(MANIFEST.format(project=project))
 
 
@@ -74,30 +73,8 @@ if workflow.is_main_process:
         logger.warning(sentence)
 
 
-def deployed():
-    """Whether rules run in an environment of their own: conda, or a container that the user added."""
-    methods = workflow.deployment_settings.deployment_method
-    in_container = DeploymentMethod.APPTAINER in methods and MODIFIER.global_container_img
-    return DeploymentMethod.CONDA in methods or bool(in_container)
-
-
-PYTHON = "python" if deployed() else sys.executable
-
-
-def mgi_command(wildcards, threads):
-    """The command `mgi` of this checkout, without the working directory on Python's path.
-
-    It asks for `threads` because Snakemake does not compare such parameters with those of an earlier run: another
-    place of the checkout or of Python is no reason to run a job again.
-    """
-    inherited = "" if deployed() else os.getenv("PYTHONPATH", "")
-    settings = [f"PYTHONPATH={os.pathsep.join(filter(None, [str(CHECKOUT), inherited]))}"]
-    settings += ["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else []
-    return ["env", *settings, PYTHON, "-P", "-m", "mgi"]
-
-
 def given(path):
-    """An input function for a file that the user names: no prefix of a module is put before it."""
+    """Return an input function for a file that the user names, which takes no prefix of a module."""
     return lambda wildcards: local(path) if path else []
 
 
@@ -143,7 +120,7 @@ def fetch_options(wildcards, threads):
 
 @refusing
 def expression_receipts(wildcards):
-    """The receipts of the jobs that fetch the STAR tables of every project, so many at a time."""
+    """Return the receipts of the jobs that fetch the STAR tables, `gdc.files_per_job` each."""
     manifests(wildcards)
     return [
         f"<resources>/gdc/{project}/receipts/expression/{part}.tsv"

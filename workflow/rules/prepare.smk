@@ -71,7 +71,7 @@ if CFG.slides:
             "<logs>/{cohort}/tile_slides/{source}.log",
         benchmark:
             "<benchmarks>/{cohort}/tile_slides/{source}.tsv"
-        # Before another fetch, so that no more slides lie about than jobs run.
+        # Before another fetch, so that there are never more slides on the disk than jobs.
         priority: 1
         conda:
             environment("base")
@@ -119,7 +119,7 @@ else:
 
     rule import_mri:
         input:
-            # Its time changes with what lies beside the series and not with a corrected mask: `state` tells.
+            # The folder's time changes with a file beside the series and not with a corrected mask: `state` does.
             folder=lambda wildcards: ancient(local(CFG.mri.folder)),
         output:
             images="<results>/{cohort}/images/mri.parquet",
