@@ -472,3 +472,12 @@ def test_stated_length_beyond_the_limit_is_refused_before_it_is_read(tmp_path, n
     ):
         fetch(manifest, tmp_path / "got", url, 1)
     assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size == 0
+
+
+def test_part_left_beside_a_complete_file_is_removed(one_file, tmp_path, part):
+    part.write_bytes(CONTENT[:100])
+    part.with_name("counts.tsv").write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]

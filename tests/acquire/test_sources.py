@@ -1,5 +1,7 @@
 """Mirrors, redirects and the token: where files come from, and who is asked."""
 
+import subprocess
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -231,3 +233,13 @@ def test_failures_of_one_kind_are_listed_together(tmp_path, no_waiting):
     assert str(caught.value).count("does not have it") == 1
     assert str(caught.value).count("access denied") == 1
     assert "and 1 more" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["--api-url={}", "--mirror={}", '--options={{"mirrors": ["{}"]}}'])
+def test_command_line_does_not_repeat_a_password_even_with_causes(one_file, tmp_path, given):
+    option = given.format("https://me:s3cret@mirror.example")
+    command = [sys.executable, "-m", "mgi", "--verbose", "gdc", "fetch", one_file, "-o", tmp_path / "got", option]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "password" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
