@@ -1,5 +1,7 @@
 """What a run ends with: its results, or the logs of the jobs that failed."""
 
+import subprocess
+
 from snakemake.settings.enums import Quietness
 
 # `make demo` runs like this, and prints the table itself.
@@ -8,10 +10,11 @@ QUIET = Quietness.RULES in (workflow.output_settings.quiet or [])
 
 def show_results():
     """Print the table of results and the path of the page, where the default target is complete."""
-    if not QUIET and all(placed_path(path).exists() for path in within_results(PLAN.final_outputs())):
-        from mgi.report.summary import print_summary
-
-        refusing(print_summary)(placed_path(f"<results>/{CFG.cohort}"))
+    if QUIET or not all(placed_path(path).exists() for path in within_results(PLAN.final_outputs())):
+        return
+    # In a process of its own: the checkout may have been updated since this one began.
+    table = [sys.executable, "-P", "-m", "mgi", "report", "table", placed_path(f"<results>/{CFG.cohort}")]
+    subprocess.run(table, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, check=False)
 
 
 def show_failed_logs():
