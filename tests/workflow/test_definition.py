@@ -175,7 +175,6 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
     planned = Workflow(tmp_path, ROOT / "config/tcga-brca.yaml").planned()
     assert counted(planned) == {
         "check": 1,
-        "admit": 1,
         "fetch_annotation": 1,
         "fetch_expression": -(-slides.file_name.str[:12].nunique() // 500),
         "fetch_slides": len(slides),

@@ -2,7 +2,7 @@ if CFG.simulate:
 
     rule simulate:
         input:
-            checked=MAY_FETCH,
+            checked=checked,
         output:
             # Only the receipt and the truth are named: a failed job keeps the rest.
             receipt=local(literal(f"{PLAN.simulated}/manifest.tsv")),
@@ -57,7 +57,7 @@ if CFG.gdc:
 
     rule fetch_annotation:
         input:
-            checked=MAY_FETCH,
+            checked=checked,
             manifest=manifest,
         output:
             receipt="<resources>/gdc/{project}/receipts/annotation.tsv",
@@ -81,7 +81,7 @@ if CFG.gdc:
 
     rule fetch_expression:
         input:
-            checked=MAY_FETCH,
+            checked=checked,
             manifest=manifest,
         output:
             receipt="<resources>/gdc/{project}/receipts/expression/{part}.tsv",
@@ -109,7 +109,7 @@ if CFG.slides and CFG.slides.fetch_from == "gdc":
 
     rule fetch_slides:
         input:
-            checked=MAY_FETCH,
+            checked=checked,
             manifest=unchanged_manifest,
         output:
             # Slides grow elsewhere: a failed job loses its folder, but not what it has fetched.
@@ -141,7 +141,7 @@ if CFG.slides and CFG.slides.fetch_from == "idc":
 
     rule fetch_slides_idc:
         input:
-            checked=MAY_FETCH,
+            checked=checked,
             manifest=unchanged_manifest,
         output:
             slides=kept_or_temporary("<resources>/gdc/{project}/slides/{source}"),

@@ -1,6 +1,7 @@
-rule check:
+# A checkpoint and no input: a receipt among the inputs would be a reason to fetch and train everything again.
+checkpoint check:
     output:
-        f"<results>/checks/{PLAN.check_digest()}.json",
+        CHECKED,
     log:
         "<logs>/check.log",
     benchmark:
@@ -17,13 +18,3 @@ rule check:
         options=lambda wildcards: PLAN.check_options(),
     shell:
         "{params.mgi:q} check {params.options:q} --receipt {output:q} > {log:q} 2>&1"
-
-
-# Fetching and training wait for this. Its files stay where a check fails, so that nothing runs again once the
-# configuration is corrected.
-rule admit:
-    input:
-        rules.check.output,
-    output:
-        fetching=touch("<resources>/checked"),
-        training=touch("<results>/checked"),

@@ -47,11 +47,6 @@ PLAN = refusing(Plan)(CFG, manifest_path)
 TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
 
 
-# The check of the models comes before these jobs, and is no reason to run one again. Inputs and results have a file
-# each, so that a user may delete either folder and keep the other.
-MAY_FETCH, MAY_TRAIN = ancient("<resources>/checked"), ancient("<results>/checked")
-
-
 wildcard_constraints:
     cohort=match_exactly([CFG.cohort]),
     project=match_exactly(PLAN.projects),
@@ -71,6 +66,21 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 if workflow.is_main_process:
     for sentence in PLAN.warnings():
         logger.warning(sentence)
+
+
+CHECKED = f"<results>/checks/{PLAN.check_digest()}.json"
+
+
+def checked(wildcards):
+    """Wait for the check of the models where the default target asks for it; it is no input.
+
+    A job that waits is planned anew afterwards. A single target, a job in a process of its own and a dry run do not
+    wait: where a job must refuse after all, it keeps the outputs of an earlier run.
+    """
+    asked = set(workflow.dag_settings.targets) <= {"all"} and MODIFIER.is_main_snakefile()
+    if asked and workflow.is_main_process and not workflow.dryrun:
+        checkpoints.check.get()
+    return []
 
 
 def given(path):

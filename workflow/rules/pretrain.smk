@@ -1,6 +1,6 @@
 rule pretrain:
     input:
-        checked=MAY_TRAIN,
+        checked=checked,
         images=image_tables,
         sources="<results>/{cohort}/sources.parquet",
         expression="<results>/{cohort}/expression.parquet",
