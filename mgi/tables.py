@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,20 +29,17 @@ MANIFEST_SCHEMA = pa.schema(
         ("project", pa.string()),
     ]
 )
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("source_id", pa.string()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("z", pa.int32()),
-        ("size", pa.float64()),
-        ("mpp", pa.float32()),
-        ("tissue_fraction", pa.float32()),
-        ("image", pa.binary()),
-        ("mask", pa.binary()),
-    ]
-)
+# Where an image lies: of a tile x and y in pixels of level 0, of a slice z; size is its edge in the same pixels.
+_PLACE = [
+    ("case_id", pa.string()),
+    ("source_id", pa.string()),
+    ("x", pa.int32()),
+    ("y", pa.int32()),
+    ("z", pa.int32()),
+    ("size", pa.float64()),
+    ("mpp", pa.float32()),
+]
+IMAGES_SCHEMA = pa.schema([*_PLACE, ("tissue_fraction", pa.float32()), ("image", pa.binary()), ("mask", pa.binary())])
 # A reason reads "kind: detail", so that the cohort flow can count by kind.
 SOURCES_SCHEMA = pa.schema(
     [
@@ -63,6 +61,8 @@ SOURCES_SCHEMA = pa.schema(
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
+        # Of MRI: the distance of slices.
+        ("slice_mm", pa.float32()),
         ("table", pa.string()),
     ]
 )
@@ -94,20 +94,7 @@ EXPRESSION_SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     ]
 )
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("source_id", pa.string()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("z", pa.int32()),
-        ("size", pa.float64()),
-        ("mpp", pa.float32()),
-        ("fold", pa.int32()),
-        ("prediction", pa.binary()),
-        ("reference", pa.binary()),
-    ]
-)
+PREDICTIONS_SCHEMA = pa.schema([*_PLACE, ("fold", pa.int32()), ("prediction", pa.binary()), ("reference", pa.binary())])
 PARQUET_MAGIC = b"PAR1"
 # More values than any cohort has; a Parquet file of a few bytes can claim any number of rows.
 MAX_CELLS = 1 << 29
@@ -136,9 +123,15 @@ def write_table(table: pa.Table | pd.DataFrame, path: Path | str, row_group_size
 
 def write_tsv(table: pd.DataFrame, path: Path | str, delimiter: str = "\t", float_format: str | None = None) -> None:
     """Write a table to TSV, aside and renamed; text that a spreadsheet would run as a formula gets an apostrophe."""
-    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell)
+    plain = table.map(lambda cell: _make_plain(cell) if isinstance(cell, str) else cell)
     with atomic_write(path) as aside:
         plain.to_csv(aside, sep=delimiter, index=False, lineterminator="\n", float_format=float_format)
+
+
+def _make_plain(cell: str) -> str:
+    """Return text on one line that a spreadsheet shows as it is."""
+    line = re.sub(r"[\r\n]+", " ", cell)
+    return f"'{line}" if FORMULA.match(cell) else line
 
 
 def write_csv(table: pd.DataFrame, path: Path | str, float_format: str | None = None) -> None:
@@ -200,6 +193,24 @@ def read_any_table(
     frame = read_parquet_frame(path, what, error)
     check_columns(frame.columns, columns, f"{what} {path}", error)
     return pd.DataFrame({name: cells_as_text(frame[name]) for name in frame.columns}, dtype=object)
+
+
+def read_csv(
+    path: Path | str, what: str, columns: Sequence[str] = (), error: type[MGIError] = MissingInputError
+) -> pd.DataFrame:
+    """Read a CSV table of results: columns of numbers and of True and False as such, others as text, NaN if empty.
+
+    Raises as `read_delimited` does.
+    """
+    frame = read_delimited(path, what, columns, error, ",")
+    for name in frame.columns:
+        cells = frame[name]
+        numbers = pd.to_numeric(cells, errors="coerce")
+        if len(cells) and cells.isin(["True", "False"]).all():
+            frame[name] = cells == "True"
+        else:
+            frame[name] = numbers if numbers.notna().eq(cells.notna()).all() else cells.fillna(np.nan)
+    return frame
 
 
 def is_parquet(path: Path | str) -> bool:

@@ -19,7 +19,6 @@ FILES = sorted((ROOT / "mgi").rglob("*.py"))
 PENDING = {
     "prepare/slides.py",
     "report/figures.py",
-    "simulate/cohort.py",
 }
 PARAMETERS = [
     pytest.param(

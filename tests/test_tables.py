@@ -1,17 +1,29 @@
-"""The table of images and the import of MRI into it."""
+"""Tables between the stages: schemas, readers and writers, and the import of MRI into the table of images."""
 
 import struct
 import zlib
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mgi.codecs import decode_ignore, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
-from mgi.errors import ImageTableError, MriError
+from mgi.config import MriOptions
+from mgi.errors import ImageTableError, MissingInputError, MriError
 from mgi.prepare.mri import import_mri
-from mgi.tables import IMAGES_SCHEMA, source_of
+from mgi.tables import (
+    EXPRESSION_SCHEMA,
+    IMAGES_SCHEMA,
+    expression_schema,
+    read_any_table,
+    read_csv,
+    source_of,
+    write_csv,
+    write_tsv,
+)
 
 NAMES = ["TCGA_CS_4941_19960909", "TCGA_DU_0001_19990101"]
 
@@ -36,7 +48,7 @@ def folder(tmp_path):
 
 def imported(folder, size=32):
     output, sources = folder.parent / "out" / "mri.parquet", folder.parent / "out" / "sources.parquet"
-    import_mri(folder, output, sources, size)
+    import_mri(folder, output, sources, MriOptions(image_px=size))
     return output, pq.read_table(sources).to_pylist()
 
 
@@ -129,10 +141,53 @@ def test_bad_series_is_skipped_with_its_reason_and_others_go_on(folder):
 def test_bad_series_is_an_error_where_nothing_would_record_it(folder):
     (folder / NAMES[0] / f"{NAMES[0]}_7_mask.tif").unlink()
     with pytest.raises(MriError, match="--sources"):
-        import_mri(folder, folder.parent / "mri.parquet", None, 32)
+        import_mri(folder, folder.parent / "mri.parquet", None, MriOptions(image_px=32))
     assert not (folder.parent / "mri.parquet").exists()
 
 
 def test_import_is_reproducible_to_the_byte(folder):
     first = imported(folder)[0].read_bytes()
     assert imported(folder)[0].read_bytes() == first
+
+
+def test_expression_schema_is_of_one_number_of_genes():
+    schema = expression_schema(3, {"unit": "counts"})
+    assert schema.names == EXPRESSION_SCHEMA.names and schema.metadata == {b"unit": b"counts"}
+    assert schema.field("values").type.list_size == 3 and not schema.field("values").type.value_field.nullable
+
+
+def test_cells_of_any_table_are_text(tmp_path):
+    frame = pd.DataFrame({"case_id": ["001", " 1 ", None], "n": [1, 2, 3], "yes": [True, False, True]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    expected = {"case_id": ["001", "1", None], "n": ["1", "2", "3"], "yes": ["True", "False", "True"]}
+    for name in ("t.parquet", "t.csv"):
+        assert read_any_table(tmp_path / name, "table").to_dict("list") == expected
+        with pytest.raises(MissingInputError, match=r"table .* lacks the column grade; it has case_id, n, yes"):
+            read_any_table(tmp_path / name, "table", ["grade"])
+    frame.set_index("case_id").to_parquet(tmp_path / "indexed.parquet")
+    assert read_any_table(tmp_path / "indexed.parquet", "table").to_dict("list") == expected
+
+
+def test_results_are_read_as_numbers_and_text(tmp_path):
+    frame = pd.DataFrame({"variant": ["mgi", "=1+1"], "dice": [0.5, None], "n": [3, 4], "note": [None, "-x"]})
+    write_csv(frame, tmp_path / "t.csv", "%.2f")
+    assert (tmp_path / "t.csv").read_text() == "variant,dice,n,note\nmgi,0.50,3,\n'=1+1,,4,'-x\n"
+    found = read_csv(tmp_path / "t.csv", "results", ["variant"])
+    assert found.dice.tolist()[0] == 0.5 and found.isna().sum().tolist() == [0, 1, 0, 1] and found.n.sum() == 7
+
+
+@pytest.mark.parametrize("cell", ["=HYPERLINK(1)", "+1+2", "@SUM(1)", "-1+2", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(tmp_path, cell):
+    write_tsv(pd.DataFrame({"name": [cell, "-1.5", "a=b"], "value": [-1.5, 2, 3]}), tmp_path / "t.tsv")
+    assert pd.read_csv(tmp_path / "t.tsv", sep="\t", dtype=str).name.tolist()[0].startswith("'")
+    assert pd.read_csv(tmp_path / "t.tsv", sep="\t").value.tolist() == [-1.5, 2, 3]
+    assert pd.read_csv(tmp_path / "t.tsv", sep="\t", dtype=str).name.tolist()[1:] == ["-1.5", "a=b"]
+
+
+def test_table_that_claims_too_many_values_is_refused_before_it_is_read(tmp_path):
+    zeros = pa.DictionaryArray.from_arrays(pa.array(np.zeros(56_000_000, np.int8)), pa.array([0.0]))
+    pq.write_table(pa.table({str(k): zeros for k in range(10)}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 5_000_000
+    with pytest.raises(MissingInputError, match="claims 560000000 values; the limit is 536870912"):
+        read_any_table(tmp_path / "bomb.parquet", "table")

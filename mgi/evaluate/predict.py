@@ -21,7 +21,8 @@ from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
-from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
+from mgi.prepare.kaggle import SLICE_NAME, mask_name
+from mgi.prepare.mri import Series, import_series
 from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
 from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of
@@ -31,6 +32,8 @@ from mgi.train.profiles import Profiles
 from mgi.train.validation import predict_probabilities
 
 OVERLAY_PX = 1600
+# Neighbouring tiles of a slide reach into each other by half, so that no outline follows their borders.
+OVERLAP = 0.5
 
 
 def predict(
@@ -171,7 +174,7 @@ def _predict_image(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
                 min_tissue=options.min_tissue,
             )  # fmt: skip
-            tile_slides([image], [case], table, tiling)
+            tile_slides([image], [case], table, tiling, overlap=OVERLAP)
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
@@ -221,7 +224,7 @@ def _write_slide(
 ) -> tuple[list[Path], str]:
     """Write the files of a slide, and return them and what was found."""
     frame, description, files = images.frame, model.description, _slide_files(path, output)
-    region, pixel = assemble_plane(frame, batches, description.image_px, description.threshold)
+    region, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
     mpp_level0 = float(frame.mpp.iloc[0]) * description.image_px / float(frame["size"].iloc[0])
     pixel_area = (pixel * mpp_level0) ** 2
     region, removed = remove_small(region, min_area / pixel_area)

@@ -17,26 +17,49 @@ MAX_PLANE_PX = 8192
 TOLERANCE_PX = 0.75
 
 
-def assemble_plane(frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float) -> tuple[np.ndarray, float]:
-    """Assemble tiles as they are predicted; return the plane of tumour, bool, and its level-0 pixels per pixel.
+def assemble_plane(
+    frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float, overlap: float = 0.0
+) -> tuple[np.ndarray, float]:
+    """Blend tiles as they are predicted; return the plane of tumour, bool, and its level-0 pixels per pixel.
 
-    Probabilities are averaged over squares of pixels where the plane would be larger than a picture should be. Where no
-    tile was cut there is no tumour.
+    Where tiles overlap, their probabilities are averaged, the middle of a tile counting more than its border, which has
+    less context. Where the plane would be larger than a picture should be, they are averaged over squares of pixels,
+    too. Where no tile was cut there is no tumour.
+
+    Parameters
+    ----------
+    frame
+        x, y and size of the tiles.
+    batches
+        Rows of `frame`, and their probabilities [rows, image_px, image_px].
+    overlap
+        0, or 0.5 where the tiles' neighbours reach into them by half.
     """
     edge = float(frame["size"].iloc[0])
-    column, row = (np.rint((frame[axis] - frame[axis].min()) / edge).to_numpy(int) for axis in "xy")
-    columns, rows = int(column.max()) + 1, int(row.max()) + 1
-    factor = next(
-        k
-        for k in range(1, image_px + 1)
-        if image_px % k == 0 and (max(columns, rows) * image_px / k <= MAX_PLANE_PX or k == image_px)
-    )
+    column, row = (np.rint((frame[axis] - frame[axis].min()) / (edge * (1 - overlap))).to_numpy(int) for axis in "xy")
+    most = (max(int(column.max()), int(row.max())) * (1 - overlap) + 1) * image_px
+    # The step from tile to tile is a whole number of the plane's pixels.
+    factors = [k for k in range(1, image_px + 1) if image_px % k == 0 and (not overlap or image_px // k % 2 == 0)]
+    factor = next((k for k in factors if most / k <= MAX_PLANE_PX), factors[-1])
     small = image_px // factor
-    plane = np.zeros((rows, small, columns, small), bool)
-    for chosen, probability in batches:
+    step = round(small * (1 - overlap))
+    total = np.zeros((int(row.max()) * step + small, int(column.max()) * step + small), np.float32)
+    weight, window = np.zeros_like(total), _make_window(small, overlap)
+    for rows, probability in batches:
         averaged = probability.reshape(-1, small, factor, small, factor).mean(axis=(2, 4))
-        plane[row[chosen], :, column[chosen]] = averaged >= threshold
-    return plane.reshape(rows * small, columns * small), edge / small
+        for index, tile in zip(rows, averaged, strict=True):
+            place = np.s_[row[index] * step :, column[index] * step :]
+            total[place][:small, :small] += window * tile
+            weight[place][:small, :small] += window
+    return (weight > 0) & (total >= threshold * weight), edge / small
+
+
+def _make_window(edge: int, overlap: float) -> np.ndarray:
+    """Weights of a tile's pixels, float32 [edge, edge]: even, or highest in the middle and above 0 at the border."""
+    if not overlap:
+        return np.ones((edge, edge), np.float32)
+    ramp = 1 - np.abs((np.arange(edge) + 0.5) * 2 / edge - 1)
+    return np.outer(ramp, ramp).astype(np.float32)
 
 
 def remove_small(region: np.ndarray, min_px: float) -> tuple[np.ndarray, int]:

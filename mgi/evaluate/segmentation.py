@@ -28,9 +28,8 @@ from mgi.evaluate.statistics import (
 )
 from mgi.files import atomic_write
 from mgi.names import first_few
-from mgi.tables import read_table, write_table
+from mgi.tables import PREDICTIONS_SCHEMA, read_table, write_table
 
-PREDICTION_COLUMNS = ["case_id", "source_id", "x", "y", "z", "size", "mpp", "fold", "prediction", "reference"]
 SOURCE = ["case_id", "source_id"]
 PATIENT_METRICS = (
     "dice", "positive_image_dice", "all_image_dice", "iou", "hd95", "empty_false_positive_rate", "lesion_recall",
@@ -133,7 +132,9 @@ def _read_keys(predictions: list[Path]) -> pd.DataFrame:
     """Read cases, sources and mpp of all folds, and check that no case was tested twice."""
     tables = []
     for number, path in enumerate(predictions):
-        table = read_table(path, "predictions", PREDICTION_COLUMNS, ImageTableError).select([*SOURCE, "fold", "mpp"])
+        table = read_table(path, "predictions", PREDICTIONS_SCHEMA.names, ImageTableError).select(
+            [*SOURCE, "fold", "mpp"]
+        )
         tables.append(table.to_pandas().assign(file=number))
     keys = pd.concat(tables, ignore_index=True)
     if keys.empty:
@@ -153,7 +154,7 @@ def _read_keys(predictions: list[Path]) -> pd.DataFrame:
 def _read_sources(predictions: list[Path]) -> Iterator[pd.DataFrame]:
     """Yield the rows of each slide or series, sorted by plane."""
     for path in predictions:
-        table = read_table(path, "predictions", PREDICTION_COLUMNS, ImageTableError).to_pandas()
+        table = read_table(path, "predictions", PREDICTIONS_SCHEMA.names, ImageTableError).to_pandas()
         for _, rows in table.sort_values([*SOURCE, "z", "y", "x"]).groupby(SOURCE):
             yield rows
 

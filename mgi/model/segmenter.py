@@ -65,6 +65,8 @@ class GeneAttention(nn.Module):
         # At full strength: with small initial weights genes are learnt late or not at all on simulated cohorts.
         nn.init.normal_(self.output.weight, std=dim**-0.5)
         self.gate = nn.Parameter(torch.ones(dim))
+        # The null profile: starts as nothing, learnt from patients without expression or whose profile is dropped.
+        self.absent = nn.Parameter(torch.zeros(2 * dim))
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
@@ -76,7 +78,7 @@ class GeneAttention(nn.Module):
         tokens : Tensor, [images, pixels, dim]
         genes : Tensor, [images, gene tokens, gene_dim]
         present : Tensor, [images], bool
-            Whether the image's patient has expression; without it nothing is added.
+            Whether the image's patient has expression; without it a learnt scale and shift stand in.
 
         Returns
         -------
@@ -86,9 +88,10 @@ class GeneAttention(nn.Module):
         key, value = self.key_value(genes).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, key, value)  # [images, heads, pixels, dim / heads]
         # Normed, since an average over many gene tokens is small beside an image token.
-        scale, shift = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2))).chunk(2, dim=-1)
-        gate = self.gate * present[:, None, None]
-        tokens = tokens + gate * (scale * tokens + shift)
+        modulation = self.output(self.attended_norm(attended.transpose(1, 2).flatten(2)))
+        absent = self.absent.to(modulation.dtype)
+        scale, shift = torch.where(present[:, None, None], modulation, absent).chunk(2, dim=-1)
+        tokens = tokens + self.gate * (scale * tokens + shift)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 

@@ -200,7 +200,7 @@ def _pair_cases(
         index=labelled.index,
     )
     cases = cases.where(cases.notna(), None).astype({"paired": bool, "labelled": bool, "tumour": bool})
-    cases["site"] = [site or _find_tcga_site(case_id) for case_id, site in cases["site"].items()]
+    cases["site"] = [site or _find_tcga_site(str(case_id)) for case_id, site in cases["site"].items()]
     if not cases["paired"].any():
         raise CohortError(
             f"no case has both images and expression: {sources} has cases such as {first_few(cases.index[:1])}, "

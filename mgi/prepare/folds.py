@@ -139,7 +139,7 @@ def _deal(
     rows_of = groups.groupby("group").indices
     limits = _Limits(len(shares), summary.index, rows_of, spread, scarce, most)
     for name in summary.index:
-        rows = rows_of[name]
+        rows = np.asarray(rows_of[name])
         adds = members[rows].sum(axis=0)
         gain = np.round(((missing - adds / 2) / target) @ adds, 9)
         part[rows] = best = int(np.argmax(np.where(limits.allow(rows), gain, -np.inf)))

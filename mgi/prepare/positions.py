@@ -281,7 +281,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = pa.concat_tables(exons).unify_dictionaries().to_pandas()
     if gff3:
         # An exon names its transcript, and that its gene.
-        table["gene_id"] = table["gene_id"].map(lambda name: _strip_prefix(parents.get(name, name)))
+        table["gene_id"] = table["gene_id"].map(lambda name: _strip_prefix(parents.get(str(name), str(name))))
     return pa.concat_tables(genes).to_pandas(), table
 
 
@@ -319,7 +319,7 @@ def _gff3_genes(block: pa.RecordBatch) -> pa.Table:
     rows = block.filter(pc.is_in(block["feature"], pa.array(GENE_FEATURES)))
     ids = pc.coalesce(_gff3_attribute(rows, "gene_id"), _gff3_attribute(rows, "ID"))
     names = pc.coalesce(*(_gff3_attribute(rows, name) for name in ("gene_name", "Name", "gene")))
-    gene_ids = pa.array([name and _strip_prefix(name) for name in ids.to_pylist()], pa.string())
+    gene_ids = pa.array([_strip_prefix(name) if name else None for name in ids.to_pylist()], pa.string())
     gene_names = pa.array([name and unquote(name) for name in names.to_pylist()], pa.string())
     return pa.table([gene_ids, gene_names, rows["chromosome"], rows["start"]],
                     ["gene_id", "gene_name", "chromosome", "start"])  # fmt: skip

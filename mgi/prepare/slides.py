@@ -38,7 +38,12 @@ UNREADABLE = (openslide.OpenSlideError, IsolationError)
 
 
 def tile_slides(
-    slides: list[Path], case_ids: list[str], output: Path | str, options: TileOptions, status: Path | None = None
+    slides: list[Path],
+    case_ids: list[str],
+    output: Path | str,
+    options: TileOptions,
+    status: Path | None = None,
+    overlap: float = 0.0,
 ) -> None:
     """Write the tissue tiles of slides into one table of images.
 
@@ -57,6 +62,8 @@ def tile_slides(
         `annotations` may also be the annotation of the only slide.
     status : Path, optional
         The table of what became of each slide.
+    overlap : float
+        Share of a tile's edge by which its neighbours reach into it: 0 for training, more to blend predictions.
 
     Raises
     ------
@@ -83,7 +90,7 @@ def tile_slides(
             # Tiles wait on the disk until the slide has been read to its end: half a slide must not enter the table.
             with tempfile.NamedTemporaryFile(dir=output.parent) as spool:
                 try:
-                    arguments = (path, spool.name, identity, found, options, stated.get(source_id))
+                    arguments = (path, spool.name, identity, found, options, stated.get(source_id), overlap)
                     record |= run_isolated(_spool_tiles, *arguments)
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
@@ -165,14 +172,20 @@ def _look_over(
 
 
 def _survey(
-    beat: Callable[[], None], path: Path, slide: openslide.OpenSlide, options: TileOptions, stated_mpp: float | None
+    beat: Callable[[], None],
+    path: Path,
+    slide: openslide.OpenSlide,
+    options: TileOptions,
+    stated_mpp: float | None,
+    overlap: float = 0.0,
 ) -> tuple[Resolution, np.ndarray, Grid]:
     """Return the resolution, the tissue and the grid of a slide."""
     check_header(slide, path)
     resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
     tissue = tissue_mask(read_downsampled(slide, scale, beat), scale * resolution.mpp)
-    return resolution, tissue, make_grid(slide.dimensions, tissue, options.tile_px * options.mpp / resolution.mpp)
+    edge = options.tile_px * options.mpp / resolution.mpp
+    return resolution, tissue, make_grid(slide.dimensions, tissue, edge, overlap)
 
 
 def _spool_tiles(
@@ -183,6 +196,7 @@ def _spool_tiles(
     annotation_path: Path | None,
     options: TileOptions,
     stated_mpp: float | None,
+    overlap: float,
 ) -> dict[str, Any]:
     """Write a slide's rows to a file; return what there is to record of it."""
     with open_slide(path) as slide, open(spool_path, "wb") as spool:
@@ -191,7 +205,7 @@ def _spool_tiles(
             check_header(slide, path)
             annotation = read_annotation(annotation_path, slide.dimensions, options, scanned_bounds(slide))
             beat()
-        resolution, _, grid = _survey(beat, path, slide, options, stated_mpp)
+        resolution, _, grid = _survey(beat, path, slide, options, stated_mpp, overlap)
         kept = grid.keep(options.min_tissue)
         if not kept.any():
             raise SlideError(

@@ -24,7 +24,7 @@ class Grid:
     edge : float
         Exact edge of a tile in level-0 pixels.
     x, y : int array [columns], int array [rows]
-        Top-left corners in level-0 pixels, each rounded on its own from a multiple of `edge`.
+        Top-left corners in level-0 pixels, each rounded on its own from a multiple of the step from tile to tile.
     tissue : float array [rows, columns]
         Tissue fraction of each tile.
     """
@@ -40,7 +40,7 @@ class Grid:
         return self.tissue >= min_tissue - 1e-9
 
 
-def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float) -> Grid:
+def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float, overlap: float = 0.0) -> Grid:
     """Place full tiles over the slide and weigh each by the tissue under it.
 
     Parameters
@@ -51,10 +51,12 @@ def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float) -> G
         Tissue of the whole slide.
     edge : float
         Edge of a tile in level-0 pixels.
+    overlap : float
+        Share of a tile's edge by which its neighbours reach into it.
     """
-    corners, weights = [], []
+    corners, weights, step = [], [], edge * (1 - overlap)
     for length, mask_length in zip(dimensions, tissue.shape[::-1], strict=True):
-        corner = np.rint(np.arange(int(length // edge)) * edge)
+        corner = np.rint(np.arange(int(length // step)) * step)
         corner = corner[corner + edge <= length]
         scale = mask_length / length
         start, stop = corner[:, None] * scale, (corner[:, None] + edge) * scale

@@ -29,7 +29,7 @@ from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.masks import stitch
 from mgi.files import atomic_write, require_file
 from mgi.report.summary import iterate_rows
-from mgi.tables import read_table
+from mgi.tables import read_csv, read_table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -84,19 +84,6 @@ def _figure(out: Path | str, *size: float) -> Iterator[Figure]:
             plt.close(figure)
 
 
-def _read_csv(path: Path | str, what: str, columns: list[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(require_file(path, what))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise MissingInputError(f"{what} {path} is not a CSV file: {error}") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise MissingInputError(
-            f"{what} {path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
-        )
-    return table
-
-
 def draw_flow(flow: Path, out: Path) -> None:
     """Draw how many cases each step kept, and why the rest were lost.
 
@@ -112,7 +99,7 @@ def draw_flow(flow: Path, out: Path) -> None:
     MissingInputError
         If the table is missing or lacks a column.
     """
-    table = _read_csv(flow, "the cohort flow", ["step", "cases", "lost", "reason"])
+    table = read_csv(flow, "the cohort flow", ["step", "cases", "lost", "reason"])
     steps = table.groupby("step", sort=False).agg(cases=("cases", "last"), lost=("lost", "sum")).reset_index()
     reasons = [_reasons(table[table["step"] == step]) for step in steps["step"]]
     heights = np.array([max(1.0, 0.5 * (1 + text.count("\n"))) for text in reasons])
@@ -168,7 +155,7 @@ def draw_losses(metrics: list[Path], out: Path) -> None:
     """
     runs: dict[str, dict[str, dict[str, pd.DataFrame]]] = {}
     for path in map(Path, metrics):
-        table = _read_csv(path, "training metrics", ["step", "loss"])
+        table = read_csv(path, "training metrics", ["step", "loss"])
         stage, variant, fold = ("", "", "", *path.absolute().parts)[-4:-1]
         runs.setdefault(stage, {}).setdefault(variant, {})[fold.removeprefix("fold")] = table
     stages = sorted(runs, key=lambda stage: (STAGES.index(stage) if stage in STAGES else len(STAGES), stage))
@@ -249,9 +236,7 @@ def draw_comparison(evaluated: Path, out: Path) -> None:
         If one of the two is missing or lacks a column.
     """
     intervals = ["dice", "low", "high", "difference", "difference_low", "difference_high", "n_patients", "n_paired"]
-    table = _read_csv(Path(evaluated) / "comparison.csv", "the comparison", ["variant", *intervals]).set_index(
-        "variant"
-    )
+    table = read_csv(Path(evaluated) / "comparison.csv", "the comparison", ["variant", *intervals]).set_index("variant")
     patients = read_table(
         Path(evaluated) / "per_patient.parquet", "metrics by patient", ["variant", "case_id", "dice"]
     ).to_pandas()

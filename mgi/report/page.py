@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mgi.errors import MissingInputError
-from mgi.files import atomic_write, require_file
+from mgi.files import atomic_write
 from mgi.report.summary import (
     explain_comparison,
     format_interval,
@@ -20,6 +20,7 @@ from mgi.report.summary import (
     is_scaled_outside_folds,
     iterate_rows,
 )
+from mgi.tables import read_csv
 
 MAX_PNG_BYTES = 1 << 20
 MISSING = "\N{EN DASH}"
@@ -76,7 +77,7 @@ def write_page(results: Path | str, output: Path | str) -> None:
         If comparison.csv is missing or lacks a column.
     """
     results = Path(results)
-    comparison = _read_csv(require_file(results / "evaluate" / "comparison.csv", "the comparison of variants"))
+    comparison = read_csv(results / "evaluate" / "comparison.csv", "the comparison of variants")
     if "difference" not in comparison or comparison.empty or not comparison["difference"].isna().any():
         raise MissingInputError(f"{results / 'evaluate' / 'comparison.csv'} is not written by mgi compare")
     reference = comparison.loc[comparison["difference"].isna(), "variant"].iloc[0]
@@ -113,13 +114,6 @@ def write_page(results: Path | str, output: Path | str) -> None:
         aside.write_text(page, encoding="utf-8")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise MissingInputError(f"{path} is not a CSV file: {error}") from error
-
-
 def _embed(path: Path) -> str:
     """Return a figure as a data address: the PNG, or where that is large, as those of tissue are, a JPEG of it."""
     if not path.exists():
@@ -136,7 +130,7 @@ def _embed(path: Path) -> str:
 def _answer(comparison: pd.DataFrame, reference: str) -> str:
     """Return the result in one or two sentences."""
     table = comparison.set_index("variant")
-    row = table.loc[reference]
+    row: Any = table.loc[reference]
     interval = format_interval(float(row["low"]), float(row["high"]))
     sentences = [
         f"{reference} reaches a mean Dice of {row['dice']:.3f} {interval}".rstrip()
@@ -216,7 +210,7 @@ def _count_missed(summaries: dict[str, dict[str, Any]]) -> str:
 def _retrieval_table(path: Path) -> Table | None:
     if not path.exists():
         return None
-    table = _read_csv(path)
+    table = read_csv(path, "the retrieval")
     pooled = table[(table["fold"].astype(str) == "all") & (table["k"] == 1)]
     rows = [
         [row.variant, row.direction, f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}",
@@ -238,6 +232,6 @@ def _flow_table(path: Path) -> Table | None:
             f"{row.lost:,}" if row.lost else "",
             "" if pd.isna(row.reason) else str(row.reason),
         ]
-        for row in iterate_rows(_read_csv(path))
+        for row in iterate_rows(read_csv(path, "the cohort flow"))
     ]
     return Table(["step", "cases", "lost", "reason"], cells, text={3})

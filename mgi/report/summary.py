@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mgi.evaluate.statistics import MIN_PATIENTS
-from mgi.files import require_file
+from mgi.tables import read_csv
 
 LOG_WIDTH = 120
 
@@ -34,14 +34,14 @@ def print_summary(results: Path | str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    comparison = pd.read_csv(require_file(results / "evaluate" / "comparison.csv", "the comparison of variants"))
+    comparison = read_csv(results / "evaluate" / "comparison.csv", "the comparison of variants")
     console.print(_metrics(comparison))
     retrieval = results / "evaluate" / "retrieval.csv"
     if retrieval.exists():
-        console.print(_retrieval(pd.read_csv(retrieval)))
+        console.print(_retrieval(read_csv(retrieval, "the retrieval")))
     flow = results / "cohort_flow.csv"
     if flow.exists():
-        for line in _lost(pd.read_csv(flow)):
+        for line in _lost(read_csv(flow, "the cohort flow")):
             console.print(Text(make_printable(line)), soft_wrap=True)
     if is_scaled_outside_folds(results / "expression.parquet"):
         console.print(

@@ -1,4 +1,4 @@
-"""Drawing haematoxylin-and-eosin-like tissue with a planted look and two tumour-like textures.
+"""Haematoxylin-and-eosin-like tissue, drawn with a planted look and two tumour-like textures.
 
 Colour follows the Beer-Lambert law as in Ruifrok and Johnston (2001): a pixel is `exp(-(h * H + e * E))` for the
 amounts `h`, `e` of the two stains and their optical-density vectors `H`, `E`. Everything smooth is decided on a map of
@@ -37,7 +37,7 @@ class Look:
 
     @classmethod
     def from_factors(cls, factors: np.ndarray) -> "Look":
-        """Translate six factors, each N(0, 1) over patients, into what is drawn."""
+        """Return what is drawn for six factors, each N(0, 1) over patients."""
         hue, eosin, density, radius, fibre, lumen = (float(value) for value in np.clip(factors, -2, 2))
         return cls(
             hue=hue / 2,
@@ -96,9 +96,9 @@ def draw_slide(rng: np.random.Generator, factors: np.ndarray, px: int) -> tuple[
     pixels = np.empty((px, px, 3), np.uint8)
     for top in range(0, px, BAND_ROWS):
         rows = np.arange(top, min(top + BAND_ROWS, px))
-        stains = _stain_amounts(rows, px, regions, waves, patchiness, _stamped(cells, rows, px), look)
-        tissue = np.clip(_magnified(outline, rows, px) * 40, 0, 1) * (1 - _stamped(lumens, rows, px))
-        ink = _stamped(pen[0], rows, px) * (tissue < 0.5) if pen else None
+        stains = _stain_amounts(rows, px, regions, waves, patchiness, _paint_stamps(cells, rows, px), look)
+        tissue = np.clip(_magnify(outline, rows, px) * 40, 0, 1) * (1 - _paint_stamps(lumens, rows, px))
+        ink = _paint_stamps(pen[0], rows, px) * (tissue < 0.5) if pen else None
         pixels[rows] = _colours(rng, stains, tissue, look, ink, pen[1] if pen else None)
     return pixels, regions
 
@@ -108,7 +108,7 @@ def _map_px(px: int) -> int:
 
 
 def _smooth_noise(rng: np.random.Generator, px: int, scale_px: float) -> np.ndarray:
-    """Gaussian noise of unit variance, smooth over about `scale_px`, float32 on the map [m, m]."""
+    """Return Gaussian noise of unit variance, smooth over about `scale_px`, float32 on the map [m, m]."""
     size = _map_px(px)
     step = max(scale_px / 3 / MAP_SCALE, 1.0)
     lattice = int(np.ceil(size / step)) + 6
@@ -119,7 +119,7 @@ def _smooth_noise(rng: np.random.Generator, px: int, scale_px: float) -> np.ndar
 
 
 def _tissue_outline(rng: np.random.Generator, px: int) -> np.ndarray:
-    """Make a field on the map that is positive inside the tissue, which covers 50 to 65% of the slide."""
+    """Return a field on the map that is positive inside the tissue, which covers 50 to 65% of the slide."""
     size = _map_px(px)
     across = np.abs(np.linspace(-1, 1, size, dtype=np.float32))
     radius = (across[:, None] ** 4 + across[None, :] ** 4) ** 0.25
@@ -130,7 +130,7 @@ def _tissue_outline(rng: np.random.Generator, px: int) -> np.ndarray:
 
 
 def _regions(rng: np.random.Generator, tissue: np.ndarray, px: int) -> np.ndarray:
-    """Where the textures lie: the two ends of one smooth field, cut to exactly equal areas."""
+    """Return where the textures lie: the two ends of one smooth field, cut to exactly equal areas."""
     field = _smooth_noise(rng, px, 190)
     inside = ndimage.binary_erosion(tissue, iterations=5)
     places = np.flatnonzero(inside)
@@ -151,25 +151,25 @@ class _Wave:
         self.bend = np.float32(bend) * _smooth_noise(rng, px, bend_px)
 
     def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Phase in radians at points, float32 [n]."""
+        """Return the phase in radians at points, float32 [n]."""
         bend = ndimage.map_coordinates(self.bend, [y / MAP_SCALE - 0.5, x / MAP_SCALE - 0.5], order=1, mode="nearest")
         return x * self.direction[0] + y * self.direction[1] + bend
 
     def slope(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient of the phase, radians per pixel, along x and y."""
+        """Return the gradient of the phase, radians per pixel, along x and y."""
         here = self.at(x, y)
         return (self.at(x + MAP_SCALE, y) - here) / MAP_SCALE, (self.at(x, y + MAP_SCALE) - here) / MAP_SCALE
 
     def band(self, rows: np.ndarray, px: int) -> np.ndarray:
-        """Phase of whole rows, float32 [rows, px]."""
+        """Return the phase of whole rows, float32 [rows, px]."""
         plane = (
             rows[:, None].astype(np.float32) * self.direction[1] + np.arange(px, dtype=np.float32) * self.direction[0]
         )
-        return plane + _magnified(self.bend, rows, px)
+        return plane + _magnify(self.bend, rows, px)
 
 
-def _magnified(field: np.ndarray, rows: np.ndarray, px: int) -> np.ndarray:
-    """Rows of a map field at level 0, linearly interpolated, float32 [rows, px]."""
+def _magnify(field: np.ndarray, rows: np.ndarray, px: int) -> np.ndarray:
+    """Return rows of a map field at level 0, linearly interpolated, float32 [rows, px]."""
 
     def neighbours(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = np.clip((places + 0.5) / MAP_SCALE - 0.5, 0, len(field) - 1)
@@ -183,8 +183,8 @@ def _magnified(field: np.ndarray, rows: np.ndarray, px: int) -> np.ndarray:
     return left + (lines[:, high] - left) * weight
 
 
-def _scattered(rng: np.random.Generator, px: int, spacing: float, jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a staggered grid, each moved at random by up to `jitter` of the spacing."""
+def _scatter_points(rng: np.random.Generator, px: int, spacing: float, jitter: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return points of a staggered grid, each moved at random by up to `jitter` of the spacing."""
     count = int(px / spacing) + 2
     row, column = np.mgrid[:count, :count].astype(np.float32)
     x = (column + 0.5 * (row % 2)).ravel() * spacing
@@ -201,9 +201,9 @@ def _on_map(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _nuclei(
     rng: np.random.Generator, look: Look, tissue: np.ndarray, regions: np.ndarray, waves: dict[str, _Wave], px: int
 ) -> Stamps:
-    """Nuclei: sheets of round ones in A, the same number drawn together into cords in B, spindles in the stroma."""
+    """Return the nuclei: sheets of round ones in A, as many drawn together into cords in B, spindles in the stroma."""
     radius = look.nuclear_radius_px
-    x, y = _scattered(rng, px, 2.7 * radius, jitter=0.28)
+    x, y = _scatter_points(rng, px, 2.7 * radius, jitter=0.28)
     kind = _on_map(regions, x, y)
     tumour = [_ellipses(rng, x[kind == TEXTURE_A], y[kind == TEXTURE_A], radius, 1.12)]
     x, y = x[kind == TEXTURE_B], y[kind == TEXTURE_B]
@@ -214,12 +214,12 @@ def _nuclei(
     y = np.clip(y - away * along_y, 0, px - 1).astype(np.float32)
     tumour.append(_ellipses(rng, x, y, radius, 1.12))
 
-    x, y = _scattered(rng, px, 20.0, jitter=0.45)
+    x, y = _scatter_points(rng, px, 20.0, jitter=0.45)
     present = (_on_map(regions, x, y) == STROMA) & _on_map(tissue, x, y) & (rng.random(x.size) < look.stroma_density)
     x, y = x[present], y[present]
     along_x, along_y = waves["fibre"].slope(x, y)
     spindles = _ellipses(rng, x, y, 0.85 * radius, 1.8, angle=np.arctan2(along_y, along_x) + np.float32(np.pi / 2))
-    return _joined([*tumour, spindles])
+    return _join_stamps([*tumour, spindles])
 
 
 def _ellipses(
@@ -230,7 +230,7 @@ def _ellipses(
     aspect: float,
     angle: np.ndarray | None = None,
 ) -> Stamps:
-    """Nuclei of one kind: area kept, shape and darkness varied a little."""
+    """Return nuclei of one kind: area kept, shape and darkness varied a little."""
     size = radius * rng.normal(1, 0.09, x.size).clip(0.7, 1.3)
     stretch = np.sqrt(aspect * rng.normal(1, 0.08, x.size).clip(0.8, 1.25))
     turned = rng.uniform(0, np.pi, x.size) if angle is None else angle + rng.normal(0, 0.25, x.size)
@@ -239,21 +239,21 @@ def _ellipses(
     return Stamps(*(np.asarray(values, np.float32) for values in arrays))
 
 
-def _joined(parts: list[Stamps]) -> Stamps:
+def _join_stamps(parts: list[Stamps]) -> Stamps:
     names = ("x", "y", "major", "minor", "angle", "height")
     return Stamps(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _lumens(rng: np.random.Generator, look: Look, px: int) -> Stamps:
-    """Round white holes, in stroma and textures alike."""
-    x, y = _scattered(rng, px, 60.0, jitter=0.3)
+    """Return round white holes, in stroma and textures alike."""
+    x, y = _scatter_points(rng, px, 60.0, jitter=0.3)
     present = rng.random(x.size) < look.lumen_density
     holes = _ellipses(rng, x[present], y[present], 13.0, 1.15)
     return replace(holes, height=np.ones_like(holes.height))
 
 
 def _pen_marks(rng: np.random.Generator, px: int) -> tuple[Stamps, np.ndarray] | None:
-    """On every third slide, a felt-tip stroke across a corner: discs along a Bezier curve, and the ink's colour."""
+    """Return a felt-tip stroke across a corner of every third slide: discs along a Bezier curve, and its colour."""
     marked, corner, colour = rng.random() < 1 / 3, rng.integers(4), rng.integers(len(PEN_COLOURS))
     ends, bulge = rng.uniform(0.18, 0.5, 2), rng.uniform(0.05, 0.2)
     if not marked:
@@ -266,7 +266,7 @@ def _pen_marks(rng: np.random.Generator, px: int) -> tuple[Stamps, np.ndarray] |
     return Stamps(x, y, width, width, np.zeros_like(t), np.ones_like(t)), PEN_COLOURS[colour]
 
 
-def _stamped(stamps: Stamps, rows: np.ndarray, px: int) -> np.ndarray:
+def _paint_stamps(stamps: Stamps, rows: np.ndarray, px: int) -> np.ndarray:
     """Paint the ellipses that reach into `rows`, with soft edges, the highest winning: float32 [rows, px]."""
     reach = int(np.ceil(stamps.major.max(initial=1) + 2))
     chosen = np.flatnonzero((stamps.y > rows[0] - reach) & (stamps.y < rows[-1] + reach))
@@ -297,14 +297,14 @@ def _stain_amounts(
     nuclei: np.ndarray,
     look: Look,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin of whole rows, each float32 [rows, px].
+    """Return haematoxylin and eosin of whole rows, each float32 [rows, px].
 
     The cords of B hold as much of both stains on average as the even cytoplasm of A.
     """
     kind = np.repeat(regions[rows // MAP_SCALE], MAP_SCALE, axis=1)[:, :px]
     cord = 0.5 + 0.5 * np.clip(1.6 * np.cos(waves["cord"].band(rows, px)), -1, 1)
     fibre = np.sin(waves["fibre"].band(rows, px)) + 0.6 * np.sin(waves["weave"].band(rows, px))
-    patch = 0.06 * _magnified(patchiness, rows, px)
+    patch = 0.06 * _magnify(patchiness, rows, px)
     haematoxylin = np.select([kind == TEXTURE_A, kind == TEXTURE_B], [np.float32(0.24), 0.07 + 0.66 * cord], 0.07)
     eosin = np.select(
         [kind == TEXTURE_A, kind == TEXTURE_B], [np.float32(0.40), 0.32 + 0.24 * cord], 0.50 + 0.24 * fibre
@@ -322,7 +322,7 @@ def _colours(
     ink: np.ndarray | None,
     ink_colour: np.ndarray | None,
 ) -> np.ndarray:
-    """RGB of whole rows, uint8 [rows, px, 3]: stains by Beer-Lambert over a bright field, ink on the glass, noise."""
+    """Return RGB of whole rows, uint8 [rows, px, 3]: stains by Beer-Lambert, ink on the glass, noise."""
     haematoxylin, eosin = stains[0] * tissue, stains[1] * tissue
     stain_h = HAEMATOXYLIN + np.float32(look.hue) * HAEMATOXYLIN_HUE
     stain_e = EOSIN + np.float32(look.hue) * EOSIN_HUE
@@ -330,7 +330,7 @@ def _colours(
     grain = rng.standard_normal(tissue.shape, np.float32) * 4
     for channel, glass in enumerate((244, 243, 246)):
         colour = glass * np.exp(-(haematoxylin * stain_h[channel] + eosin * stain_e[channel]))
-        if ink is not None:
+        if ink is not None and ink_colour is not None:
             colour += ink * (ink_colour[channel] - colour)
         pixels[..., channel] = colour + grain * (0.35 + 0.65 * tissue)
     return np.clip(pixels, 0, 255).astype(np.uint8)

@@ -80,15 +80,18 @@ class Augmentation(NamedTuple):
         """Return the augmentation of some images of the batch."""
         return type(self)(self.turns[part], self.flips[part], self.gains[part])
 
-    def apply(self, images: np.ndarray, masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return copies of images, uint8 [batch, height, width, 3], and of their masks, [batch, height, width]."""
-        images = images.copy()
-        masks = None if masks is None else masks.copy()
-        for index, (turn, flip, gain) in enumerate(zip(*self, strict=True)):
-            for stack in (images, masks):
-                if stack is not None:
-                    picture = np.rot90(stack[index], turn)
-                    stack[index] = picture[:, ::-1] if flip else picture
+    def move(self, stack: np.ndarray) -> np.ndarray:
+        """Return images or masks, uint8 [batch, height, width, ...], turned and flipped."""
+        moved = np.empty_like(stack)
+        for index, (turn, flip) in enumerate(zip(self.turns, self.flips, strict=True)):
+            picture = np.rot90(stack[index], turn)
+            moved[index] = picture[:, ::-1] if flip else picture
+        return moved
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Return images, uint8 [batch, height, width, 3], turned, flipped and of changed intensities."""
+        images = self.move(images)
+        for image, gain in zip(images, self.gains, strict=True):
             if (gain != 1).any():
-                images[index] = np.clip(images[index] * gain, 0, 255).astype(np.uint8)
-        return images, masks
+                image[:] = np.clip(image * gain, 0, 255).astype(np.uint8)
+        return images

@@ -91,7 +91,7 @@ def finetune(
     )
     _check_edges(description)
     model = _build_model(description, profiles, roles["train"], source, pretrained)
-    model = model.to(place.device, memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last).to(place.device)  # type: ignore[call-overload]
     identity = {
         "configuration": description.model_dump(mode="json", exclude={"code", "mgi"}),
         "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
@@ -197,8 +197,8 @@ class ImageBatches:
         own = self.ranks.share(len(rows))
         images, masks = self.images.load(rows[own], self._pool), self.images.load_masks(rows[own], self._pool)
         masks[self.images.load_ignore(rows[own], self._pool)] = IGNORED
-        images, masks = augmentation.share(own).apply(images, masks)
-        return rows[own], images, masks, dropped
+        augmentation = augmentation.share(own)
+        return rows[own], augmentation.apply(images), augmentation.move(masks), dropped
 
     @staticmethod
     def _draw_rows(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:

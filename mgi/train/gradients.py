@@ -45,6 +45,7 @@ def backward_in_parts(
     loss.backward()
     replay = iter(states)
     for parts, rows, leaf in zip(groups, encoded, leaves, strict=True):
+        assert leaf.grad is not None
         gradients = leaf.grad.split([len(part) for part in rows])
         for encode, gradient in zip(parts, gradients, strict=True):
             _set_random_state(next(replay), device)

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mgi.config import Config, GeneEncoder, ImageEncoder
+from mgi.config import Config, Finetune, ImageEncoder, Pretrain
+from mgi.config import GeneEncoder as GeneEncoderOptions
 from mgi.errors import ConfigError, MGIError
 from mgi.model.alignment import Aligner
+from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder as Vit
 from mgi.model.image_encoder import import_timm
 from mgi.model.segmenter import Segmenter
@@ -31,33 +33,45 @@ def check_models(config: Config) -> None:
         If a variant cannot be built, the device is missing on this machine; in one
         sentence that names the key.
     """
-    image_px, key = (
-        (config.slides.tile_px, "slides.tile_px")
-        if config.slides is not None
-        else (config.mri.image_px, "mri.image_px")
-    )
     if config.device == "cuda" and (missing := find_missing_for_cuda(_encodes_genes(config))):
         raise ConfigError(f"configuration: 'device' is cuda, but {missing}; set 'device: cpu', or train elsewhere")
-    vits = {}
-    for name, variant in config.pretrain.items():
-        where = f"pretrain.{name}"
-        vits[name] = _check_image_encoder(variant.image_encoder, image_px, key, f"{where}.image_encoder")
-        with _naming(f"{where}.gene_encoder"):
-            genes = _build_gene_encoder(variant.gene_encoder)
-        with _naming(where), torch.device("meta"):
-            Aligner(genes, vits[name], variant.embed_dim)
+    size = _image_size(config)
+    vits = {name: _check_pretraining(f"pretrain.{name}", variant, *size) for name, variant in config.pretrain.items()}
     for name, variant in config.finetune.items():
-        where = f"finetune.{name}"
-        halvings = len(variant.channels) - 1
-        if image_px % 2**halvings:
-            raise ConfigError(
-                f"configuration: '{where}.channels' has {len(variant.channels)} widths and so halves the images "
-                f"{halvings} times, but '{key}' is {image_px}: make it a multiple of {2**halvings}, or use fewer widths"
-            )
         encoders = config.pretrain[variant.encoders]
-        with _naming(where):
-            genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
-            _run_segmenter(variant.channels, vits[variant.encoders] if variant.vit else None, genes, image_px)
+        _check_finetuning(f"finetune.{name}", variant, encoders, vits[variant.encoders], *size)
+
+
+def _image_size(config: Config) -> tuple[int, str]:
+    """Return the edge of the images, pixels, and the key that states it."""
+    if config.slides is not None:
+        return config.slides.tile_px, "slides.tile_px"
+    assert config.mri is not None  # a configuration has one or the other
+    return config.mri.image_px, "mri.image_px"
+
+
+def _check_pretraining(where: str, variant: Pretrain, image_px: int, key: str) -> Vit:
+    vit = _check_image_encoder(variant.image_encoder, image_px, key, f"{where}.image_encoder")
+    with _naming(f"{where}.gene_encoder"):
+        genes = _build_gene_encoder(variant.gene_encoder)
+    with _naming(where), torch.device("meta"):
+        Aligner(genes, vit, variant.embed_dim)
+    return vit
+
+
+def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vit, image_px: int, key: str) -> None:
+    halvings = len(variant.channels) - 1
+    if image_px % 2**halvings:
+        raise ConfigError(
+            f"configuration: '{where}.channels' has {len(variant.channels)} widths and so halves the images "
+            f"{halvings} times, but '{key}' is {image_px}: make it a multiple of {2**halvings}, or use fewer widths"
+        )
+    with _naming(where), torch.device("meta"):
+        genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
+        model = Segmenter(variant.channels, vit if variant.vit else None, genes)
+        images = torch.empty(1, 3, image_px, image_px)
+        tokens = None if genes is None else torch.empty(1, 1, genes.dim)
+        model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
 
 
 def _encodes_genes(config: Config) -> bool:
@@ -107,17 +121,9 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in RESIZED}
 
 
-def _build_gene_encoder(options: GeneEncoder) -> nn.Module:
+def _build_gene_encoder(options: GeneEncoderOptions) -> GeneEncoder:
     with torch.device("meta"):
         return checkpoint.build_gene_encoder(options, GENES)
-
-
-def _run_segmenter(channels: list[int], vit: Vit | None, genes: nn.Module | None, image_px: int) -> None:
-    with torch.device("meta"):
-        model = Segmenter(channels, vit, genes)
-        images = torch.empty(1, 3, image_px, image_px)
-        tokens = None if genes is None else torch.empty(1, 1, genes.dim)
-        model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
 
 
 @contextmanager

@@ -159,8 +159,7 @@ class PatientBatches:
         augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
         own = self.ranks.share(len(cases))
         part = slice(own.start * options.images_per_patient, own.stop * options.images_per_patient)
-        pictures, _ = augmentation.share(part).apply(self.images.load(rows[part], self._pool))
-        return cases[own], pictures
+        return cases[own], augmentation.share(part).apply(self.images.load(rows[part], self._pool))
 
     def select_held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
         """Return other patients that have images, evenly spread images of theirs, and which belongs to which."""

@@ -61,7 +61,7 @@ class Profiles:
 
         The negative control: a gain that survives it is not a gain from genes.
         """
-        row = {}
+        row: dict[str, int] = {}
         for index, group in enumerate(groups):
             paired = sorted(case for case in group if case in self.row)
             order = np.random.default_rng([seed, index]).permutation(paired).tolist()

@@ -83,7 +83,8 @@ def predict_probabilities(
                 case: tokens[case] if case in tokens else model.encode_genes(values[index, None].to(place.device))
                 for index, case in enumerate(cases)
             }
-            genes = None if model.gene_encoder is None else torch.cat(list(tokens.values()))
+            encoded = [token for token in tokens.values() if token is not None]
+            genes = torch.cat(encoded) if encoded else None
             logits = model.segment(inputs, genes, torch.from_numpy(patient).to(place.device), present.to(place.device))
         yield rows, logits.float().sigmoid().cpu().numpy()
 
@@ -131,5 +132,6 @@ def write_predictions(
             for rows, probability in predict_probabilities(model, images, profiles, place):
                 for row, mask in zip(rows, probability >= threshold, strict=True):
                     masks[row] = encode_mask(mask)
-            frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
+            references = np.array(images.masks, dtype=object)
+            frame = images.frame.assign(fold=fold, prediction=masks, reference=references)
             writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS_SCHEMA, preserve_index=False))

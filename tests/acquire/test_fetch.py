@@ -81,7 +81,7 @@ def test_file_name_that_is_more_than_a_name_is_refused(tmp_path, name):
     assert not (tmp_path / "deep").exists()
 
 
-def test_unforeseen_failure_is_told_like_any_other(one_file, tmp_path, monkeypatch):
+def test_unexpected_failure_is_reported_like_any_other(one_file, tmp_path, monkeypatch):
     class Broken:
         def update(self, chunk):
             raise MemoryError("no room for the sum")
@@ -100,7 +100,7 @@ def test_unforeseen_failure_is_told_like_any_other(one_file, tmp_path, monkeypat
     assert (tmp_path / "got" / FILE_ID / "counts.tsv").read_bytes() == CONTENT
 
 
-def test_status_tells_of_every_file_and_a_rerun_tries_only_the_rest(tmp_path, no_waiting):
+def test_status_lists_every_file_and_a_rerun_tries_only_the_rest(tmp_path, no_waiting):
     files = contents(4, 100, 200)
     gone = list(files)[2]
     manifest = pin(tmp_path / "m.parquet", files)
@@ -129,7 +129,7 @@ def test_every_file_has_its_line_in_the_log(tmp_path, caplog):
         assert len([line for line in caplog.messages if line.startswith("fetched counts.tsv") and file_id in line]) == 1
 
 
-def test_folder_may_be_the_one_at_hand(one_file, tmp_path, monkeypatch):
+def test_current_folder_can_be_the_output(one_file, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with scripted([says(200, CONTENT)]) as (url, _):

@@ -152,7 +152,7 @@ def test_portal_manifest_with_an_odd_size_is_refused(tmp_path, size):
         read_manifest(path)
 
 
-def test_portal_manifest_tells_kind_case_and_sample_by_the_name(tmp_path):
+def test_portal_manifest_names_kind_case_and_sample_by_the_name(tmp_path):
     names = [
         "TCGA-AA-0001-11A-01-TS1.X.svs",
         "u.rna_seq.augmented_star_gene_counts.tsv",

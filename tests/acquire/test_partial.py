@@ -27,9 +27,7 @@ from tests.cohorts import fetch
 from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, rest_of, says, scripted, serving
 
 
-def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path, part):
     part.write_bytes(CONTENT[:1000])
     with scripted([rest_of(1000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
@@ -48,9 +46,7 @@ def test_resume_works_against_the_local_gdc(manifest, cohort, tmp_path):
 
 
 @pytest.mark.parametrize("left", [CONTENT + b"more", b"x" * 500, b"x" * len(CONTENT)])
-def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting, part):
     part.write_bytes(left)
 
     def honest(handler):
@@ -63,9 +59,7 @@ def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting)
     assert (part.parent / "counts.tsv").read_bytes() == CONTENT
 
 
-def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path, part):
     part.write_bytes(CONTENT[:1000])
     with scripted([says(200, CONTENT)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
@@ -190,7 +184,7 @@ def test_wrong_bytes_are_asked_for_four_times_from_the_start(one_file, tmp_path,
     assert [path.stat().st_size for path in tmp_path.glob("got/*/*")] == [0]
 
 
-def test_progress_starts_the_count_of_failures_anew(one_file, tmp_path, no_waiting):
+def test_progress_resets_the_count_of_failures(one_file, tmp_path, no_waiting):
     pieces = 3 * retry.MAX_TRIES
     step = -(-len(CONTENT) // pieces)
 
@@ -223,7 +217,7 @@ def test_body_without_end_is_cut_off_at_the_size(one_file, tmp_path, no_waiting,
     assert sum(sent) < 100_000_000
 
 
-def test_full_disk_is_told_before_anything_is_fetched(tmp_path):
+def test_full_disk_is_reported_before_anything_is_fetched(tmp_path):
     manifest = pin_one(tmp_path / "one.parquet", size=10**13)
     with (
         scripted([says(200, CONTENT)]) as (url, seen),
@@ -305,7 +299,7 @@ def test_bytes_are_on_the_disk_before_the_file_has_its_name(one_file, tmp_path, 
     assert synced[:2] == [len(CONTENT), "named"]
 
 
-def test_what_is_under_way_may_lie_elsewhere_and_survives_there(tmp_path, no_waiting):
+def test_partial_folder_survives_a_failed_run(tmp_path, no_waiting):
     files = contents(2, 100, 200)
     first = next(iter(files))
     manifest, out, partial = pin(tmp_path / "m.parquet", files), tmp_path / "got", tmp_path / "partial"
@@ -341,10 +335,8 @@ def test_second_process_waits_and_takes_what_the_first_completed(one_file, tmp_p
     assert [path.name for path in (tmp_path / "got" / FILE_ID).iterdir()] == ["counts.tsv"]
 
 
-def test_partial_file_of_unknown_size_is_resumed(tmp_path):
+def test_partial_file_of_unknown_size_is_resumed(tmp_path, part):
     manifest = pin_one(tmp_path / "one.parquet", size=None)
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT[:1000])
     with scripted([rest_of(1000)]) as (url, seen):
         fetch(manifest, tmp_path / "got", url, 1)
@@ -355,22 +347,12 @@ def test_partial_file_of_unknown_size_is_resumed(tmp_path):
     assert seen == [f"bytes={len(CONTENT)}-"]
 
 
-def test_whole_partial_file_needs_no_request(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_whole_partial_file_needs_no_request(one_file, tmp_path, part):
     part.write_bytes(CONTENT)
     with scripted([says(500)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
     assert seen == []
     assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]
-
-
-@pytest.fixture
-def part(tmp_path):
-    """Where the `.part` of the one file is to lie."""
-    path = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    path.parent.mkdir(parents=True)
-    return path
 
 
 @pytest.mark.parametrize("trick", ["link", "dangling link", "hard link", "pipe", "folder"])
@@ -472,3 +454,12 @@ def test_stated_length_beyond_the_limit_is_refused_before_it_is_read(tmp_path, n
     ):
         fetch(manifest, tmp_path / "got", url, 1)
     assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size == 0
+
+
+def test_part_left_beside_a_complete_file_is_removed(one_file, tmp_path, part):
+    part.write_bytes(CONTENT[:100])
+    part.with_name("counts.tsv").write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]

@@ -1,6 +1,7 @@
 """Regions of tumour: small ones removed, outlined validly and close to the prediction, and their pictures."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from PIL import Image
@@ -13,6 +14,46 @@ from mgi.evaluate.regions import make_geojson, remove_small
 def smooth_region(seed: int, px: int = 400) -> np.ndarray:
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((px, px)), 14)
     return remove_small(noise > 0.01, 200)[0]
+
+
+def tiles_of(field: np.ndarray, px: int, step: int, corner: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Cut a field of probabilities into tiles whose left border is off, as a model's is for want of context."""
+    places = [(x, y) for y in range(0, field.shape[0] - px + 1, step) for x in range(0, field.shape[1] - px + 1, step)]
+    off = np.where(np.arange(px) < 3, 0.3, 0.0)
+    tiles = np.stack([np.clip(field[y : y + px, x : x + px] + off, 0, 1) for x, y in places])
+    frame = pd.DataFrame({"x": [corner + 2 * x for x, _ in places], "y": [2 * y for _, y in places]})
+    return frame.assign(size=2.0 * px), tiles.astype(np.float32)
+
+
+def test_overlapping_tiles_leave_no_seams() -> None:
+    field = np.clip(0.5 + ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((256, 256)), 12) * 8, 0, 1)
+    wrong = {}
+    for overlap in (0.0, 0.5):
+        frame, tiles = tiles_of(field, 32, round(32 * (1 - overlap)), corner=100)
+        region, pixel = regions.assemble_plane(frame, iter([(np.arange(len(tiles)), tiles)]), 32, 0.5, overlap)
+        assert region.shape == (256, 256) and pixel == 2.0
+        wrong[overlap] = (region != (field >= 0.5))[:, 32:].mean()
+    assert wrong[0.0] > 0.02 and wrong[0.5] < wrong[0.0] / 3
+
+
+def test_blended_plane_averages_by_weight_and_leaves_gaps_empty() -> None:
+    frame = pd.DataFrame({"x": [0, 4, 40], "y": [0, 0, 0], "size": 8.0})
+    tiles = np.stack([np.full((8, 8), 0.9), np.full((8, 8), 0.3), np.full((8, 8), 0.9)]).astype(np.float32)
+    region, _ = regions.assemble_plane(
+        frame, iter([(np.array([2, 0]), tiles[[2, 0]]), (np.array([1]), tiles[[1]])]), 8, 0.6, 0.5
+    )
+    # Between 4 and 8 the two weigh the same in the middle, at 6; left of it the first weighs more.
+    assert region[0].tolist() == [True] * 6 + [False] * 34 + [True] * 8
+    averaged, pixel = regions.assemble_plane(frame.iloc[:2], iter([(np.array([0, 1]), tiles[:2])]), 8, 0.6, 0.5)
+    assert pixel == 1.0 and averaged.shape == (8, 12)
+
+
+def test_large_plane_is_averaged_to_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "MAX_PLANE_PX", 30)
+    frame = pd.DataFrame({"x": [0, 16, 32, 48], "y": [0, 0, 0, 0], "size": 32.0})
+    tiles = np.ones((4, 32, 32), np.float32)
+    region, pixel = regions.assemble_plane(frame, iter([(np.arange(4), tiles)]), 32, 0.5, 0.5)
+    assert region.all() and region.shape == (8, 20) and pixel == 4.0
 
 
 @pytest.mark.parametrize("seed", range(4))

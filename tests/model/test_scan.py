@@ -1,6 +1,7 @@
 """The selective scan: every path against the recurrence in float64, values and all gradients."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -203,6 +204,15 @@ def test_compiled_kernels_are_kept_in_the_configured_folder_or_the_users(tmp_pat
     assert _find_cache_folder("").startswith(str(tmp_path / "user" / "mgi"))
     (tmp_path / "file").touch()
     assert _find_cache_folder(str(tmp_path / "file")) == ""
+
+
+def test_kernels_are_not_kept_without_a_home_folder(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert _find_cache_folder("") == ""
 
 
 @pytest.fixture

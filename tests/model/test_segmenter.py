@@ -56,7 +56,8 @@ def test_gene_attention_equals_its_definition():
     tokens, genes = torch.randn(2, 5, 24), torch.randn(2, 7, 16)
     found = module(tokens, genes, torch.tensor([True, False]))
     torch.testing.assert_close(found[0], attend(module, tokens[0], genes[0]))
-    torch.testing.assert_close(found[1], tokens[1] + module.mlp(module.mlp_norm(tokens[1])))
+    fused = tokens[1] + module.gate * (module.absent[:24] * tokens[1] + module.absent[24:])
+    torch.testing.assert_close(found[1], fused + module.mlp(module.mlp_norm(fused)))
 
 
 def test_genes_enter_at_full_strength():
@@ -190,3 +191,19 @@ def test_dice_is_pooled_over_the_batch():
     logits = torch.tensor([[[100.0]], [[-100.0]]])
     target = torch.tensor([[[1.0]], [[1.0]]])
     assert dice_cross_entropy(logits, target).item() == pytest.approx(1 - (2 + 1) / (1 + 2 + 1) + 50, rel=1e-5)
+
+
+def test_null_profile_starts_as_nothing_and_stands_in_for_missing_genes_only():
+    fusion = GeneAttention(8, 12)
+    tokens, genes, present = torch.randn(2, 5, 8), torch.randn(2, 3, 12), torch.tensor([True, False])
+    plain = tokens + fusion.mlp(fusion.mlp_norm(tokens))
+    torch.testing.assert_close(fusion(tokens, genes, present)[1], plain[1])
+    fusion(tokens, genes, torch.tensor([True, True])).sum().backward()
+    assert not fusion.absent.grad.any()
+    fusion(tokens, genes, present).square().sum().backward()
+    assert fusion.absent.grad.all()
+    with torch.no_grad():
+        before = fusion(tokens, genes, present)
+        fusion.absent.normal_()
+        after = fusion(tokens, genes, present)
+    assert after[0].equal(before[0]) and not after[1].equal(before[1])

@@ -202,7 +202,7 @@ def test_missing_and_foreign_inputs_are_errors(results: Path, tmp_path: Path, fl
     with pytest.raises(MissingInputError, match="cohort flow not found"):
         draw_flow(tmp_path / "none.csv", tmp_path / "flow.png")
     flow.write_text("a,b\n1,2\n")
-    with pytest.raises(MissingInputError, match="lacks the column step"):
+    with pytest.raises(MissingInputError, match="lacks the column loss, step"):
         draw_losses([flow], tmp_path / "losses.png")
     with pytest.raises(MissingInputError, match=r"end its name in \.png or \.svg"):
         draw_comparison(results / "evaluate", tmp_path / "comparison.pdf")

@@ -16,6 +16,7 @@ import shapely
 
 from mgi.errors import ConfigError
 from mgi.simulate import cohort as simulate
+from mgi.simulate import genes as gene_model
 from mgi.simulate import tissue
 
 TINY = {"cases": 4, "seed": 7, "genes": 1000, "slide_px": 512}
@@ -125,7 +126,7 @@ def test_tpm_follows_from_counts_and_exon_union_lengths(cohort):
 def test_par_y_twins_collide_once_the_version_is_stripped(cohort):
     genes = next(iter(star_tables(cohort).values())).iloc[4:]
     twins = genes[genes.gene_id.str.endswith("_PAR_Y")]
-    assert len(twins) == simulate.PAR_Y_GENES
+    assert len(twins) == gene_model.PAR_Y_GENES
     assert set(twins.gene_id.str.removesuffix("_PAR_Y")) < set(genes.gene_id)
     assert genes.gene_id.is_unique
 
@@ -140,9 +141,11 @@ def test_modules_are_scattered_protein_coding_genes_of_the_stated_sizes(cohort):
 
 
 def test_genes_tell_factors_and_bit_as_strongly_as_stated():
-    genes, _ = simulate._genes(0, 2000)
+    genes, _ = gene_model.draw_genes(0, 2000)
     patients = simulate._patients(0, 400)
-    counts = np.stack([simulate._counts(simulate._rng(0, 5, p.index), p, genes) for p in patients])
+    counts = np.stack(
+        [gene_model.draw_counts(gene_model.make_rng(0, 5, p.index), p.look, p.bit, genes) for p in patients]
+    )
     log_counts = np.log2(np.maximum(counts, 0.5)) - np.log2(counts.sum(axis=1, keepdims=True))
     bits = np.array([patient.bit for patient in patients])
     look = np.stack([patient.look for patient in patients])
@@ -151,14 +154,14 @@ def test_genes_tell_factors_and_bit_as_strongly_as_stated():
     signed = log_counts[:, switch] * genes.sign.to_numpy()[switch]
     within = np.sqrt((signed[bits == 0].var(axis=0) + signed[bits == 1].var(axis=0)) / 2)
     difference = (signed[bits == 1].mean(axis=0) - signed[bits == 0].mean(axis=0)) / within
-    assert difference.mean() == pytest.approx(simulate.SWITCH_DIFFERENCE, rel=0.1)
+    assert difference.mean() == pytest.approx(gene_model.SWITCH_DIFFERENCE, rel=0.1)
 
     for factor in range(tissue.LOOK_FACTORS):
         module = (genes.module == f"look_{factor}").to_numpy()
         signed = log_counts[:, module] * genes.sign.to_numpy()[module]
         slope = np.cov(look[:, factor], signed.mean(axis=1))[0, 1] / look[:, factor].var()
         rest = signed - np.outer(look[:, factor], [slope] * 100)
-        assert slope / np.median(rest.std(axis=0)) == pytest.approx(simulate.LOOK_LOADING, rel=0.15)
+        assert slope / np.median(rest.std(axis=0)) == pytest.approx(gene_model.LOOK_LOADING, rel=0.15)
 
 
 def test_bit_is_balanced_and_independent_of_the_look():
@@ -184,7 +187,7 @@ def test_both_textures_cover_equal_areas_of_every_slide(px, seed):
 
 def test_annotation_covers_the_texture_that_the_bit_names_exactly(cohort):
     for patient in simulate._patients(TINY["seed"], TINY["cases"]):
-        rng = simulate._rng(TINY["seed"], 6, patient.index, 1)
+        rng = gene_model.make_rng(TINY["seed"], 6, patient.index, 1)
         _, regions = tissue.draw_slide(rng, patient.look, TINY["slide_px"])
         text = (cohort / "annotations" / f"{patient.case_id}-01Z-00-DX1.geojson").read_text()
         feature = json.loads(text)["features"][0]
@@ -261,7 +264,7 @@ def test_textures_are_alike_in_colour_and_unlike_in_structure():
 
 
 def test_pixels_do_not_depend_on_the_bit(tmp_path):
-    genes, _ = simulate._genes(1, 1000)
+    genes, _ = gene_model.draw_genes(1, 1000)
     patient = simulate._patients(1, 2)[0]
     made = []
     for bit in (0, 1):

@@ -3,7 +3,6 @@
 import functools
 
 from snakemake.logging import logger
-from snakemake.settings.types import DeploymentMethod
 
 from mgi.errors import MGIError
 from mgi.plan import Plan, match_exactly, read_configuration
@@ -72,28 +71,6 @@ if CFG.slides and "slides_in_flight" not in workflow.global_resources:
 if workflow.is_main_process:
     for sentence in PLAN.warnings():
         logger.warning(sentence)
-
-
-def deployed():
-    """Whether rules run in an environment of their own: conda, or a container that the user added."""
-    methods = workflow.deployment_settings.deployment_method
-    in_container = DeploymentMethod.APPTAINER in methods and MODIFIER.global_container_img
-    return DeploymentMethod.CONDA in methods or bool(in_container)
-
-
-PYTHON = "python" if deployed() else sys.executable
-
-
-def mgi_command(wildcards, threads):
-    """The command `mgi` of this checkout, without the working directory on Python's path.
-
-    It asks for `threads` because Snakemake does not compare such parameters with those of an earlier run: another
-    place of the checkout or of Python is no reason to run a job again.
-    """
-    inherited = "" if deployed() else os.getenv("PYTHONPATH", "")
-    settings = [f"PYTHONPATH={os.pathsep.join(filter(None, [str(CHECKOUT), inherited]))}"]
-    settings += ["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else []
-    return ["env", *settings, PYTHON, "-P", "-m", "mgi"]
 
 
 def given(path):

@@ -1,4 +1,4 @@
-"""Find this workflow's own Python code, also when another Snakefile imports the workflow as a module."""
+"""Find and call this workflow's own Python code, also when another Snakefile imports the workflow as a module."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile, LocalSourceFile
 
 
@@ -57,3 +58,26 @@ def environment(name):
     file = f"envs/{name}.yaml"
     local_file = CHECKOUT / "workflow" / file
     return literal(str(local_file)) if local_file.exists() else f"../{file}"
+
+
+def deployed():
+    """Whether rules run in an environment of their own: conda, or a container that the user added."""
+    methods = workflow.deployment_settings.deployment_method
+    in_container = DeploymentMethod.APPTAINER in methods and workflow.modifier.global_container_img
+    return DeploymentMethod.CONDA in methods or bool(in_container)
+
+
+# At parse time: while jobs are planned, the modifier is that of the importing workflow.
+DEPLOYED = deployed()
+
+
+def mgi_command(wildcards, threads):
+    """The command `mgi` of this checkout, without the working directory on Python's path.
+
+    It asks for `threads` because Snakemake does not compare such parameters with those of an earlier run: another
+    place of the checkout or of Python is no reason to run a job again.
+    """
+    inherited = "" if DEPLOYED else os.getenv("PYTHONPATH", "")
+    settings = [f"PYTHONPATH={os.pathsep.join(filter(None, [str(CHECKOUT), inherited]))}"]
+    settings += ["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else []
+    return ["env", *settings, "python" if DEPLOYED else sys.executable, "-P", "-m", "mgi"]

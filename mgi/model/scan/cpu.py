@@ -40,11 +40,11 @@ def load_kernels() -> ModuleType:
 
 def _find_cache_folder(configured: str) -> str:
     """Return a writable folder of this version of the kernels, or "" for none."""
-    root = Path(configured or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mgi" / "numba")
     # Numba compares the date of kernels.py alone, and would keep code that was compiled with another lanes.py.
     sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "lanes.py"))
-    folder = root / hashlib.sha256(sources).hexdigest()[:16]
     try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(configured or user / "mgi" / "numba") / hashlib.sha256(sources).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             return str(folder)
