@@ -8,7 +8,6 @@ import pytest
 
 from mgi.acquire.manifest import EXPRESSION, SLIDES, read_manifest
 from mgi.config import SplitOptions
-from mgi.console import log
 from mgi.errors import AnnotationError, CohortError, ManifestError, MissingInputError
 from mgi.prepare.cohort import collect_sources, slide_batches, split
 from mgi.tables import write_sources, write_table
@@ -214,15 +213,6 @@ def test_stratifying_table_must_hold_every_case_once_and_the_column(cohort, tmp_
         write_table(table, tmp_path / "t.parquet")
         with pytest.raises(CohortError, match=message):
             run(**options)
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was logged, as one text."""
-    lines = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
-    return lambda: "\n".join(lines)
 
 
 def test_sources_state_project_site_and_tumour(tmp_path):

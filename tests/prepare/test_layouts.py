@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mgi.config import TableImport
-from mgi.console import log
 from mgi.errors import ExpressionError, MGIError
 from mgi.prepare.matrix import import_table
 from mgi.prepare.profiles import read_expression
@@ -30,15 +29,6 @@ def positions(tmp_path):
     frame = pd.DataFrame({"gene_name": GENES, "gene_id": IDS, "chromosome": "1", "start": range(5)})
     frame.to_csv(tmp_path / "positions.csv", index=False)
     return tmp_path / "positions.csv"
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was logged, as one text."""
-    lines = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
-    return lambda: "\n".join(lines)
 
 
 @pytest.fixture

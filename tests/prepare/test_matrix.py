@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from mgi.config import TableImport
-from mgi.console import log
 from mgi.errors import ExpressionError
 from mgi.prepare import matrix as stage
 from mgi.prepare.profiles import read_expression, read_matrix
@@ -22,15 +21,6 @@ def matrix(cases=6, genes=4, seed=0):
     names = [f"TCGA-S1-{k:04d}" for k in range(cases)][::-1]
     values = np.random.default_rng(seed).normal(size=(cases, genes)).astype(np.float32)
     return pd.DataFrame(values, names, ["G2", "G10", "GX", "UNKNOWN"][:genes])
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What was logged, as one text."""
-    lines = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
-    return lambda: "\n".join(lines)
 
 
 @pytest.fixture
