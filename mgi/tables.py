@@ -61,6 +61,8 @@ SOURCES_SCHEMA = pa.schema(
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
+        # Of MRI: the distance of slices.
+        ("slice_mm", pa.float32()),
         ("table", pa.string()),
     ]
 )

@@ -195,9 +195,7 @@ PAGE = b"<!doctype html><title>Maintenance</title>" + b" " * 2000
      says(200, CONTENT + b"x"), says(200, CONTENT, Content_Type="text/html")],
     ids=["typed page", "page", "text", "longer", "type only"],
 )  # fmt: skip
-def test_mirror_that_answers_with_something_else_costs_no_bytes(one_file, tmp_path, no_waiting, page):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_mirror_that_answers_with_something_else_costs_no_bytes(one_file, tmp_path, no_waiting, page, part):
     part.write_bytes(CONTENT[:4000])
     with scripted([page]) as (mirror, tried), scripted([rest_of(4000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1, mirrors=[mirror])

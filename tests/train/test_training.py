@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
+from mgi.config import FinetuneOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
 from mgi.tables import write_table
@@ -251,6 +252,14 @@ def test_rejects_encoders_of_another_shape(cohort, pretrained, finetune_options,
     options = finetune_options(gene_encoder={"dim": 24, "depth": 1, "stride": 8, "state_dim": 4})
     with pytest.raises(CheckpointError, match="are of another shape"):
         finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+
+
+def test_takes_shape_of_encoders_from_pretrained_model(cohort, pretrained, finetuned, finetune_options, tmp_path):
+    stated = finetune_options().model_dump(exclude={"gene_encoder", "image_encoder"})
+    options = FinetuneOptions(**stated)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+    assert weights(tmp_path) == weights(finetuned)
+    assert mgi.load(tmp_path).description.options.gene_encoder == mgi.load(pretrained).description.options.gene_encoder
 
 
 def test_rejects_fine_tuned_model_as_encoders(cohort, finetuned, finetune_options, tmp_path):
