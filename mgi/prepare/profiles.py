@@ -1,7 +1,7 @@
 """The table of expression: a case's profile is one row, its values in the order of genes.parquet beside it.
 
-`expression.parquet` has the columns of `EXPRESSION_SCHEMA`; `unit` and `scale_fitted` are in its metadata. Every case is
-a row group of its own, neither compressed nor dictionary-encoded, so that one case is read without its neighbours.
+`expression.parquet` has the columns of `EXPRESSION_SCHEMA`; `unit` and `scale_fitted` are in its metadata. Every case
+is a row group of its own, neither compressed nor dictionary-encoded, so that one case is read without its neighbours.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
