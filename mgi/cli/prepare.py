@@ -134,11 +134,11 @@ def slide_tile(
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
-    options: Options = "{}",
     mpp: Mpp = None,
     tile_px: TilePx = None,
     default_mpp: DefaultMpp = None,
     min_tissue: MinTissue = None,
+    options: Options = "{}",
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
     from mgi.prepare.slides import preview
