@@ -58,8 +58,10 @@ def test_does_not_resume_another_configuration(cohort, pretrained, finetune_opti
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+# What is changed in a table, and in which row: the images of a case are six, validation cases come fifth and sixth.
 CORRECTIONS = {
     "nothing": ("images/all.parquet", "image", lambda png: png),
+    "validation image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "mask": ("images/all.parquet", "mask", lambda png: encode_mask(1 - decode_mask(png))),
     "expression": ("expression.parquet", "values", lambda values: [values[0] + 1, *values[1:]]),
@@ -86,7 +88,8 @@ def test_resumes_on_the_same_data_only(
     name, column, change = CORRECTIONS[corrected]
     table = pq.read_table(data / name)
     field, cells = table.schema.field(column), table[column].to_pylist()
-    cells[1] = change(cells[1])
+    row = 4 * IMAGES + 1 if corrected.startswith("validation") else 1
+    cells[row] = change(cells[row])
     write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type)), data / name)
     steps.clear()
     run()
