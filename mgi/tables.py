@@ -61,6 +61,8 @@ SOURCES_SCHEMA = pa.schema(
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
+        # Of MRI: the distance of slices.
+        ("slice_mm", pa.float32()),
         ("table", pa.string()),
     ]
 )
@@ -168,7 +170,7 @@ def read_table(
     MissingInputError
         If the file is not there.
     MGIError
-        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has one twice.
+        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has a duplicate.
     """
     with open_table(path, what, columns, error):
         try:

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Options, Output, Sources, add_group, app, flag
+from mgi.cli.common import (
+    DefaultMpp,
+    ExpressionTable,
+    MinTissue,
+    Mpp,
+    Options,
+    Output,
+    Sources,
+    TilePx,
+    add_group,
+    app,
+    flag,
+)
 from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileOptions, load_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
@@ -15,7 +27,7 @@ slide_app = add_group("slide", "Cut whole-slide images into tiles.")
 
 @mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
 def mri_import(
-    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder, or Kaggle's zip of it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder or zip of series: NIfTI as in BraTS, or kaggle_3m.")],
     output: Output,
     sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
     options: Options = "{}",
@@ -24,7 +36,7 @@ def mri_import(
     """Import MRI slices and tumour masks, each patient's intensities normalised."""
     from mgi.prepare.mri import import_mri
 
-    import_mri(folder, output, sources, load_options(MriOptions, options, image_px=image_px).image_px)
+    import_mri(folder, output, sources, load_options(MriOptions, options, image_px=image_px))
 
 
 @expression_app.command(
@@ -101,10 +113,10 @@ def slide_tile(
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
     output: Output,
     options: Options = "{}",
-    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
-    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
-    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
-    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
@@ -122,11 +134,11 @@ def slide_tile(
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
     options: Options = "{}",
-    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
-    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
-    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
-    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
     from mgi.prepare.slides import preview
