@@ -35,6 +35,8 @@ lint: .venv/.installed
 	ruff format --check .
 	snakefmt --check workflow
 	snakemake --lint --quiet
+	mypy
+	codespell
 
 format: .venv/.installed
 	ruff check --fix .

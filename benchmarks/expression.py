@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from mgi.acquire.manifest import EXPRESSION
+from mgi.config import StarCounts
 from mgi.prepare.expression import build
 from mgi.prepare.profiles import CaseReader, read_expression
 from mgi.tables import MANIFEST_SCHEMA, write_table
@@ -38,7 +39,8 @@ HEAD_LINES = 6
 READS, PEER_READS = 2000, 5
 
 
-def real_table() -> Path:
+def find_real_table() -> Path:
+    """Return the real STAR table, or end the run."""
     folder = Path(os.environ.get("MGI_DATA", ROOT.parent / "shared" / "data"))
     found = sorted((folder / "gdc").glob("*star_gene_counts.tsv.gz"))
     if not found:
@@ -81,7 +83,7 @@ def make_places(source: Path, path: Path) -> pd.DataFrame:
 
 
 def make_cohort(folder: Path, tables: list[Path], cases: int) -> Path:
-    """Lay out `cases` cases as fetched, hard links to the tables, and return their manifest."""
+    """Write `cases` cases as fetched, hard links to the tables, and return their manifest."""
     rows = []
     for number in range(cases):
         file_id = f"{number:08d}-2222-4333-8444-555555555555"
@@ -97,17 +99,18 @@ def make_cohort(folder: Path, tables: list[Path], cases: int) -> Path:
     return manifest
 
 
-def seconds(action, *arguments) -> float:
+def measure_seconds(action, *arguments) -> float:
+    """Run an action and return the seconds it took."""
     started = time.perf_counter()
     action(*arguments)
     return time.perf_counter() - started
 
 
-def by_mgi(folder: Path, manifest: Path, places: Path, out: Path, workers: int) -> None:
-    build([folder], [manifest], places, out, gene_types=["protein_coding"], workers=workers)
+def build_with_mgi(folder: Path, manifest: Path, places: Path, out: Path, workers: int) -> None:
+    build([folder], [manifest], places, out, StarCounts(), workers)
 
 
-def by_pandas(folder: Path, genes: pd.DataFrame, out: Path) -> None:
+def build_with_pandas(folder: Path, genes: pd.DataFrame, out: Path) -> None:
     profiles = {}
     for path in sorted(folder.glob("*/counts.tsv")):
         table = pd.read_csv(path, sep="\t", skiprows=1, usecols=["gene_id", "gene_type", "unstranded"])
@@ -117,13 +120,13 @@ def by_pandas(folder: Path, genes: pd.DataFrame, out: Path) -> None:
     pd.DataFrame(profiles).loc[genes.index].T.to_parquet(out)
 
 
-def peak_mb(folder: Path, manifest: Path, places: Path, out: Path, workers: int) -> tuple[float, float]:
+def measure_peak(folder: Path, manifest: Path, places: Path, out: Path, workers: int) -> tuple[float, float]:
     """Run the command and return its peak memory, MB, and its seconds."""
     command = [sys.executable, "-m", "mgi", "expression", "build", folder, "--manifest", manifest]
     command += ["--annotation", places, "--workers", workers, "-o", out]
     started, peak = time.perf_counter(), 0
     child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL)
-    # What the kernel tells of a child that has ended counts the memory of the parent it was forked from.
+    # What the kernel reports of a child that has ended counts the memory of the parent it was forked from.
     while child.poll() is None:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text())
         peak = max(peak, int(found[1]) if found else 0)
@@ -132,7 +135,8 @@ def peak_mb(folder: Path, manifest: Path, places: Path, out: Path, workers: int)
     return peak / 1000, time.perf_counter() - started
 
 
-def milliseconds(read, case_ids: list[str]) -> np.ndarray:
+def measure_milliseconds(read, case_ids: list[str]) -> np.ndarray:
+    """Read each case and return the milliseconds that each took."""
     taken = []
     for case_id in case_ids:
         started = time.perf_counter()
@@ -148,9 +152,11 @@ def compare_speed(folder: Path, source: Path, tables: list[Path], rounds: int, w
     genes = genes.iloc[np.lexsort((genes.start, genes.chromosome.str[3:].astype(int)))]
     ours, theirs = [], []
     for _ in range(rounds):
-        theirs.append(seconds(by_pandas, folder / "cohort", genes, folder / "wide.parquet"))
+        theirs.append(measure_seconds(build_with_pandas, folder / "cohort", genes, folder / "wide.parquet"))
         ours.append(
-            seconds(by_mgi, folder / "cohort", manifest, folder / "places.parquet", folder / "e.parquet", workers)
+            measure_seconds(
+                build_with_mgi, folder / "cohort", manifest, folder / "places.parquet", folder / "e.parquet", workers
+            )
         )
     values, wide = read_expression(folder / "e.parquet")[0], pd.read_parquet(folder / "wide.parquet")
     assert np.allclose(values, wide, atol=1e-5), "the two differ"
@@ -164,7 +170,7 @@ def measure_memory(folder: Path, tables: list[Path], cases: list[int], workers: 
     for count in cases:
         manifest = make_cohort(folder / str(count), tables, count)
         places, out = folder / "places.parquet", folder / "large" / "expression.parquet"
-        peak, taken = peak_mb(folder / str(count), manifest, places, out, workers)
+        peak, taken = measure_peak(folder / str(count), manifest, places, out, workers)
         peaks.append(peak)
         print(f"{count} cases ({min(count, len(tables))} distinct tables): peak {peak:.0f} MB, {taken:.0f} s, "
               f"expression.parquet {out.stat().st_size / 1e6:.0f} MB")  # fmt: skip
@@ -180,10 +186,10 @@ def measure_reading(folder: Path) -> None:
     count, genes, case_ids = len(values), values.shape[1], values.index.tolist()
     del values
     chosen = np.random.default_rng(0).choice(case_ids, READS).tolist()
-    opening = seconds(CaseReader, path)
+    opening = measure_seconds(CaseReader, path)
     reader = CaseReader(path)
-    ours = milliseconds(reader.__getitem__, chosen)
-    theirs = milliseconds(
+    ours = measure_milliseconds(reader.__getitem__, chosen)
+    theirs = measure_milliseconds(
         lambda case_id: pd.read_parquet(folder / "wide.parquet", filters=[("case_id", "==", case_id)]),
         chosen[:PEER_READS],
     )
@@ -203,7 +209,7 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        folder, source = Path(name), real_table()
+        folder, source = Path(name), find_real_table()
         tables = make_tables(source, folder / "tables", chosen.tables)
         compare_speed(folder, source, tables, chosen.rounds, chosen.workers)
         measure_memory(folder, tables, chosen.cases, chosen.workers)

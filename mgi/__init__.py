@@ -23,7 +23,7 @@ def __getattr__(name: str) -> str:
 
 
 def load(folder: str) -> "nn.Module":
-    """Load a model written by `mgi pretrain` or `mgi finetune`, in evaluation mode, with its `config`.
+    """Load a model written by `mgi pretrain` or `mgi finetune`, in evaluation mode, with its `description`.
 
     Raises
     ------

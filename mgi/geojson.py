@@ -35,10 +35,10 @@ def polygons(region: np.ndarray) -> list[shapely.Polygon]:
         return []
     beside = np.pad(labels, 1)
     edges = []
-    for step, (down, right) in enumerate(STEPS):
+    for direction, (down, right) in enumerate(STEPS):
         # The pixel on the left of a step to the east is the one above.
         outside = beside[1 - right : -1 - right or None, 1 + down : beside.shape[1] - 1 + down]
-        edges.append(np.flatnonzero((labels > 0) & (outside == 0)) * 4 + step)
+        edges.append(np.flatnonzero((labels > 0) & (outside == 0)) * 4 + direction)
     edge = np.sort(np.concatenate(edges))
     pixel, step = np.divmod(edge, 4)
     place = np.stack(np.divmod(pixel, labels.shape[1]), axis=1)
@@ -52,7 +52,8 @@ def polygons(region: np.ndarray) -> list[shapely.Polygon]:
     following = np.searchsorted(edge, (then[:, 0] * labels.shape[1] + then[:, 1]) * 4 + turned).tolist()
     corner = (~straight).tolist()
     seen = bytearray(len(edge))
-    order, ring = [], []
+    order: list[int] = []
+    ring: list[int] = []
     for start in range(len(edge)):
         if seen[start]:
             continue

@@ -29,20 +29,17 @@ MANIFEST_SCHEMA = pa.schema(
         ("project", pa.string()),
     ]
 )
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("source_id", pa.string()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("z", pa.int32()),
-        ("size", pa.float64()),
-        ("mpp", pa.float32()),
-        ("tissue_fraction", pa.float32()),
-        ("image", pa.binary()),
-        ("mask", pa.binary()),
-    ]
-)
+# Where an image lies: of a tile x and y in pixels of level 0, of a slice z; size is its edge in the same pixels.
+_PLACE = [
+    ("case_id", pa.string()),
+    ("source_id", pa.string()),
+    ("x", pa.int32()),
+    ("y", pa.int32()),
+    ("z", pa.int32()),
+    ("size", pa.float64()),
+    ("mpp", pa.float32()),
+]
+IMAGES_SCHEMA = pa.schema([*_PLACE, ("tissue_fraction", pa.float32()), ("image", pa.binary()), ("mask", pa.binary())])
 # A reason reads "kind: detail", so that the cohort flow can count by kind.
 SOURCES_SCHEMA = pa.schema(
     [
@@ -64,6 +61,8 @@ SOURCES_SCHEMA = pa.schema(
         ("untiled_tumour_px", pa.int64()),
         ("mpp", pa.float32()),
         ("mpp_from", pa.string()),
+        # Of MRI: the distance of slices.
+        ("slice_mm", pa.float32()),
         ("table", pa.string()),
     ]
 )
@@ -95,20 +94,7 @@ EXPRESSION_SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     ]
 )
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("case_id", pa.string()),
-        ("source_id", pa.string()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("z", pa.int32()),
-        ("size", pa.float64()),
-        ("mpp", pa.float32()),
-        ("fold", pa.int32()),
-        ("prediction", pa.binary()),
-        ("reference", pa.binary()),
-    ]
-)
+PREDICTIONS_SCHEMA = pa.schema([*_PLACE, ("fold", pa.int32()), ("prediction", pa.binary()), ("reference", pa.binary())])
 PARQUET_MAGIC = b"PAR1"
 # More values than any cohort has; a Parquet file of a few bytes can claim any number of rows.
 MAX_CELLS = 1 << 29
@@ -184,7 +170,7 @@ def read_table(
     MissingInputError
         If the file is not there.
     MGIError
-        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has one twice.
+        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has a duplicate.
     """
     with open_table(path, what, columns, error):
         try:

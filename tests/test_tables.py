@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mgi.codecs import decode_ignore, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
+from mgi.config import MriOptions
 from mgi.errors import ImageTableError, MissingInputError, MriError
 from mgi.prepare.mri import import_mri
 from mgi.tables import (
@@ -47,7 +48,7 @@ def folder(tmp_path):
 
 def imported(folder, size=32):
     output, sources = folder.parent / "out" / "mri.parquet", folder.parent / "out" / "sources.parquet"
-    import_mri(folder, output, sources, size)
+    import_mri(folder, output, sources, MriOptions(image_px=size))
     return output, pq.read_table(sources).to_pylist()
 
 
@@ -140,7 +141,7 @@ def test_bad_series_is_skipped_with_its_reason_and_others_go_on(folder):
 def test_bad_series_is_an_error_where_nothing_would_record_it(folder):
     (folder / NAMES[0] / f"{NAMES[0]}_7_mask.tif").unlink()
     with pytest.raises(MriError, match="--sources"):
-        import_mri(folder, folder.parent / "mri.parquet", None, 32)
+        import_mri(folder, folder.parent / "mri.parquet", None, MriOptions(image_px=32))
     assert not (folder.parent / "mri.parquet").exists()
 
 

@@ -228,7 +228,8 @@ def _describe(error: Exception) -> str:
 
 def _complete(file: RemoteFile, sources: list[Source], meter: Meter, outcome: Outcome) -> str:
     """Make sure that a file is there and complete; return whether it had to be fetched."""
-    if _is_there(file, meter):
+    # What an earlier attempt left is removed below.
+    if not os.access(file.part, os.W_OK) and _is_there(file, meter):
         return KEPT
     file.part.parent.mkdir(parents=True, exist_ok=True)
     with open_part(file.part, meter.stop) as handle:

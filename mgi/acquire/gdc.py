@@ -237,7 +237,8 @@ def _candidate(record: CaseFileRecord, kind: str, project: str) -> tuple[str, Ca
     case_id = parsed.case_id if parsed else case.submitter_id
     if parsed and not case.submitter_id.startswith(case_id):
         return f"its barcode {barcode} is of another case than {quote(case.submitter_id)}", None
-    samples = tuple(case.samples)
+    own = [sample for sample in case.samples if barcodes & set(sample.barcodes())]
+    samples = tuple(own or case.samples)
     sample_type = sample_type_of(samples, barcode)
     if sample_type is None:
         return "it lacks 'sample_type'", None

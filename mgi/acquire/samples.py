@@ -14,6 +14,7 @@ _NOT_TUMOUR = re.compile(
     r"neurospheres?|conditionally reprogrammed|adherent|buccal|saliva|granulocytes|fibroblasts)\b",
     re.IGNORECASE,
 )
+_FFPE = re.compile(r"\b(FFPE|formalin|paraffin)\b", re.IGNORECASE)
 _UNKNOWN = ("", "unknown", "not reported", "not applicable", "not allowed to collect", "--")
 _DESCRIPTORS = {"primary": "Primary Tumor", "metastatic": "Metastatic", "recurrence": "Recurrent Tumor"}
 
@@ -36,7 +37,7 @@ class Sample(BaseModel):
         """Whether the record says that the sample is formalin-fixed and paraffin-embedded."""
         said = (self.preservation_method, self.sample_type)
         stated = self.is_ffpe is True or str(self.is_ffpe).lower() in ("true", "yes")
-        return stated or any(re.search(r"\bFFPE\b", text, re.IGNORECASE) for text in said if text)
+        return stated or any(_FFPE.search(text) for text in said if text)
 
     @property
     def is_not_tumour(self) -> bool:

@@ -15,7 +15,7 @@ slide_app = add_group("slide", "Cut whole-slide images into tiles.")
 
 @mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
 def mri_import(
-    folder: Annotated[Path, typer.Argument(help="The kaggle_3m folder, or Kaggle's zip of it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder or zip of series: NIfTI as in BraTS, or kaggle_3m.")],
     output: Output,
     sources: Annotated[Path | None, typer.Option(help="Write the table of series here.")] = None,
     options: Options = "{}",
@@ -24,7 +24,7 @@ def mri_import(
     """Import MRI slices and tumour masks, each patient's intensities normalised."""
     from mgi.prepare.mri import import_mri
 
-    import_mri(folder, output, sources, load_options(MriOptions, options, image_px=image_px).image_px)
+    import_mri(folder, output, sources, load_options(MriOptions, options, image_px=image_px))
 
 
 @expression_app.command(

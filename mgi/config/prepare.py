@@ -140,6 +140,13 @@ class MriOptions(Section):
     """How MRI series become slices: the options of `mgi mri import`."""
 
     image_px: int = Field(128, ge=32, le=4096, description="edge of a slice after resampling, pixels")
+    channels: list[Literal["t1", "t1ce", "t2", "flair"]] = Field(
+        ["t1", "flair", "t1ce"],
+        min_length=3,
+        max_length=3,
+        description="NIfTI sequences that become the three channels; kaggle_3m has its own",
+    )
+    labels: list[int] = Field([], description="NIfTI labels that are tumour; empty: all but 0")
 
 
 class Mri(MriOptions):
@@ -147,7 +154,8 @@ class Mri(MriOptions):
 
     folder: str = Field(
         min_length=1,
-        description="the kaggle_3m folder: one folder per patient, `*_N.tif` and `*_N_mask.tif`; or Kaggle's zip of it",
+        description="folder or zip of series: NIfTI, `{case}_{t1,t1ce,t2,flair,seg}.nii.gz` as in BraTS, or kaggle_3m, "
+        "one folder per patient with `*_N.tif` and `*_N_mask.tif`",
     )
 
 

@@ -24,7 +24,8 @@ _NUMBERS = ("int_type", "float_type")
 class Section(BaseModel):
     """A part of the configuration; an unknown key is an error, and no type is converted to another."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # An input in a message could be a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
     reads_text: ClassVar[bool] = True
 
     @field_validator("*", mode="before")

@@ -21,7 +21,8 @@ from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
-from mgi.prepare.mri import SLICE_NAME, Series, import_series, mask_name
+from mgi.prepare.kaggle import SLICE_NAME, mask_name
+from mgi.prepare.mri import Series, import_series
 from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
 from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of

@@ -34,7 +34,10 @@ NAMED_SO = "name an annotation {slide}.geojson or {slide}_mask.tiff"
 class Region(Protocol):
     """An area of a slide."""
 
-    area_px: int
+    @property
+    def area_px(self) -> int:
+        """Its area in level-0 pixels."""
+        ...
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

@@ -6,9 +6,10 @@ Nothing is decided here about which side the cases are on.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,9 @@ from mgi.names import first_few, quote
 from mgi.prepare.positions import normalise_column_name
 from mgi.prepare.profiles import require_anndata
 from mgi.tables import MAX_CELLS, cells_as_text, is_parquet, read_parquet_frame
+
+if TYPE_CHECKING:
+    import h5py
 
 WHAT = "expression table"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -247,6 +251,9 @@ def _read_h5ad(path: Path) -> RawMatrix:
 
     try:
         with h5py.File(path) as file:
+            outside = list(_find_outside_data(file))
+            if outside:
+                raise ExpressionError(f"{WHAT} {path} reads from other files: {first_few(outside)}")
             data = file["X"]
             shape = tuple(data.shape if isinstance(data, h5py.Dataset) else data.attrs["shape"])
             if len(shape) != 2 or int(shape[0]) * int(shape[1]) > MAX_CELLS:
@@ -269,6 +276,21 @@ def _read_h5ad(path: Path) -> RawMatrix:
         names.append("case_id")
     places = var.rename_axis("gene").reset_index().astype(object) if {"chromosome", "start"} <= set(var) else None
     return RawMatrix(path, names, text, numeric, values, places=places, unit=_unit_text(unit))
+
+
+def _find_outside_data(group: "h5py.Group") -> Iterator[str]:
+    """Yield the names of parts that lie in other files, as HDF5 links, external storage and virtual datasets can."""
+    import h5py
+
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            yield name
+            continue
+        part = group.get(name)
+        if isinstance(part, h5py.Group):
+            yield from _find_outside_data(part)
+        elif isinstance(part, h5py.Dataset) and (part.external or part.is_virtual):
+            yield name
 
 
 def _unit_text(unit: object) -> str | None:

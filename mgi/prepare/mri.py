@@ -1,16 +1,17 @@
-"""Brain MRI in the public kaggle_3m layout: one folder per patient, `*_N.tif` and `*_N_mask.tif`, unpacked or in a zip.
+"""Brain MRI as slices with tumour masks: NIfTI in the layout of BraTS, or kaggle_3m, in a folder or a zip.
 
-The layout is that of "LGG MRI Segmentation" (Buda et al., 2019, doi 10.1016/j.compbiomed.2019.05.002): the three
-channels of a slice are pre-contrast, FLAIR and post-contrast, a missing sequence being replaced by FLAIR.
+A series is a folder of slices, or the NIfTI files of one name, at any depth. Its case is the TCGA barcode that its name
+begins with, else its name.
 """
 
 import hashlib
-import io
+import json
+import os
 import re
 import zipfile
-import zlib
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +19,165 @@ import numpy as np
 from PIL import Image
 
 from mgi.codecs import encode_mask, encode_png
+from mgi.config import MriOptions
 from mgi.console import log, progress
 from mgi.errors import CohortError, MissingInputError, MriError
+from mgi.files import is_system_file
+from mgi.names import check_case_ids, check_name, first_few, quote
+from mgi.prepare.kaggle import Place, is_slice, read_volume
+from mgi.prepare.nifti import group_files, read_scan
+from mgi.prepare.rasters import Readable
 from mgi.tables import image_table, write_sources
 
 WHERE_TO_GET_IT = (
     "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle, "
     "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
-    "the folder kaggle_3m in it"
+    "the folder kaggle_3m in it, or give a folder of NIfTI files, {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz"
 )
-SERIES_NAME = re.compile(r"^TCGA_[A-Z0-9]{2}_[A-Z0-9]{4}_\d{8}$")
+TCGA_SERIES = re.compile(r"^(TCGA)[_-]([A-Z0-9]{2})[_-]([A-Z0-9]{4})(?![A-Za-z0-9])")
 PERCENTILES = (1.0, 99.0)
 FOREGROUND_SHARE = 0.1
-SLICE_NAME = re.compile(r"_(\d+)\.tif$")
-
-Place = Path | zipfile.Path
+MAX_FILES = 10**6
 
 
 @dataclass(frozen=True)
 class Series:
-    """One MRI series: `source_id` is the name of its folder, `case_id` the patient's barcode."""
+    """One MRI series.
+
+    Attributes
+    ----------
+    source_id, case_id : str
+    folder : Path or zipfile.Path
+        Where its slices lie.
+    sequences : dict of str to file
+        The NIfTI files by sequence; empty where the series is a folder of slices.
+    """
 
     source_id: str
     case_id: str
     folder: Place
+    sequences: dict[str, Readable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Volume:
-    """The slices of a series in numeric order.
+class Slices:
+    """What is imported of a series.
 
     Attributes
     ----------
     numbers : int array [slices]
     image : uint8 array [slices, height, width, 3]
-    mask : uint8 array [slices, height, width], 0 or 1; None where no slice has one
+        Normalised.
+    foreground : bool array [slices, height, width]
+    mask : uint8 array [slices, height, width] of 0 and 1, or None
+    record : dict
+        What there is to record of the series.
     """
 
     numbers: np.ndarray
     image: np.ndarray
+    foreground: np.ndarray
     mask: np.ndarray | None
+    record: dict[str, Any]
 
 
 def find_series(folder: Path | str) -> list[Series]:
-    """List the series of a kaggle_3m folder, or of the zip that holds one, by case.
+    """List the series of a folder, or of a zip that holds one, by name.
 
     Raises
     ------
     MissingInputError
         If it is not there, is neither, or holds no series.
     CohortError
-        If two folders belong to one case.
+        If two series belong to one case.
     """
     folder = Path(folder)
     if not folder.exists():
         raise MissingInputError(f"MRI folder not found: {folder}; {WHERE_TO_GET_IT}")
-    found: dict[str, Series] = {}
-    for entry in _patients(folder):
-        case_id = "-".join(entry.name.split("_")[:3])
-        if case_id in found:
+    slices: dict[str, list[tuple[Place, list[str]]]] = defaultdict(list)
+    volumes: list[Readable] = []
+    for place, names in _walk(folder):
+        if numbered := [name for name in names if is_slice(name)]:
+            slices[place.name].append((place, numbered))
+        volumes += [place / name for name in names if name.lower().endswith((".nii", ".nii.gz"))]
+    scans, unknown = group_files(volumes)
+    if unknown:
+        log.warning("%d NIfTI files are of no sequence that is read: %s", len(unknown), first_few(unknown))
+    found = [Series(name, _case_of(name), places[0][0]) for name, places in slices.items() if _are_copies(name, places)]
+    # A single file beside the scans, such as an atlas, is no series.
+    found += [Series(name, _case_of(name), Path(), files) for name, files in scans.items() if set(files) != {"seg"}]
+    if not found:
+        raise MissingInputError(
+            f"{folder} holds no patient folder such as TCGA_CS_4941_19960909 or BraTS20_Training_001; {WHERE_TO_GET_IT}"
+        )
+    found.sort(key=lambda series: series.source_id)
+    by_case: dict[str, Series] = {}
+    for series in found:
+        check_name(series.source_id, "name of a series", CohortError)
+        other = by_case.setdefault(series.case_id, series)
+        if other is not series:
             raise CohortError(
-                f"two MRI folders belong to the case {case_id}: {found[case_id].source_id} and {entry.name}; keep one"
+                f"two MRI folders belong to the case {series.case_id}: {other.source_id} and {series.source_id}; "
+                "keep one"
             )
-        found[case_id] = Series(entry.name, case_id, entry)
-    return list(found.values())
+    check_case_ids(by_case, f"the folder {folder}", CohortError)
+    return found
 
 
-def _patients(folder: Path) -> list[Place]:
-    """List the folders of patients, by name."""
+def _case_of(name: str) -> str:
+    match = TCGA_SERIES.match(name)
+    return "-".join(match.groups()) if match else name
+
+
+def _are_copies(name: str, places: list[tuple[Place, list[str]]]) -> bool:
+    """Check that folders of one name hold the same slices: the archive on Kaggle holds every patient twice."""
+    contents = [[(file, _size_of(place / file)) for file in files] for place, files in places]
+    if any(content != contents[0] for content in contents[1:]):
+        raise CohortError(f"two MRI folders are both {name}: {places[0][0]} and {places[1][0]}; keep one")
+    return True
+
+
+def _size_of(file: Place) -> int:
+    return file.root.getinfo(file.at).file_size if isinstance(file, zipfile.Path) else file.stat().st_size
+
+
+def _walk(folder: Path) -> Iterator[tuple[Place, list[str]]]:
+    """Yield each folder with the names of its files, those nearest to the top first."""
+    if folder.is_dir():
+        found = [
+            (Path(place), sorted(name for name in names if not is_system_file(name)))
+            for place, folders, names in os.walk(folder)
+            if not folders.sort()
+        ]
+        yield from sorted(found, key=lambda entry: (len(entry[0].parts), entry[0]))
+        return
     try:
-        top = folder if folder.is_dir() else zipfile.Path(folder)
-    except zipfile.BadZipFile:
-        raise MissingInputError(f"{folder} is neither a folder nor a whole zip; {WHERE_TO_GET_IT}") from None
-    # The published archive holds them twice.
-    for root in (top, top / "kaggle_3m", top / "lgg-mri-segmentation" / "kaggle_3m"):
-        entries = root.iterdir() if root.is_dir() else ()
-        if patients := [entry for entry in entries if entry.is_dir() and SERIES_NAME.match(entry.name)]:
-            return sorted(patients, key=lambda entry: entry.name)
-    raise MissingInputError(f"{folder} holds no patient folder such as TCGA_CS_4941_19960909; {WHERE_TO_GET_IT}")
+        archive = zipfile.ZipFile(folder)
+        entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, MemoryError, OverflowError) as error:
+        raise MissingInputError(f"{folder} is neither a folder nor a whole zip; {WHERE_TO_GET_IT}") from error
+    if len(entries) > MAX_FILES:
+        raise MissingInputError(f"{folder} holds {len(entries)} entries, more than {MAX_FILES}")
+    inside: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        _check_entry(entry.filename, folder)
+        parent, _, name = entry.filename.rpartition("/")
+        if name and not any(is_system_file(part) for part in entry.filename.split("/")):
+            inside[parent].append(name)
+    # Every folder is an entry of its own here; else `iterdir` would not find it.
+    for parent in sorted(inside, key=lambda parent: (parent.count("/"), parent)):
+        yield zipfile.Path(archive, f"{parent}/" if parent else ""), sorted(inside[parent])
+
+
+def _check_entry(name: str, folder: Path) -> None:
+    """Raise `MissingInputError` where an entry of a zip has no proper name, such as `/a`, `a//b` or `../a`."""
+    parts = name.removesuffix("/").split("/")
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise MissingInputError(f"{folder} has an entry without a proper name, {quote(name)}; pack it again")
 
 
 def fingerprint(folder: Path | str) -> str:
-    """Tell one state of a kaggle_3m folder or zip from another by names, sizes and times of files, without reading.
+    """Return a hash of the names, sizes and times of the files of a folder or zip, which are not read.
 
     Raises
     ------
@@ -107,7 +185,14 @@ def fingerprint(folder: Path | str) -> str:
         As `find_series` does.
     """
     top, series = Path(folder), find_series(folder)
-    files = [top] if top.is_file() else [path for one in series for path in sorted(one.folder.glob("*.tif"))]
+    files: list[Any] = [top]
+    if top.is_dir():
+        files = []
+        for one in series:
+            if one.sequences:
+                files += sorted(one.sequences.values(), key=str)
+            else:
+                files += sorted(path for path in one.folder.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
     content = hashlib.sha256()
     for path in files:
         state = path.stat()
@@ -115,72 +200,12 @@ def fingerprint(folder: Path | str) -> str:
     return content.hexdigest()
 
 
-def read_series(series: Series, labelled: bool = True) -> Volume:
-    """Read a series; unless `labelled`, whatever masks it has are left alone.
+def import_mri(folder: Path | str, output: Path | str, sources: Path | str | None, options: MriOptions) -> None:
+    """Import every slice of a folder or zip, resampled to `image_px` and normalised per patient.
 
-    Raises
-    ------
-    MriError
-        If a slice is unreadable or differs in shape from the first, or, in a labelled series, has no mask or one of
-        another shape.
-    """
-    files = {path.name: path for path in series.folder.iterdir()}
-    numbered = {int(match[1]): files[name] for name in files if (match := SLICE_NAME.search(name))}
-    if not numbered:
-        raise MriError("no slice: the folder holds no file named *_N.tif")
-    numbers = sorted(numbered)
-    images, masks = [], []
-    for number in numbers:
-        image = _read_slice(numbered[number])
-        if images and image.shape != images[0].shape:
-            raise MriError(
-                f"shapes differ: {numbered[number].name} is {_size(image)}, the first slice {_size(images[0])}"
-            )
-        images.append(image)
-        if labelled:
-            masks.append(_read_mask(numbered[number], files, image))
-    return Volume(np.array(numbers), np.stack(images), np.stack(masks) if labelled else None)
-
-
-def mask_name(slice_name: str) -> str:
-    """Name the mask of a slice: `*_N_mask.tif` of `*_N.tif`."""
-    return f"{slice_name.removesuffix('.tif')}_mask.tif"
-
-
-def _read_slice(path: Place) -> np.ndarray:
-    image = _pixels(path)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise MriError(f"foreign image: {path.name} is not an 8-bit image of three channels")
-    return image
-
-
-def _read_mask(path: Place, files: dict[str, Place], image: np.ndarray) -> np.ndarray:
-    name = mask_name(path.name)
-    if name not in files:
-        raise MriError(f"missing mask: {name}")
-    mask = _pixels(files[name])
-    if mask.shape != image.shape[:2]:
-        raise MriError(f"shapes differ: {name} is {_size(mask)}, its slice {_size(image)}")
-    return (mask > 0).astype(np.uint8)
-
-
-def _pixels(path: Place) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.asarray(image)
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # a RuntimeError: encrypted, or packed unusually
-        raise MriError(f"unreadable image: {path.name}") from None
-
-
-def _size(pixels: np.ndarray) -> str:
-    return f"{pixels.shape[1]} x {pixels.shape[0]}"
-
-
-def import_mri(folder: Path | str, output: Path | str, sources: Path | str | None, image_px: int) -> None:
-    """Import every slice of a kaggle_3m folder or zip, resampled to `image_px` and normalised per patient.
-
-    Slices are resampled with an antialiasing window, masks by area average and a threshold of one half. With
-    `sources`, a series that cannot be used is recorded there as skipped and the others go on.
+    Slices that are not square are padded at the right and the bottom. They are resampled with an antialiasing window,
+    masks by area average and a threshold of one half. With `sources`, a series that cannot be used is recorded there as
+    skipped and the others go on.
 
     Raises
     ------
@@ -192,88 +217,145 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
         If a series cannot be used and `sources` is None.
     """
     output = Path(output)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with image_table(output) as add:
         for series in progress(find_series(folder), "MRI series"):
             record = {"source_id": series.source_id, "case_id": series.case_id, "table": output.stem}
             try:
-                images = list(_series_rows(series, image_px))
-            except MriError as problem:
+                slices = _read_series(series, options)
+            except MriError as error:
                 if sources is None:
                     raise MriError(
-                        f"{series.source_id}: {problem}; repair it, or give --sources to record it and go on"
-                    ) from None
-                log.warning("skipped %s: %s", series.source_id, problem)
-                rows.append(record | {"status": "skipped", "reason": str(problem), "n_images": 0, "labelled": False})
+                        f"{series.source_id}: {error}; repair it, or give --sources to record it and go on"
+                    ) from error
+                log.warning("skipped %s: %s", series.source_id, error)
+                rows.append(record | {"status": "skipped", "reason": str(error), "n_images": 0, "labelled": False})
                 continue
-            for image in images:
-                add(image)
-            used = {"status": "ok", "n_images": len(images), "labelled": True, "untiled_tumour_px": 0}
-            rows.append(record | used)
+            for row in _iterate_rows(series, slices, options.image_px):
+                add(row)
+            used = {"status": "ok", "n_images": len(slices.numbers), "labelled": True, "untiled_tumour_px": 0}
+            rows.append(record | used | slices.record)
     if sources is not None:
         write_sources(rows, sources)
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
 
 
-def import_series(series: Series, output: Path | str, image_px: int) -> None:
+def import_series(series: Series, output: Path | str, options: MriOptions) -> None:
     """Import the slices of one series without masks, as `import_mri` does: to be segmented.
 
     Raises
     ------
     MriError
-        If the series cannot be used.
+        If the series cannot be used, or its slices are not square.
     """
-    with image_table(output) as add:
-        for image in _series_rows(series, image_px, labelled=False):
-            add(image)
-
-
-def _series_rows(series: Series, image_px: int, labelled: bool = True) -> Iterator[dict[str, Any]]:
-    volume = read_series(series, labelled)
-    height, width = volume.image.shape[1:3]
+    slices = _read_series(series, options, labelled=False)
+    height, width = slices.image.shape[1:3]
     if height != width:
-        raise MriError(f"not square: slices are {width} x {height}")
-    image, foreground = _normalised(volume)
-    for k, number in enumerate(volume.numbers):
+        raise MriError(f"not square: slices are {width} x {height}; pad them")
+    with image_table(output) as add:
+        for row in _iterate_rows(series, slices, options.image_px):
+            add(row)
+
+
+def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> Slices:
+    """Read, normalise and pad a series."""
+    if series.sequences:
+        return _read_nifti(series, options, labelled)
+    volume = read_volume(series.folder, labelled)
+    if volume.unused:
+        log.warning("%s: %d files are not read: %s", series.source_id, len(volume.unused), first_few(volume.unused))
+    image, foreground = _normalise_bytes(volume.image)
+    tumour = 0 if volume.mask is None else int(volume.mask.sum())
+    dropped = {"files not read": len(volume.unused)} if volume.unused else {}
+    record = {"has_tumour": tumour > 0, "tumour_px": tumour, "dropped": json.dumps(dropped)}
+    mask = None if volume.mask is None else _pad(volume.mask)
+    return Slices(volume.numbers, _pad(image), _pad(foreground), mask, record)
+
+
+def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
+    scan = read_scan(series.sequences, options.channels, labelled)
+    image, foreground = _normalise_floats(scan.image)
+    width, height, depth = scan.spacing_mm
+    record: dict[str, Any] = {"mpp": 1000 * (width + height) / 2, "mpp_from": "metadata", "slice_mm": depth}
+    mask = None
+    if scan.labels is not None:
+        found, counts = np.unique(scan.labels, return_counts=True)
+        mask = (np.isin(scan.labels, options.labels) if options.labels else scan.labels != 0).astype(np.uint8)
+        classes = {str(label): int(count) for label, count in zip(found.tolist(), counts, strict=True)}
+        record |= {"has_tumour": bool(mask.any()), "tumour_px": int(mask.sum()), "classes": json.dumps(classes)}
+        mask = _pad(mask)
+    unused = sorted(set(series.sequences) - {*options.channels, "seg"})
+    record["dropped"] = json.dumps({"sequences not read": len(unused)} if unused else {})
+    return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record)
+
+
+def _pad(planes: np.ndarray) -> np.ndarray:
+    """Pad slices [slices, height, width, ...] with 0 at the right and the bottom, to squares."""
+    height, width = planes.shape[1:3]
+    edge = max(height, width)
+    return np.pad(planes, [(0, 0), (0, edge - height), (0, edge - width)] + [(0, 0)] * (planes.ndim - 3))
+
+
+def _iterate_rows(series: Series, slices: Slices, image_px: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table of images."""
+    for k, number in enumerate(slices.numbers):
         yield {
             "case_id": series.case_id,
             "source_id": series.source_id,
             "x": 0,
             "y": 0,
             "z": int(number),
-            "size": width,
+            "size": slices.image.shape[2],
             "mpp": None,
-            "tissue_fraction": float(foreground[k].mean()),
-            "image": encode_png(_resized(image[k], image_px, Image.Resampling.HAMMING)),
-            "mask": None if volume.mask is None else _resized_mask(volume.mask[k], image_px),
+            "tissue_fraction": float(slices.foreground[k].mean()),
+            "image": encode_png(_resize(slices.image[k], image_px, Image.Resampling.HAMMING)),
+            "mask": None if slices.mask is None else _resize_mask(slices.mask[k], image_px),
         }
 
 
-def _normalised(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+def _normalise_bytes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Map the 1st to 99th percentile of each channel's foreground, over the whole volume, to 0..255.
 
     The air around the head is not zero in every scanner's images, so the foreground is where the brightest channel
     exceeds a tenth of its own 99th percentile.
+
+    Parameters
+    ----------
+    image : uint8 array [slices, height, width, 3]
 
     Returns
     -------
     image : uint8 array [slices, height, width, 3]
     foreground : bool array [slices, height, width]
     """
-    brightest = volume.image.max(axis=-1)
-    foreground = brightest > FOREGROUND_SHARE * np.percentile(brightest, PERCENTILES[1])
-    if not foreground.any():
-        raise MriError("empty: no voxel is brighter than the background")
-    low, high = np.percentile(volume.image[foreground], PERCENTILES, axis=0)
+    brightest = image.max(axis=-1)
+    foreground = _find_foreground(brightest)
+    low, high = np.percentile(image[foreground], PERCENTILES, axis=0)
     # A channel has 256 values only: a table per channel does the arithmetic once for the whole volume.
     levels = (np.arange(256)[:, None] - low) / np.maximum(high - low, 1)
     table = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
-    return np.stack([table[volume.image[..., channel], channel] for channel in range(3)], axis=-1), foreground
+    return np.stack([table[image[..., channel], channel] for channel in range(3)], axis=-1), foreground
 
 
-def _resized_mask(mask: np.ndarray, size_px: int) -> bytes:
-    return encode_mask(_resized(mask * np.uint8(255), size_px, Image.Resampling.BOX) >= 128)
+def _normalise_floats(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normalise float32 [slices, height, width, 3], of which each channel has a scale of its own, as above."""
+    scale = np.percentile(image, PERCENTILES[1], axis=(0, 1, 2))
+    foreground = _find_foreground((image / np.where(scale > 0, scale, 1)).max(axis=-1))
+    low, high = np.percentile(image[foreground], PERCENTILES, axis=0)
+    scaled = (image - low.astype(np.float32)) / np.maximum(high - low, 1e-6).astype(np.float32)
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8), foreground
 
 
-def _resized(pixels: np.ndarray, size_px: int, resampling: Image.Resampling) -> np.ndarray:
+def _find_foreground(brightest: np.ndarray) -> np.ndarray:
+    foreground = brightest > FOREGROUND_SHARE * np.percentile(brightest, PERCENTILES[1])
+    if not foreground.any():
+        raise MriError("empty: no voxel is brighter than the background")
+    return foreground
+
+
+def _resize_mask(mask: np.ndarray, size_px: int) -> bytes:
+    return encode_mask(_resize(mask * np.uint8(255), size_px, Image.Resampling.BOX) >= 128)
+
+
+def _resize(pixels: np.ndarray, size_px: int, resampling: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), resampling))

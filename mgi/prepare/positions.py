@@ -281,7 +281,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = pa.concat_tables(exons).unify_dictionaries().to_pandas()
     if gff3:
         # An exon names its transcript, and that its gene.
-        table["gene_id"] = table["gene_id"].map(lambda name: _strip_prefix(parents.get(name, name)))
+        table["gene_id"] = table["gene_id"].map(lambda name: _strip_prefix(parents.get(str(name), str(name))))
     return pa.concat_tables(genes).to_pandas(), table
 
 

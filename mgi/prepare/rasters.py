@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Decoded, of one image: checked from the header, before anything is allocated.
 MAX_BYTES = 2**30
@@ -60,6 +60,8 @@ def read_samples(path: Readable) -> np.ndarray:
         return _read_tiff(content) if tiff else _read_picture(content)
     except RasterError:
         raise
+    except UnidentifiedImageError as error:
+        raise RasterError("it is not a TIFF, PNG or JPEG") from error
     except Exception as error:  # damaged bytes raise almost anything in a decoder
         raise RasterError(str(error)[:200] or type(error).__name__) from error
 

@@ -130,7 +130,7 @@ def _embed(path: Path) -> str:
 def _answer(comparison: pd.DataFrame, reference: str) -> str:
     """Return the result in one or two sentences."""
     table = comparison.set_index("variant")
-    row = table.loc[reference]
+    row: Any = table.loc[reference]
     interval = format_interval(float(row["low"]), float(row["high"]))
     sentences = [
         f"{reference} reaches a mean Dice of {row['dice']:.3f} {interval}".rstrip()

@@ -132,5 +132,6 @@ def write_predictions(
             for rows, probability in predict_probabilities(model, images, profiles, place):
                 for row, mask in zip(rows, probability >= threshold, strict=True):
                     masks[row] = encode_mask(mask)
-            frame = images.frame.assign(fold=fold, prediction=masks, reference=images.masks)
+            references = np.array(images.masks, dtype=object)
+            frame = images.frame.assign(fold=fold, prediction=masks, reference=references)
             writer.write_table(pa.Table.from_pandas(frame, PREDICTIONS_SCHEMA, preserve_index=False))

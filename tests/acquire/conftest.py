@@ -7,10 +7,10 @@ import pytest
 
 from mgi.acquire.manifest import read_manifest
 from tests.acquire.listings import PROJECT, make_listing
-from tests.acquire.servers import pin_one
+from tests.acquire.servers import FILE_ID, pin_one
 from tests.cohorts import cohort, manifest, no_waiting, own_cohort, query
 
-__all__ = ["cohort", "listing", "manifest", "no_waiting", "one_file", "own_cohort", "token"]
+__all__ = ["cohort", "listing", "manifest", "no_waiting", "one_file", "own_cohort", "part", "token"]
 
 
 @pytest.fixture
@@ -37,4 +37,12 @@ def token(tmp_path: Path) -> Path:
     path = tmp_path / "token"
     path.touch(0o600)
     path.write_text("s3cret\n")
+    return path
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    """Where the `.part` of the one file lies, fetched to `got`."""
+    path = tmp_path / "got" / FILE_ID / "counts.tsv.part"
+    path.parent.mkdir(parents=True)
     return path

@@ -27,9 +27,7 @@ from tests.cohorts import fetch
 from .servers import CONTENT, FILE_ID, contents, md5_of, pin, pin_one, rest_of, says, scripted, serving
 
 
-def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_partial_file_is_resumed_where_it_stopped(one_file, tmp_path, part):
     part.write_bytes(CONTENT[:1000])
     with scripted([rest_of(1000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
@@ -48,9 +46,7 @@ def test_resume_works_against_the_local_gdc(manifest, cohort, tmp_path):
 
 
 @pytest.mark.parametrize("left", [CONTENT + b"more", b"x" * 500, b"x" * len(CONTENT)])
-def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting, part):
     part.write_bytes(left)
 
     def honest(handler):
@@ -63,9 +59,7 @@ def test_unusable_partial_file_is_replaced(one_file, tmp_path, left, no_waiting)
     assert (part.parent / "counts.tsv").read_bytes() == CONTENT
 
 
-def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_server_that_ignores_range_starts_the_file_again(one_file, tmp_path, part):
     part.write_bytes(CONTENT[:1000])
     with scripted([says(200, CONTENT)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
@@ -341,10 +335,8 @@ def test_second_process_waits_and_takes_what_the_first_completed(one_file, tmp_p
     assert [path.name for path in (tmp_path / "got" / FILE_ID).iterdir()] == ["counts.tsv"]
 
 
-def test_partial_file_of_unknown_size_is_resumed(tmp_path):
+def test_partial_file_of_unknown_size_is_resumed(tmp_path, part):
     manifest = pin_one(tmp_path / "one.parquet", size=None)
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT[:1000])
     with scripted([rest_of(1000)]) as (url, seen):
         fetch(manifest, tmp_path / "got", url, 1)
@@ -355,22 +347,12 @@ def test_partial_file_of_unknown_size_is_resumed(tmp_path):
     assert seen == [f"bytes={len(CONTENT)}-"]
 
 
-def test_whole_partial_file_needs_no_request(one_file, tmp_path):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_whole_partial_file_needs_no_request(one_file, tmp_path, part):
     part.write_bytes(CONTENT)
     with scripted([says(500)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
     assert seen == []
     assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]
-
-
-@pytest.fixture
-def part(tmp_path):
-    """Where the `.part` of the one file is to lie."""
-    path = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    path.parent.mkdir(parents=True)
-    return path
 
 
 @pytest.mark.parametrize("trick", ["link", "dangling link", "hard link", "pipe", "folder"])
@@ -472,3 +454,12 @@ def test_stated_length_beyond_the_limit_is_refused_before_it_is_read(tmp_path, n
     ):
         fetch(manifest, tmp_path / "got", url, 1)
     assert (tmp_path / "got" / FILE_ID / "counts.tsv.part").stat().st_size == 0
+
+
+def test_part_left_beside_a_complete_file_is_removed(one_file, tmp_path, part):
+    part.write_bytes(CONTENT[:100])
+    part.with_name("counts.tsv").write_bytes(CONTENT)
+    with scripted([says(500)]) as (url, seen):
+        fetch(one_file, tmp_path / "got", url, 1)
+    assert seen == []
+    assert [path.name for path in part.parent.iterdir()] == ["counts.tsv"]

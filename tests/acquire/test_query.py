@@ -215,7 +215,13 @@ def test_other_projects_keep_the_gdcs_own_case_ids(listing, tmp_path, cases):
 
 @pytest.mark.parametrize(
     "said",
-    [{"is_ffpe": True}, {"is_ffpe": "true"}, {"preservation_method": "FFPE"}, {"sample_type": "FFPE Scrolls"}],
+    [
+        {"is_ffpe": True},
+        {"is_ffpe": "true"},
+        {"preservation_method": "FFPE"},
+        {"preservation_method": "Formalin fixed-buffered"},
+        {"sample_type": "FFPE Scrolls"},
+    ],
 )
 @pytest.mark.parametrize("rule", ["first", "best", "all"])
 def test_rna_of_ffpe_samples_is_left_out_by_the_record(listing, caplog, said, rule):
@@ -228,6 +234,12 @@ def test_rna_of_ffpe_samples_is_left_out_by_the_record(listing, caplog, said, ru
     with caplog.at_level("INFO", "mgi"):
         assert listing(records, "expression", aliquots=rule) == [frozen]
     assert f"1 of 2 files left out, RNA of FFPE samples: '{records[1]['file_name']}'" in caplog.text
+
+
+def test_other_samples_of_the_case_do_not_count(listing):
+    one = record(1, "TCGA-AA-0001-01A-11R-1774-07", is_ffpe=False)
+    one["cases"][0]["samples"].append({"sample_type": "Solid Tissue Normal", "is_ffpe": True, "portions": []})
+    assert listing([one], "expression") == ["TCGA-AA-0001-01A-11R-1774-07"]
 
 
 def test_ffpe_is_what_diagnostic_slides_are(listing):

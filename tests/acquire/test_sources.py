@@ -1,5 +1,7 @@
 """Mirrors, redirects and the token: where files come from, and who is asked."""
 
+import subprocess
+import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -193,9 +195,7 @@ PAGE = b"<!doctype html><title>Maintenance</title>" + b" " * 2000
      says(200, CONTENT + b"x"), says(200, CONTENT, Content_Type="text/html")],
     ids=["typed page", "page", "text", "longer", "type only"],
 )  # fmt: skip
-def test_mirror_that_answers_with_something_else_costs_no_bytes(one_file, tmp_path, no_waiting, page):
-    part = tmp_path / "got" / FILE_ID / "counts.tsv.part"
-    part.parent.mkdir(parents=True)
+def test_mirror_that_answers_with_something_else_costs_no_bytes(one_file, tmp_path, no_waiting, page, part):
     part.write_bytes(CONTENT[:4000])
     with scripted([page]) as (mirror, tried), scripted([rest_of(4000)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1, mirrors=[mirror])
@@ -231,3 +231,13 @@ def test_failures_of_one_kind_are_listed_together(tmp_path, no_waiting):
     assert str(caught.value).count("does not have it") == 1
     assert str(caught.value).count("access denied") == 1
     assert "and 1 more" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["--api-url={}", "--mirror={}", '--options={{"mirrors": ["{}"]}}'])
+def test_command_line_does_not_repeat_a_password_even_with_causes(one_file, tmp_path, given):
+    option = given.format("https://me:s3cret@mirror.example")
+    command = [sys.executable, "-m", "mgi", "--verbose", "gdc", "fetch", one_file, "-o", tmp_path / "got", option]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "password" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr

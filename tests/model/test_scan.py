@@ -1,6 +1,7 @@
 """The selective scan: every path against the recurrence in float64, values and all gradients."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -61,7 +62,7 @@ def to_float64(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def channels_innermost(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Lay the sequences out as a linear layer leaves them, seen through a transposed view."""
+    """Return the sequences in the layout of a linear layer's output, seen through a transposed view."""
     return {
         name: value.transpose(1, 2).contiguous().transpose(1, 2) if name in SEQUENCES else value
         for name, value in inputs.items()
@@ -163,6 +164,14 @@ def test_nan_in_any_input_reaches_the_output(name):
     assert selective_scan(**inputs).isnan().any()
 
 
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_rejects_shapes_that_do_not_belong_together(name):
+    inputs = arguments()
+    inputs[name] = inputs[name][:-1]
+    with pytest.raises(ValueError, match=rf"^{name} has shape"):
+        selective_scan(**inputs)
+
+
 def test_only_needed_gradients_are_returned():
     inputs = arguments()
     inputs["u"].requires_grad_()
@@ -203,6 +212,15 @@ def test_compiled_kernels_are_kept_in_the_configured_folder_or_the_users(tmp_pat
     assert _find_cache_folder("").startswith(str(tmp_path / "user" / "mgi"))
     (tmp_path / "file").touch()
     assert _find_cache_folder(str(tmp_path / "file")) == ""
+
+
+def test_kernels_are_not_kept_without_a_home_folder(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert _find_cache_folder("") == ""
 
 
 @pytest.fixture

@@ -1,13 +1,24 @@
-"""Fixtures of the preparing stage: small slides that OpenSlide opens as Aperio, and manifests."""
+"""Fixtures of the preparing stage: small slides that OpenSlide opens as Aperio, manifests, and what was logged."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 import pyvips
 
+from mgi.console import log
 from mgi.tables import MANIFEST_SCHEMA, write_table
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What was logged, as one text."""
+    lines = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(log, level, lambda line, *values: lines.append(line % values))
+    return lambda: "\n".join(lines)
 
 
 def write_slide(path: Path, pixels: np.ndarray, mpp: float | None) -> Path:

@@ -1,15 +1,23 @@
-"""Reading the kaggle_3m layout."""
+"""Importing MRI: the kaggle_3m layout and NIfTI."""
 
+import gzip
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
+from mgi.codecs import decode_mask
+from mgi.config import MriOptions
 from mgi.errors import CohortError, MissingInputError, MriError
-from mgi.prepare.mri import find_series, fingerprint, read_series
+from mgi.prepare.kaggle import read_volume
+from mgi.prepare.mri import find_series, fingerprint, import_mri
 
 NAME = "TCGA_CS_4941_19960909"
 OTHER = "TCGA_DU_5849_19950405"
@@ -27,7 +35,7 @@ def write_slices(folder: Path, numbers: list[int], size: int = 32) -> None:
 def test_slices_come_in_numeric_order_with_their_own_masks(tmp_path):
     write_slices(tmp_path / NAME, [10, 2, 1])
     (series,) = find_series(tmp_path)
-    volume = read_series(series)
+    volume = read_volume(series.folder)
     assert series.case_id == "TCGA-CS-4941"
     assert volume.numbers.tolist() == [1, 2, 10]
     assert volume.image[:, 0, 0, 0].tolist() == [1, 2, 10]
@@ -60,7 +68,7 @@ def test_published_zip_is_read_as_its_folder_is(archive):
     assert [series.source_id for series in packed] == [NAME, OTHER]
     for one, other in zip(packed, unpacked, strict=True):
         assert (one.source_id, one.case_id) == (other.source_id, other.case_id)
-        one, other = read_series(one), read_series(other)
+        one, other = read_volume(one.folder), read_volume(other.folder)
         assert (one.numbers == other.numbers).all()
         assert (one.image == other.image).all() and (one.mask == other.mask).all()
 
@@ -77,7 +85,7 @@ def test_damaged_slice_in_a_zip_is_named(archive):
     content[start : start + info.compress_size] = bytes(info.compress_size)
     archive.write_bytes(content)
     with pytest.raises(MriError, match=r"unreadable image: .*_2\.tif"):
-        read_series(find_series(archive)[0])
+        read_volume(find_series(archive)[0].folder)
 
 
 def test_folder_without_patients_is_refused(tmp_path):
@@ -112,14 +120,14 @@ def test_slice_without_mask_is_named(tmp_path):
     write_slices(tmp_path / NAME, [1, 2])
     (tmp_path / NAME / f"{NAME}_2_mask.tif").unlink()
     with pytest.raises(MriError, match=r"missing mask: .*_2_mask\.tif"):
-        read_series(find_series(tmp_path)[0])
+        read_volume(find_series(tmp_path)[0].folder)
 
 
 def test_mask_of_another_shape_is_named(tmp_path):
     write_slices(tmp_path / NAME, [1])
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / NAME / f"{NAME}_1_mask.tif")
     with pytest.raises(MriError, match="16 x 16"):
-        read_series(find_series(tmp_path)[0])
+        read_volume(find_series(tmp_path)[0].folder)
 
 
 def test_truncated_slice_is_named(tmp_path):
@@ -127,4 +135,161 @@ def test_truncated_slice_is_named(tmp_path):
     path = tmp_path / NAME / f"{NAME}_1.tif"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(MriError, match=r"unreadable image: .*_1\.tif"):
-        read_series(find_series(tmp_path)[0])
+        read_volume(find_series(tmp_path)[0].folder)
+
+
+def write_nifti(folder, name, volumes, spacing=(1.0, 1.0, 3.0), code="LPS"):
+    """Write volumes of [left, back, up] in any orientation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, volume in volumes.items():
+        image = nib.Nifti1Image(
+            volume.astype(np.float32 if volume.dtype.kind == "f" else np.int16),
+            np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]),
+        )
+        wanted = nib.orientations.axcodes2ornt(code)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
+        nib.save(image.as_reoriented(turn), folder / f"{name}_{key}.nii.gz")
+
+
+def brain(width=20, height=24, depth=5):
+    """A head whose tumour, of labels 1, 2 and 4, lies at the patient's left, at the back, in slice 3."""
+    volume = np.zeros((width, height, depth), np.int16)
+    volume[2:-2, 2:-2] = 500
+    labels = np.zeros_like(volume)
+    labels[12:16, 14:20, 3] = 2
+    labels[12:14, 14:16, 3] = 4
+    volumes = {key: volume + k * (volume > 0) for k, key in enumerate(("t1", "t1ce", "t2", "flair"))}
+    volumes["flair"] = volumes["flair"] + labels * 100
+    return volumes | {"seg": labels}
+
+
+def imported(folder, tmp_path, **options):
+    options = MriOptions(image_px=32, **options)
+    import_mri(folder, tmp_path / "t.parquet", tmp_path / "s.parquet", options)
+    return pq.read_table(tmp_path / "t.parquet").to_pandas(), pq.read_table(tmp_path / "s.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "PSR", "ILA"])
+def test_nifti_is_read_whatever_its_orientation(tmp_path, code):
+    write_nifti(tmp_path / "in" / "BraTS20_Training_001", "BraTS20_Training_001", brain(), code=code)
+    tiles, (row,) = imported(tmp_path / "in", tmp_path)
+    assert (row["source_id"], row["case_id"], row["status"]) == ("BraTS20_Training_001",) * 2 + ("ok",)
+    assert (row["mpp"], row["slice_mm"], row["tumour_px"], row["has_tumour"]) == (1000, 3, 24, True)
+    assert row["classes"] == '{"0": 2376, "2": 20, "4": 4}' and row["dropped"] == '{"sequences not read": 1}'
+    assert tiles.z.tolist() == [0, 1, 2, 3, 4] and set(tiles["size"]) == {24}
+    masks = np.stack([decode_mask(mask) for mask in tiles["mask"]])
+    assert masks.any(axis=(1, 2)).tolist() == [False, False, False, True, False]
+    rows, columns = np.nonzero(masks[3])
+    # The slice is shown from below: the patient's left is at the right; padding is at the right.
+    assert (columns.min(), columns.max() + 1) == pytest.approx((12 * 32 / 24, 16 * 32 / 24), abs=1)
+    assert (rows.min(), rows.max() + 1) == pytest.approx((14 * 32 / 24, 20 * 32 / 24), abs=1)
+
+
+def test_labels_and_channels_are_chosen(tmp_path):
+    write_nifti(tmp_path / "in" / "a", "a", brain())
+    _, (row,) = imported(tmp_path / "in", tmp_path, labels=[4], channels=["t2", "t2", "flair"])
+    assert row["tumour_px"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"t1ce": None}, "missing sequence: no file of t1ce"),
+        ({"seg": None}, "missing sequence: no file of seg"),
+        ({"seg": brain()["seg"] * 0.4}, "labels are no whole numbers"),
+        ({"flair": np.full((20, 24, 5), np.nan)}, "NaN"),
+        ({"flair": np.zeros((20, 24, 6), np.int16)}, "grids differ"),
+        ({"flair": np.zeros((20, 24, 5, 2), np.int16)}, "not a volume"),
+    ],
+)
+def test_odd_nifti_is_skipped_with_its_reason(tmp_path, changes, reason):
+    write_nifti(tmp_path / "in" / "a", "a", brain())
+    write_nifti(tmp_path / "in" / "b", "b", brain())
+    for key, volume in changes.items():
+        (tmp_path / "in" / "a" / f"a_{key}.nii.gz").unlink()
+        if volume is not None:
+            nib.save(
+                nib.Nifti1Image(volume.astype(np.float32), np.diag([-1.0, -1, 3, 1])),
+                tmp_path / "in" / "a" / f"a_{key}.nii.gz",
+            )
+    _, (one, other) = imported(tmp_path / "in", tmp_path)
+    assert one["status"] == "skipped" and reason in one["reason"] and other["status"] == "ok"
+
+
+def test_nifti_names_of_other_releases_are_understood(tmp_path):
+    renamed = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
+    name = "TCGA-CS-4941_2000.09.05"
+    write_nifti(tmp_path / "in" / "deep" / name, name, {renamed[key]: volume for key, volume in brain().items()})
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert (row["source_id"], row["case_id"], row["status"]) == (name, "TCGA-CS-4941", "ok")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x5c\x01\0\0" + bytes(344), b"%!PS"])
+def test_damaged_nifti_is_skipped(tmp_path, content):
+    write_nifti(tmp_path / "in" / "a", "a", brain())
+    (tmp_path / "in" / "a" / "a_t1.nii.gz").write_bytes(content)
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert row["status"] == "skipped" and row["reason"].split(":")[0] in ("unreadable image", "not a volume")
+
+
+def test_nifti_header_that_claims_too_much_is_refused(tmp_path):
+    write_nifti(tmp_path / "in" / "a", "a", brain())
+    path = tmp_path / "in" / "a" / "a_t1.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[40:48] = struct.pack("<4h", 3, 30000, 30000, 30000)
+    path.write_bytes(gzip.compress(bytes(content)))
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert "implausible size" in row["reason"]
+
+
+@pytest.mark.parametrize("name", ["/a_1.tif", "a//a_1.tif", "../a/a_1.tif", "a/./a_1.tif", "a\\a_1.tif", "/", "//"])
+def test_zip_with_an_improper_name_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(name), b"")
+    with pytest.raises(MissingInputError, match="proper name"):
+        find_series(tmp_path / "a.zip")
+
+
+def test_files_of_the_system_are_ignored_and_others_counted(tmp_path):
+    write_slices(tmp_path / "in" / "deep" / "Patient 7".replace(" ", "-"), [1, 2])
+    folder = tmp_path / "in" / "deep" / "Patient-7"
+    for name in ("._Patient-7_1.tif", "._Patient-7_1_mask.tif", "Thumbs.db", ".DS_Store", "notes.txt"):
+        (folder / name).write_bytes(b"junk")
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert (row["case_id"], row["n_images"], row["dropped"]) == ("Patient-7", 2, '{"files not read": 1}')
+
+
+@pytest.mark.parametrize("form", ["bool", "rgb"])
+def test_masks_are_read_as_written(tmp_path, form):
+    write_slices(tmp_path / "in" / NAME, [5])
+    mask = np.zeros((32, 32), bool)
+    mask[:5] = True
+    pixels = mask if form == "bool" else np.stack([mask * np.uint8(255)] * 3, axis=-1)
+    tifffile.imwrite(tmp_path / "in" / NAME / f"{NAME}_5_mask.tif", pixels)
+    tiles, (row,) = imported(tmp_path / "in", tmp_path)
+    assert row["tumour_px"] == 5 * 32 and np.array_equal(decode_mask(tiles["mask"][0]), mask)
+
+
+def test_slice_that_is_no_image_is_skipped(tmp_path):
+    write_slices(tmp_path / "in" / NAME, [1])
+    write_slices(tmp_path / "in" / OTHER, [1])
+    (tmp_path / "in" / NAME / f"{NAME}_1.tif").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
+    _, (one, other) = imported(tmp_path / "in", tmp_path)
+    assert one["status"] == "skipped" and one["reason"].startswith("unreadable image") and other["status"] == "ok"
+
+
+def test_slices_that_are_not_square_are_padded(tmp_path):
+    folder = tmp_path / "in" / NAME
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(folder / f"{NAME}_1.tif")
+    Image.fromarray(np.full((24, 32), 255, np.uint8)).save(folder / f"{NAME}_1_mask.tif")
+    tiles, (row,) = imported(tmp_path / "in", tmp_path)
+    assert row["tumour_px"] == 24 * 32 and set(tiles["size"]) == {32}
+    assert decode_mask(tiles["mask"][0]).sum() == 24 * 32 and decode_mask(tiles["mask"][0])[:24].all()
+
+
+def test_two_folders_of_one_name_with_other_slices_are_refused(tmp_path):
+    write_slices(tmp_path / "a" / NAME, [1])
+    write_slices(tmp_path / "b" / NAME, [1, 2])
+    with pytest.raises(CohortError, match=rf"both {NAME}"):
+        find_series(tmp_path)

@@ -17,7 +17,7 @@ from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
 
-def test_images_are_read_for_the_cases_asked_for(cohort):
+def test_reads_images_of_given_cases(cohort):
     images = read_images(cohort.sources, set(CASES[:2]), labelled=True)
     assert sorted(images.frame.case_id.unique()) == CASES[:2]
     assert len(images) == 2 * IMAGES and images.image_px == PX
@@ -26,7 +26,7 @@ def test_images_are_read_for_the_cases_asked_for(cohort):
     assert (masks.any(axis=(1, 2)) == images.positive).all() and set(np.unique(masks)) == {0, 1}
 
 
-def test_images_of_two_resolutions_are_refused(write, tmp_path):
+def test_rejects_images_of_two_resolutions(write, tmp_path):
     data = write(tmp_path)
     path = data.folder / "images" / "all.parquet"
     table = pq.read_table(path)
@@ -36,26 +36,26 @@ def test_images_of_two_resolutions_are_refused(write, tmp_path):
         _ = read_images(data.sources, set(CASES)).mpp
 
 
-def test_images_of_two_sizes_in_one_table_are_refused(cohort):
+def test_rejects_images_of_two_sizes_in_one_table(cohort):
     images = read_images(cohort.sources, set(CASES[:1]))
     images.encoded[2] = encode_png(np.zeros((48, 64, 3), np.uint8))
     with pytest.raises(ImageTableError, match=r"different sizes in one table: 32 x 32, 64 x 48 px; tile"):
         images.load(np.arange(4))
 
 
-def test_cases_without_images_are_an_error_that_says_where_to_look(cohort):
+def test_rejects_cases_without_images(cohort):
     with pytest.raises(ImageTableError, match=r"no usable image for these cases in .*sources\.parquet"):
         read_images(cohort.sources, {"TCGA-ZZ-9999"})
 
 
-def test_an_unpaired_case_has_a_zero_profile_marked_absent(cohort):
+def test_unpaired_case_has_zero_profile_marked_absent(cohort):
     profiles = read_profiles(cohort.expression)
     values, present = profiles.of([CASES[0], UNPAIRED])
     assert present.tolist() == [True, False]
     assert values[0].abs().sum() > 0 and values[1].abs().sum() == 0
 
 
-def test_profiles_are_read_for_the_cases_asked_for(cohort):
+def test_reads_profiles_of_given_cases(cohort):
     everyone = read_profiles(cohort.expression).of(CASES[1:3])[0]
     some = read_profiles(cohort.expression, {CASES[2], UNPAIRED})
     assert list(some.row) == [CASES[2]] and len(some.genes) == everyone.shape[1]
@@ -65,7 +65,7 @@ def test_profiles_are_read_for_the_cases_asked_for(cohort):
     assert nobody.shape == (1, everyone.shape[1]) and not present.any()
 
 
-def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group(cohort):
+def test_shuffling_is_a_derangement_within_groups(cohort):
     profiles = read_profiles(cohort.expression)
     groups = [CASES[:4], CASES[4:6], CASES[6:]]
     deranged = profiles.shuffle(groups, seed=3)
@@ -76,18 +76,18 @@ def test_derangement_leaves_nobody_with_their_own_profile_and_stays_in_its_group
         assert all(given[case] != own[case] for case in own)
 
 
-def test_a_lone_case_loses_its_profile_in_the_control(cohort):
+def test_shuffling_drops_profile_of_lone_case(cohort):
     deranged = read_profiles(cohort.expression).shuffle([[CASES[0]], CASES[1:3]], seed=0)
     assert deranged.of([CASES[0]])[1].tolist() == [False]
 
 
-def test_fold_all_trains_on_everyone_and_an_unknown_fold_is_refused(cohort):
+def test_fold_all_trains_on_every_case_and_rejects_unknown_fold(cohort):
     assert read_roles(cohort.splits, "all") == {"train": CASES, "val": [], "test": []}
     with pytest.raises(CohortError, match=r"no fold '7' .*it has 0, and 'all'"):
         read_roles(cohort.splits, "7")
 
 
-def test_the_next_step_is_drawn_while_this_one_is_worked_on():
+def test_draws_next_step_during_this_one():
     drawn, begun = [], threading.Event()
 
     def draw(step):
@@ -103,7 +103,7 @@ def test_the_next_step_is_drawn_while_this_one_is_worked_on():
     assert drawn[:4] == [3, 4, 5, 6]
 
 
-def test_nothing_is_drawn_beyond_the_last_step_and_the_thread_ends():
+def test_stops_drawing_after_last_step():
     drawn, before = [], set(threading.enumerate())
     ahead = Ahead(lambda step: drawn.append(step) or step, 3)
     assert [ahead(step) for step in range(3)] == [0, 1, 2]
@@ -113,7 +113,7 @@ def test_nothing_is_drawn_beyond_the_last_step_and_the_thread_ends():
     assert drawn == [0, 1, 2]
 
 
-def test_what_fails_in_drawing_fails_where_it_is_asked_for():
+def test_raises_what_drawing_raised():
     def draw(step):
         if step == 1:
             raise ImageTableError("damaged")
@@ -124,7 +124,7 @@ def test_what_fails_in_drawing_fails_where_it_is_asked_for():
         ahead(1)
 
 
-def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
+def test_augmentation_moves_image_and_mask_alike():
     random = np.random.default_rng(0)
     masks = (random.random((40, 8, 8)) < 0.3).astype(np.uint8)
     images = np.repeat(masks[..., None] * 200, 3, axis=-1).astype(np.uint8)
@@ -140,7 +140,7 @@ def test_augmentation_moves_image_and_mask_together_and_keeps_its_input():
     assert len(chosen) == 8, "all eight symmetries occur"
 
 
-def test_flip_never_turns_upside_down():
+def test_flip_is_left_to_right_only():
     images = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (20, 1, 8, 3))
     assert (Augmentation.draw(20, "flip", 0.0, np.random.default_rng(1)).apply(images) == images).all()
 

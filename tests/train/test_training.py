@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
+from mgi.config import FinetuneOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
 from mgi.tables import write_table
@@ -37,7 +38,7 @@ def weights(folder) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cohort, pretrained, pretrain_options, tmp_path):
+def test_same_seed_gives_same_bytes(cohort, pretrained, pretrain_options, tmp_path):
     paths = (cohort.sources, cohort.expression, cohort.splits, "0")
     pretrain(pretrain_options, *paths, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(pretrained)
@@ -45,9 +46,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(cohort, pret
     assert weights(tmp_path / "other") != weights(pretrained)
 
 
-def test_a_checkpoint_of_another_configuration_is_not_resumed(
-    cohort, pretrained, finetune_options, tmp_path, monkeypatch, caplog
-):
+def test_does_not_resume_another_configuration(cohort, pretrained, finetune_options, tmp_path, monkeypatch, caplog):
     paths = (cohort.sources, cohort.expression, cohort.splits, "0", pretrained)
     finish = TrainingRun.finish
     monkeypatch.setattr(TrainingRun, "finish", lambda self: None)
@@ -59,8 +58,10 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+# What is changed in a table, and in which row: the images of a case are six, validation cases come fifth and sixth.
 CORRECTIONS = {
     "nothing": ("images/all.parquet", "image", lambda png: png),
+    "validation image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "mask": ("images/all.parquet", "mask", lambda png: encode_mask(1 - decode_mask(png))),
     "expression": ("expression.parquet", "values", lambda values: [values[0] + 1, *values[1:]]),
@@ -69,7 +70,7 @@ CORRECTIONS = {
 
 @pytest.mark.parametrize("corrected", CORRECTIONS)
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_killed_run_is_resumed_on_the_same_data_only(
+def test_resumes_on_the_same_data_only(
     stage, corrected, cohort, pretrain_options, finetune_options, tmp_path, monkeypatch
 ):
     data = shutil.copytree(cohort.folder, tmp_path / "data")
@@ -87,7 +88,8 @@ def test_a_killed_run_is_resumed_on_the_same_data_only(
     name, column, change = CORRECTIONS[corrected]
     table = pq.read_table(data / name)
     field, cells = table.schema.field(column), table[column].to_pylist()
-    cells[1] = change(cells[1])
+    row = 4 * IMAGES + 1 if corrected.startswith("validation") else 1
+    cells[row] = change(cells[row])
     write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type)), data / name)
     steps.clear()
     run()
@@ -141,7 +143,7 @@ def test_standardisation_is_fitted_on_paired_training_patients_only(cohort, fine
 
 
 @pytest.mark.parametrize("paired", [0, 1])
-def test_too_few_training_profiles_to_standardise_are_refused(paired, cohort, finetune_options, tmp_path):
+def test_rejects_too_few_profiles_to_standardise(paired, cohort, finetune_options, tmp_path):
     data = shutil.copytree(cohort.folder, tmp_path / "data")
     table = pq.read_table(data / "expression.parquet")
     kept = [row for row, case in enumerate(table["case_id"].to_pylist()) if case not in CASES[paired:4]]
@@ -160,9 +162,7 @@ def test_too_few_training_profiles_to_standardise_are_refused(paired, cohort, fi
 
 
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
-    spoilt, cohort, finetune_options, tmp_path, monkeypatch
-):
+def test_nan_loss_or_gradient_stops_and_keeps_last_good_state(spoilt, cohort, finetune_options, tmp_path, monkeypatch):
     run = partial(finetune, finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
     loss = ImageBatches.loss
 
@@ -183,9 +183,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_g
     assert steps == [2, 3, 4, 5]
 
 
-def test_validation_of_pretraining_is_the_loss_of_the_held_out_patients_batch_by_batch(
-    cohort, pretrained, pretrain_options, monkeypatch
-):
+def test_pretraining_validates_by_loss_of_held_out_patients(cohort, pretrained, pretrain_options, monkeypatch):
     monkeypatch.setattr("mgi.train.validation.BATCH", 5)
     model = mgi.load(pretrained)
     images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
@@ -198,7 +196,7 @@ def test_validation_of_pretraining_is_the_loss_of_the_held_out_patients_batch_by
     assert measured["val_recall"] * 2 * IMAGES == pytest.approx(round(measured["val_recall"] * 2 * IMAGES))
 
 
-def test_the_logit_scale_never_leaves_its_limit(cohort, pretrain_options, tmp_path, monkeypatch):
+def test_logit_scale_is_clamped(cohort, pretrain_options, tmp_path, monkeypatch):
     build = checkpoint.build_aligner
 
     def beyond(*arguments):
@@ -212,16 +210,14 @@ def test_the_logit_scale_never_leaves_its_limit(cohort, pretrain_options, tmp_pa
     assert load_file(tmp_path / "model.safetensors")["logit_scale"].exp() <= 100.01
 
 
-def test_image_only_and_no_vit_lack_what_they_do_not_use(cohort, finetune_options, tmp_path):
+def test_image_only_without_vit_has_no_encoders(cohort, finetune_options, tmp_path):
     options = finetune_options(steps=1, genes="none", vit=False)
     finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)
     model = mgi.load(tmp_path)
     assert model.gene_encoder is None and model.image_encoder is None
 
 
-def test_a_variant_without_genes_reads_no_expression_and_one_with_genes_asks_for_it(
-    cohort, pretrained, finetune_options, tmp_path
-):
+def test_only_variants_with_genes_need_expression(cohort, pretrained, finetune_options, tmp_path):
     def run(name, **given):
         options = finetune_options(genes="none") if name != "asks" else finetune_options()
         finetune(options, cohort.sources, given.get("expression"), cohort.splits, "0", pretrained, tmp_path / name)
@@ -235,7 +231,7 @@ def test_a_variant_without_genes_reads_no_expression_and_one_with_genes_asks_for
         run("asks")
 
 
-def test_the_model_of_all_patients_is_trained_without_predictions(cohort, pretrained, finetune_options, tmp_path):
+def test_fold_all_writes_no_predictions(cohort, pretrained, finetune_options, tmp_path):
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
     assert json.loads((tmp_path / "config.json").read_text())["threshold"] == 0.5
@@ -255,13 +251,21 @@ def test_rejects_table_without_many_genes_of_the_encoders(cohort, pretrained, fi
     assert not (tmp_path / "out").exists()
 
 
-def test_encoders_of_another_shape_are_refused(cohort, pretrained, finetune_options, tmp_path):
+def test_rejects_encoders_of_another_shape(cohort, pretrained, finetune_options, tmp_path):
     options = finetune_options(gene_encoder={"dim": 24, "depth": 1, "stride": 8, "state_dim": 4})
     with pytest.raises(CheckpointError, match="are of another shape"):
         finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
 
 
-def test_a_fine_tuned_model_is_no_pretrained_encoder(cohort, finetuned, finetune_options, tmp_path):
+def test_takes_shape_of_encoders_from_pretrained_model(cohort, pretrained, finetuned, finetune_options, tmp_path):
+    stated = finetune_options().model_dump(exclude={"gene_encoder", "image_encoder"})
+    options = FinetuneOptions(**stated)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+    assert weights(tmp_path) == weights(finetuned)
+    assert mgi.load(tmp_path).description.options.gene_encoder == mgi.load(pretrained).description.options.gene_encoder
+
+
+def test_rejects_fine_tuned_model_as_encoders(cohort, finetuned, finetune_options, tmp_path):
     with pytest.raises(CheckpointError, match="holds a fine-tuned model"):
         finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "0", finetuned, tmp_path)
 
@@ -275,7 +279,7 @@ def test_pretraining_needs_two_paired_training_patients(cohort, pretrain_options
         pretrain(pretrain_options, cohort.sources, cohort.expression, tmp_path / "splits.parquet", "0", tmp_path)
 
 
-def test_validation_scores_equal_dice_and_cross_entropy_worked_out_pixel_by_pixel(cohort, finetuned):
+def test_validation_scores_equal_their_definitions(cohort, finetuned):
     model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
     images.masks[:IMAGES] = [images.masks[0]] * IMAGES
     profiles = read_profiles(cohort.expression)
@@ -291,12 +295,12 @@ def test_validation_scores_equal_dice_and_cross_entropy_worked_out_pixel_by_pixe
     assert loss == pytest.approx(-np.log(np.where(reference, probability, 1 - probability)).mean(), rel=1e-4)
 
 
-def test_training_may_take_a_spread_of_each_source(cohort):
+def test_images_per_source_are_evenly_spread(cohort):
     images = read_images(cohort.sources, set(CASES[:2]), images_per_source=3)
     assert images.frame.groupby("source_id").z.apply(list).tolist() == [[0, 2, 5]] * 2
 
 
-def test_what_timm_keeps_out_of_weight_decay_stays_out(pretrained, pretrain_options):
+def test_weight_decay_leaves_out_what_timm_does(pretrained, pretrain_options):
     model = mgi.load(pretrained)
     groups = parameter_groups(model, pretrain_options)
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}

@@ -1,0 +1,180 @@
+"""Brain MRI as NIfTI in the layout of BraTS and TCIA: one file per sequence and one of labels, named after the case.
+
+A file is `{series}_{sequence}.nii.gz`, with `-` for `_` or `.nii` as well; sequences are told by their names, of which
+each has several (`SEQUENCES`). So `BraTS20_Training_001_t1ce.nii.gz` and `BraTS-GLI-00000-000-t1c.nii.gz`.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgi.console import log
+from mgi.errors import CohortError, MriError
+from mgi.names import first_few
+from mgi.prepare.rasters import Readable
+
+SEQUENCES = {
+    "t1": ("t1", "t1n", "t1w"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f", "t2flair"),
+}
+LABELS = ("seg", "label", "labels", "segmentation", "glistrboost", "glistrboost_manuallycorrected")
+NAMES = {name: key for key, names in {**SEQUENCES, "seg": LABELS}.items() for name in names}
+# The longest names first: `_t1ce` ends no `_t1`, but `_glistrboost_manuallycorrected` holds a separator.
+FILE_NAME = re.compile(
+    rf"^(.+?)[_-]({'|'.join(sorted(NAMES, key=len, reverse=True))})\.nii(\.gz)?$",
+    re.IGNORECASE,
+)
+# Unpacked, of one file: a volume of 512 x 512 x 512 in single precision, twice.
+MAX_BYTES = 2**30
+GRID_TOLERANCE_MM = 0.01
+MAX_LABELS = 64
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One series in canonical orientation, cut along the axis from foot to head.
+
+    Attributes
+    ----------
+    image : float32 array [slices, height, width, channels]
+        The patient's right is at the left of a slice, the front at its top.
+    labels : int64 array [slices, height, width], or None
+    spacing_mm : (float, float, float)
+        Width and height of a pixel, and distance of slices.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    spacing_mm: tuple[float, float, float]
+
+
+def group_files(files: Iterable[Readable]) -> tuple[dict[str, dict[str, Readable]], list[str]]:
+    """Group NIfTI files by series, {series: {sequence or "seg": file}}; return also the names of those not understood.
+
+    Raises
+    ------
+    CohortError
+        If a series has two files of one sequence.
+    """
+    series: dict[str, dict[str, Readable]] = {}
+    unknown = []
+    for file in files:
+        match = FILE_NAME.match(file.name)
+        if match is None:
+            unknown.append(file.name)
+            continue
+        key = NAMES[match[2].lower()]
+        held = series.setdefault(match[1], {})
+        if key in held:
+            raise CohortError(f"the series {match[1]} has two files of {key}: {held[key].name} and {file.name}")
+        held[key] = file
+    return series, unknown
+
+
+def read_scan(files: dict[str, Readable], channels: list[str], labelled: bool) -> Scan:
+    """Read the sequences of a series as channels, and its labels.
+
+    Raises
+    ------
+    MriError
+        If a sequence or the labels are missing, unreadable or not of one grid.
+    """
+    needed = [*channels, "seg"] if labelled else channels
+    if missing := [key for key in needed if key not in files]:
+        raise MriError(f"missing sequence: no file of {', '.join(missing)}; it has {', '.join(sorted(files))}")
+    volumes = {key: _load(files[key]) for key in dict.fromkeys(needed)}
+    first, affine = volumes[channels[0]]
+    for key, (volume, other) in volumes.items():
+        if volume.shape != first.shape or np.abs(other - affine).max() > GRID_TOLERANCE_MM:
+            raise MriError(
+                f"grids differ: {files[key].name} has {volume.shape} voxels at {_origin(other)} mm, "
+                f"{files[channels[0]].name} {first.shape} at {_origin(affine)}; register them to one grid"
+            )
+    image = np.stack([_slices(volumes[key][0]) for key in channels], axis=-1)
+    width, height, depth = _voxel_mm(affine)
+    labels = _whole(_slices(volumes["seg"][0]), files["seg"].name) if labelled else None
+    return Scan(image, labels, (width, height, depth))
+
+
+def _voxel_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Return the edges of a voxel."""
+    right, front, head = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return right, front, head
+
+
+def _origin(affine: np.ndarray) -> str:
+    return ", ".join(f"{value:g}" for value in affine[:3, 3])
+
+
+def _slices(volume: np.ndarray) -> np.ndarray:
+    """Turn [right, front, head] into [head, rows from the front, columns from the right]."""
+    return volume[::-1, ::-1].transpose(2, 1, 0)
+
+
+def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
+    """Return a volume, float32 [right, front, head], and its affine."""
+    # The environment that plans a run lists series and has no nibabel.
+    import nibabel as nib
+
+    try:
+        content = _unpack(file)
+        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        header = kind.header_class.from_fileobj(io.BytesIO(content))
+        shape = tuple(int(length) for length in header.get_data_shape())
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or min(shape) < 1:
+            raise MriError(f"not a volume: {file.name} has {len(shape)} dimensions, {shape}; save one volume of three")
+        held = 4
+        for length in shape:
+            held *= length
+        if held > MAX_BYTES:
+            raise MriError(f"implausible size: the header of {file.name} claims {shape} voxels")
+        image: Any = kind.from_bytes(content)
+        if not (int(header["sform_code"]) or int(header["qform_code"])):
+            log.warning("%s states no orientation: the axes are taken as left, front, head", file.name)
+        canonical = nib.as_closest_canonical(image.slicer[..., 0] if len(image.shape) > 3 else image)
+        volume = np.asanyarray(canonical.dataobj, dtype=np.float32)
+        affine = np.asarray(canonical.affine, dtype=float)
+    except MriError:
+        raise
+    except Exception as error:  # damaged bytes raise almost anything in a decoder
+        raise MriError(f"unreadable image: {file.name}: {str(error)[:200]}") from error
+    if not np.isfinite(volume).all():
+        raise MriError(f"NaN or infinite voxels: {file.name}; save it without")
+    if not np.isfinite(affine).all() or min(_voxel_mm(affine)) <= 0:
+        raise MriError(f"impossible grid: the voxels of {file.name} have no size")
+    return volume, affine
+
+
+def _unpack(file: Readable) -> bytes:
+    """Return the content of a `.nii` or `.nii.gz`, up to 1 GiB."""
+    if isinstance(file, Path) and file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES >> 30} GiB")
+    content = file.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    unpacker = zlib.decompressobj(wbits=31)
+    unpacked = unpacker.decompress(content, MAX_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"it is cut short, or larger than {MAX_BYTES >> 30} GiB unpacked")
+    return unpacked
+
+
+def _whole(labels: np.ndarray, name: str) -> np.ndarray:
+    """Return labels as whole numbers."""
+    whole = np.rint(labels)
+    if np.abs(whole - labels).max() > 1e-3:
+        raise MriError(f"labels are no whole numbers: {name} was interpolated, or is a map of probabilities")
+    found = np.unique(whole)
+    if len(found) > MAX_LABELS:
+        raise MriError(f"not labels: {name} has {len(found)} values, {first_few(f'{value:g}' for value in found)}")
+    return whole.astype(np.int64)
