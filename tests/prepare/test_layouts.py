@@ -181,6 +181,16 @@ def test_h5ad_that_reads_from_another_file_is_rejected(read, tmp_path):
         read((tmp_path / "linked.h5ad").read_bytes(), "linked.h5ad")
 
 
+def test_ids_of_parquet_are_text_or_whole_numbers(read, tmp_path):
+    frame = pd.DataFrame(VALUES, columns=GENES)
+    for ids, expected in ((OWN, OWN), (pd.Categorical(OWN), OWN), (range(6), list("012345"))):
+        frame.assign(case_id=ids).to_parquet(tmp_path / "ids.parquet")
+        check(read((tmp_path / "ids.parquet").read_bytes(), "t.parquet"), expected)
+    frame.assign(case_id=np.arange(6.0)).set_index("case_id").to_parquet(tmp_path / "ids.parquet")
+    with pytest.raises(ExpressionError, match="case ids are stored as decimal numbers; store them as text"):
+        read((tmp_path / "ids.parquet").read_bytes(), "t.parquet")
+
+
 def test_reads_unambiguous_decimal_commas_and_thousands(read, said):
     commas = rows(OWN).replace(".", ",").replace("AC114488,2", "AC114488.2").replace("x,4", "x.4")
     check(read(commas), OWN)
@@ -208,6 +218,7 @@ def test_reads_unambiguous_decimal_commas_and_thousands(read, said):
         (columns(OWN, ["TP53", "age", "OS.time", "1-Mar", "EGFR"]), "genes are no genes: 'age', 'OS.time', '1-Mar'"),
         (columns(OWN).replace(str(VALUES[2, 1]), "NA"), "1 genes lack a value .*: 'EGFR'"),
         (rows(OWN).replace("EGFR", ""), "1 rows have no name of a gene: line 3; name them"),
+        (columns([]), "has a header but no rows"),
     ],
 )  # fmt: skip
 def test_rejects_faulty_tables_by_name(read, tmp_path, content, message):

@@ -355,3 +355,18 @@ def test_slides_with_dots_in_their_names_have_their_own_annotations(tmp_path):
         )
     tile_slides(paths, ["p", "q"], tmp_path / "t.parquet", options(annotations=str(tmp_path / "notes")), tmp_path / "s")
     assert pq.read_table(tmp_path / "s")["tumour_px"].to_pylist() == [256**2, 384**2]
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (700, 611)])
+def test_native_tiles_are_the_pixels_of_openslide(tmp_path, size):
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    path = write_slide(tmp_path / f"{CASE}.svs", noise, 0.5)
+    with reader.open_slide(path) as slide:
+        assert 0 in slide.native
+        for level in slide.native:
+            width, height = slide.level_dimensions[level]
+            expected = np.asarray(slide.read_region((0, 0), level, (width, height)))[..., :3]
+            assert np.array_equal(slide.native[level].read(0, 0, width, height), expected)
+            x, y = width // 5, height // 7
+            window = slide.native[level].read(x, y, width // 2, height // 3)
+            assert np.array_equal(window, expected[y : y + height // 3, x : x + width // 2])
