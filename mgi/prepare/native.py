@@ -12,6 +12,7 @@ import tifffile
 JPEG = 7
 MAX_STORED_TILE_PX = 4096 * 4096
 CACHED_PX = 2**25
+SAMPLE_PX = 256
 
 
 class NativeLevel:
@@ -60,7 +61,10 @@ class NativeLevel:
         page = self._page
         try:
             content = os.pread(self._file, page.databytecounts[index], page.dataoffsets[index])
-            tile = page.decode(content, index, jpegtables=page.jpegtables)[0][0]
+            decoded = page.decode(content, index, jpegtables=page.jpegtables)[0]
+            if decoded is None:
+                raise ValueError("it is empty")
+            tile = decoded[0]
             if tile.shape != (self.edges[1], self.edges[0], 3):
                 raise ValueError(f"it has the shape {tile.shape}")
         except Exception as error:  # damaged bytes raise almost anything in a decoder
@@ -86,13 +90,13 @@ def open_native(path: Path, slide: openslide.OpenSlide, file: int) -> dict[int, 
                     continue
                 native = NativeLevel(file, page)
                 x, y = (length // 2 // edge * edge for length, edge in zip(dimensions, native.edges, strict=True))
-                size = tuple(
-                    min(edge, length - start, 256)
+                width, height = (
+                    min(edge, length - start, SAMPLE_PX)
                     for edge, length, start in zip(native.edges, dimensions, (x, y), strict=True)
                 )
                 downsample = slide.level_downsamples[level]
-                there = slide.read_region((round(x * downsample), round(y * downsample)), level, size)
-                if np.array_equal(np.asarray(there)[..., :3], native.read(x, y, *size)):
+                there = slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
+                if np.array_equal(np.asarray(there)[..., :3], native.read(x, y, width, height)):
                     found[level] = native
     except Exception:  # tifffile on foreign bytes raises almost anything; OpenSlide reads the slide, or says why not
         return {}

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
-from mgi.codecs import encode_jpeg, encode_mask
+from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
 
@@ -94,13 +95,18 @@ def iterate_tiles(
             pixels = region.resample(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
             place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
             mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px)
-            tiles.append(place | {"image": encode_jpeg(pixels), "mask": mask})
+            tiles.append(place | {"image": _encode_image(pixels), "mask": mask})
         return tiles
 
     with ThreadPoolExecutor(THREADS) as threads:
         for top in range(0, len(grid.y), per_block):
             blocks = threads.map(partial(cut_block, top), range(0, len(grid.x), per_block))
             yield from sorted((tile for block in blocks for tile in block), key=lambda tile: (tile["y"], tile["x"]))
+
+
+def _encode_image(pixels: np.ndarray) -> bytes:
+    """Encode as `mgi.codecs.encode_jpeg` does, without keeping other threads from running."""
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=JPEG_QUALITY, subsampling="420"))
 
 
 def _encode_mask(annotation: Annotation | None, x: int, y: int, edge: float, tile_px: int) -> bytes | None:
