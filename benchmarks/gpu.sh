@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What needs a GPU: the scan's paths against each other, the tests that carry the gpu marker, and the cost of the
-# encoders and of a full step. Not run yet: this project has had no GPU.
+# encoders and of a full step. It has not been run on a GPU yet.
 #
 #   benchmarks/gpu.sh                       # from the checkout, in an environment with torch for CUDA
 #   MAMBA_SOURCES=DIR benchmarks/gpu.sh     # first build causal-conv1d and mamba-ssm from the source packages in DIR

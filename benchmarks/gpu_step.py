@@ -2,7 +2,7 @@
 
 Prints images per second, peak memory, and the share of the card's own bfloat16 rate, which a large matrix product
 measures here. Operations are those of the matrix products and convolutions that torch counts; the scan's are left out,
-so that the share is a lower bound. Not run yet: this project has had no GPU.
+so that the share is a lower bound. It has not been run on a GPU yet.
 
     python benchmarks/gpu_step.py                      # 32 patients, 4 images of each
     python benchmarks/gpu_step.py --patients 8 --genes 5000

@@ -115,7 +115,7 @@ def read_delimited(
     MissingInputError
         If it is not there.
     MGIError
-        `error`, if it is no such table, exceeds a limit, is cut short, lacks a column or has one twice.
+        `error`, if it is no such table, exceeds a limit, is cut short, lacks a column or has a duplicate.
     """
     path = require_file(path, what)
     table = parse_delimited(read_content(path, what, error), path, what, error, delimiter, whole_lines=whole_lines)
@@ -127,7 +127,7 @@ def read_delimited(
 def check_columns(
     names: Iterable[str], needed: Iterable[str], where: str, error: type[MGIError] = MissingInputError
 ) -> None:
-    """Raise `error` if a column is missing or comes twice."""
+    """Raise `error` if a column is missing or duplicate."""
     names = list(names)
     missing = sorted(set(needed) - set(names))
     if missing:
@@ -325,7 +325,7 @@ def _parse_cells(
 def _refuse_second_header(
     names: list[str], columns: list[pa.ChunkedArray], first_line: int, where: str, error: type[MGIError]
 ) -> None:
-    """Refuse a table in which the header comes again, as where files were concatenated."""
+    """Refuse a table in which the header is repeated, as where files were concatenated."""
     if not names[0]:
         return
     for row in pc.indices_nonzero(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(columns[0]), names[0]), False)):

@@ -120,7 +120,7 @@ def _explain_failure(subject: str, findings: Iterator[Finding]) -> Iterator[Find
         yield Finding(FAIL, subject, f"cannot be checked: {_one_line(error)}", REINSTALL)
 
 
-def _answer(*command: str) -> str | None:
+def _run_program(*command: str) -> str | None:
     """Return what a program prints, or None where there is no such program, or it fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
@@ -133,7 +133,7 @@ def _answer(*command: str) -> str | None:
 
 def _check_conda() -> Finding:
     fix = f"only --use-conda needs it: install conda {MIN_CONDA} or later, from conda-forge"
-    found = _answer("conda", "--version")
+    found = _run_program("conda", "--version")
     version = re.search(r"\d+(\.\d+)+", found or "")
     if version is None:
         return Finding(WARN, "conda", "not found", fix)
@@ -143,7 +143,7 @@ def _check_conda() -> Finding:
 
 
 def _check_slurm() -> Finding:
-    found = _answer("sbatch", "--version")
+    found = _run_program("sbatch", "--version")
     if found is None:
         return Finding(WARN, "slurm", "no sbatch", "only the SLURM profile needs it: run Snakemake on a login node")
     return Finding(PASS, "slurm", found)

@@ -56,6 +56,8 @@ def check_text(value: object, what: str, error: type[MGIError] = InvalidNameErro
     text = unicodedata.normalize("NFC", value).strip()
     if not text or len(text) > MAX_TEXT_LENGTH:
         raise error(f"invalid {what} {quote(value)}: give 1 to {MAX_TEXT_LENGTH} characters")
+    if text.isascii() and text.isprintable():
+        return text
     for character in text:
         category = unicodedata.category(character)
         if category[0] == "C" or category in ("Zl", "Zp") or (category in ("Pd", "Zs") and character not in "- "):

@@ -170,7 +170,7 @@ def read_table(
     MissingInputError
         If the file is not there.
     MGIError
-        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has one twice.
+        `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has a duplicate.
     """
     with open_table(path, what, columns, error):
         try:

@@ -72,7 +72,7 @@ def test_reads_tables_as_tools_write_them(read, content, cells):
         (gzip.compress(b"a,b\n1,2\n")[:-9], "cut short or damaged"),
     ],
 )
-def test_refuses_what_is_no_table(read, content, message):
+def test_rejects_what_is_no_table(read, content, message):
     with pytest.raises(MissingInputError, match=message):
         read(content)
 
@@ -82,7 +82,7 @@ def test_missing_columns_are_listed_beside_those_there(read):
         read(TABLE.encode(), columns=["sex", "case_id", "age"])
 
 
-def test_unfinished_last_line_is_refused_where_asked(read):
+def test_rejects_unfinished_last_line_on_request(read):
     assert read(b"a,b\n1,2") == {"a": ["1"], "b": ["2"]}
     with pytest.raises(MGIError, match="last line does not end in a line break"):
         read(b"a,b\n1,2", whole_lines=True)

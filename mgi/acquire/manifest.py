@@ -1,9 +1,8 @@
 """The manifest that pins a cohort: read, validated, and compared with what the configuration asks for."""
 
 import json
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -31,8 +30,7 @@ PORTAL_COLUMNS = ("id", "filename", "md5", "size")
 PORTAL_SUFFIXES = (".tsv", ".txt", ".tsv.gz", ".txt.gz")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of a manifest: a file of the GDC; None where it is unknown or not applicable."""
 
     file_id: str
@@ -170,7 +168,7 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
         rows = sorted(read_portal_manifest(path), key=sort_key)
     else:
         rows = validate_rows(_read_parquet(path), f"manifest {path}")
-    frame = pd.DataFrame([astuple(row) for row in rows], columns=MANIFEST_SCHEMA.names, dtype=object)
+    frame = pd.DataFrame(rows, columns=MANIFEST_SCHEMA.names, dtype=object)
     return frame.astype({"size": "Int64"})
 
 
@@ -185,10 +183,10 @@ def write_manifest(
         If `where`, which the rows come from, lists a file more than once or a case id in two ways.
     """
     check_unique((row.file_id for row in rows), "file", where, ManifestError)
-    check_case_ids((row.case_id for row in rows if row.case_id is not None), where, ManifestError)
+    check_case_ids(dict.fromkeys(row.case_id for row in rows if row.case_id is not None), where, ManifestError)
     metadata = {RELEASE_KEY: release.encode()} if release else {}
     metadata |= {QUERY_KEY: json.dumps(choice).encode()} if choice is not None else {}
-    records = [dict(zip(MANIFEST_SCHEMA.names, astuple(row), strict=True)) for row in sorted(rows, key=sort_key)]
+    records = [row._asdict() for row in sorted(rows, key=sort_key)]
     write_table(pa.Table.from_pylist(records, MANIFEST_SCHEMA.with_metadata(metadata)), out)
 
 
@@ -237,7 +235,7 @@ def validate_rows(records: Any, where: str) -> list[Row]:
     number = 0
     for number, record in enumerate(records, 1):
         try:
-            row = Row(**_Record.model_validate(record).model_dump())
+            row = Row(**dict(_Record.model_validate(record)))
         except ValidationError as error:
             problems.append((str(record.get("file_id") or f"row {number}"), describe_errors(error)))
             continue
@@ -248,7 +246,7 @@ def validate_rows(records: Any, where: str) -> list[Row]:
     if problems:
         raise ManifestError(f"{where}: {len(problems)} of {number} rows cannot be used: {group_problems(problems)}")
     check_unique((row.file_id for row in rows), "file", where, ManifestError)
-    check_case_ids((row.case_id for row in rows if row.case_id is not None), where, ManifestError)
+    check_case_ids(dict.fromkeys(row.case_id for row in rows if row.case_id is not None), where, ManifestError)
     return rows
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mgi.config import Section
+from mgi.config import EvaluateOptions, Section, TileOptions
 from mgi.console import set_up_logging
 from mgi.files import require_file
 
@@ -81,6 +81,12 @@ Options = Annotated[
         show_default=False,
     ),
 ]
+Mpp = Annotated[float | None, flag(TileOptions, "mpp")]
+TilePx = Annotated[int | None, flag(TileOptions, "tile_px")]
+DefaultMpp = Annotated[float | None, flag(TileOptions, "default_mpp")]
+MinTissue = Annotated[float | None, flag(TileOptions, "min_tissue")]
+BootstrapSamples = Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")]
+BootstrapSeed = Annotated[int | None, flag(EvaluateOptions, "seed")]
 Device = Annotated[
     DeviceName | None, typer.Option("--device", help="Where to compute; default: what this machine has.")
 ]

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from mgi.cli.common import (
+    BootstrapSamples,
+    BootstrapSeed,
     Device,
     ExpressionTable,
     Options,
@@ -58,8 +60,8 @@ def summarise(
     predictions: Annotated[list[Path], typer.Argument(help="predictions.parquet of each fold.")],
     output: Output,
     options: Options = "{}",
-    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
-    seed: Annotated[int | None, flag(EvaluateOptions, "seed")] = None,
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
     sources: TiledSources = None,
 ) -> None:
     """Pool a variant's folds into metrics with 95% intervals; per-patient and per-image tables go beside."""
@@ -76,8 +78,8 @@ def compare(
     output: Output,
     reference: Annotated[str | None, flag(Evaluate, "reference")] = None,
     options: Options = "{}",
-    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
-    seed: Annotated[int | None, flag(EvaluateOptions, "seed")] = None,
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
     from mgi.evaluate.comparison import compare as run
@@ -98,7 +100,7 @@ def evaluate(
     unit: Annotated[
         str | None, typer.Option(help="Unit of its values, such as log2-tpm or z-score; default: what it states.")
     ] = None,
-    bootstrap_samples: Annotated[int | None, flag(EvaluateOptions, "bootstrap_samples")] = None,
+    bootstrap_samples: BootstrapSamples = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:

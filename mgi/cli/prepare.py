@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mgi.cli.common import ExpressionTable, Options, Output, Sources, add_group, app, flag
+from mgi.cli.common import (
+    DefaultMpp,
+    ExpressionTable,
+    MinTissue,
+    Mpp,
+    Options,
+    Output,
+    Sources,
+    TilePx,
+    add_group,
+    app,
+    flag,
+)
 from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileOptions, load_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
@@ -101,10 +113,10 @@ def slide_tile(
     case_id: Annotated[list[str], typer.Option(help="Case barcode; once per slide, in their order.")],
     output: Output,
     options: Options = "{}",
-    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
-    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
-    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
-    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
@@ -122,11 +134,11 @@ def slide_tile(
 def slide_preview(
     slide: Annotated[Path, typer.Argument(help="A slide.")],
     output: Output,
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    default_mpp: DefaultMpp = None,
+    min_tissue: MinTissue = None,
     options: Options = "{}",
-    mpp: Annotated[float | None, flag(TileOptions, "mpp")] = None,
-    tile_px: Annotated[int | None, flag(TileOptions, "tile_px")] = None,
-    default_mpp: Annotated[float | None, flag(TileOptions, "default_mpp")] = None,
-    min_tissue: Annotated[float | None, flag(TileOptions, "min_tissue")] = None,
 ) -> None:
     """Draw the tissue outline and the tile grid over a slide's thumbnail."""
     from mgi.prepare.slides import preview

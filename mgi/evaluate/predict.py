@@ -12,7 +12,7 @@ import openslide
 from PIL import Image
 
 from mgi.barcodes import Barcode
-from mgi.config import PredictOptions, TileOptions
+from mgi.config import MriOptions, PredictOptions, TileOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, MGIError, SlideError
 from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
@@ -168,7 +168,7 @@ def _predict_image(
     with _stage(output) as aside:
         table = aside / "images.parquet"
         if image.is_dir():
-            import_series(Series(image.name, case, image), table, description.image_px)
+            import_series(Series(image.name, case, image), table, MriOptions(image_px=description.image_px))
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,

@@ -48,9 +48,9 @@ def slide_batches(manifest: pd.DataFrame, per_job: int) -> dict[str, pd.DataFram
     """
     slides = manifest[manifest["data_type"] == SLIDES].reset_index(drop=True)
     slides = slides.assign(source_id=[source_of(name) for name in slides["file_name"]])
-    twice = slides[slides["source_id"].duplicated(keep=False)]
-    if len(twice):
-        one, other = twice[twice["source_id"] == twice["source_id"].iloc[0]]["file_name"].iloc[:2]
+    repeated = slides[slides["source_id"].duplicated(keep=False)]
+    if len(repeated):
+        one, other = repeated[repeated["source_id"] == repeated["source_id"].iloc[0]]["file_name"].iloc[:2]
         raise ManifestError(f"the manifest has two files of the slide {source_of(one)}: {one} and {other}; keep one")
     starts = range(0, len(slides), per_job)
     return {slides["source_id"][start]: slides.iloc[start : start + per_job] for start in starts}
@@ -74,7 +74,7 @@ def collect_sources(
     """
     batches: dict[str, pd.DataFrame] = {}
     for path in manifests:
-        batches |= _disjoint(batches, slide_batches(read_manifest(path), per_job), path)
+        batches |= _check_disjoint(batches, slide_batches(read_manifest(path), per_job), path)
     if annotations is not None:
         check_annotations(annotations, (name for rows in batches.values() for name in rows["source_id"]))
     records = []
@@ -109,7 +109,7 @@ def split(
     MissingInputError
         If a table is not there.
     CohortError
-        If a case id is written in two ways or comes twice in the expression table, no case is paired, the patients do
+        If a case id is written in two ways or duplicate in the expression table, no case is paired, the patients do
         not suffice for the folds, a table lacks cases or the column, or a case has no site to split by.
     """
     records = _read_sources(sources)
@@ -127,13 +127,16 @@ def split(
         write_csv(_count_flow(records, cases, expressed, [read_manifest(path) for path in manifests or []]), flow)
 
 
-def _disjoint(
+def _check_disjoint(
     batches: dict[str, pd.DataFrame], more: dict[str, pd.DataFrame], manifest: Path
 ) -> dict[str, pd.DataFrame]:
     seen = {name for rows in batches.values() for name in rows["source_id"]}
-    twice = [name for rows in more.values() for name in rows["source_id"] if name in seen]
-    if twice:
-        raise ManifestError(f"the slide {twice[0]} of {manifest} is also in another manifest; keep it in one")
+    repeated = [name for rows in more.values() for name in rows["source_id"] if name in seen]
+    if repeated:
+        raise ManifestError(
+            f"{len(repeated)} slides of {manifest} are also in another manifest: {first_few(repeated)}; keep each "
+            "in one"
+        )
     return more
 
 
@@ -181,7 +184,7 @@ def _check_ids(case_ids: list[str], where: str) -> None:
 def _pair_cases(
     records: pd.DataFrame, expressed: list[str], sources: Path | str, expression: Path | str
 ) -> pd.DataFrame:
-    """Make one row per case with an image, index case_id in order: paired, labelled, tumour, project, site."""
+    """Return one row per case with an image, index case_id in order: paired, labelled, tumour, project, site."""
     usable = records[records["n_images"] > 0]
     if usable.empty:
         raise CohortError(f"no source in {sources} has an image: {_count_reasons(records) or 'the table is empty'}")

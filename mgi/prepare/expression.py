@@ -1,4 +1,4 @@
-"""Gene expression of a cohort from the GDC's STAR counts, one table per case."""
+"""Gene expression of a cohort from the GDC's STAR counts, one file per case."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -68,8 +68,8 @@ def build(
     MissingInputError
         If a file is not there.
     ExpressionError
-        If a table is truncated, foreign or unlike the first, a case comes twice, a gene cannot be told or placed, or
-        no gene is kept.
+        If a table is truncated, foreign or unlike the first, a case is duplicate, a gene is unknown or has no
+        position, or no gene is kept.
     MissingPackageError
         If `h5ad` is asked for without the package anndata.
     """

@@ -6,9 +6,10 @@ Nothing is decided here about which side the cases are on.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,15 @@ from mgi.prepare.positions import normalise_column_name
 from mgi.prepare.profiles import require_anndata
 from mgi.tables import MAX_CELLS, cells_as_text, is_parquet, read_parquet_frame
 
+if TYPE_CHECKING:
+    import h5py
+
 WHAT = "expression table"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 GCT_VERSIONS = {b"#1.2": 2, b"#1.3": 4}
+CASE_COLUMNS = [
+    "case_id", "case", "patient_id", "patient", "bcr_patient_barcode", "submitter_id", "sample_id", "sample", "barcode",
+]  # fmt: skip
 NO_NUMBER = re.compile(r"[^\d.,eE+\-\s]")
 # A comma is certainly decimal in the first, certainly between thousands in the second, and could be either in 1,234.
 DECIMAL_COMMA = r"^[+-]?(\d{1,3}(\.\d{3})+,\d+|0,\d+|\d+,(\d{1,2}|\d{4,})|\d{4,},\d+)([eE][+-]?\d+)?$"
@@ -45,7 +52,8 @@ class RawMatrix:
     names : list of str
         The names of all columns; the first may be empty.
     text : dict of int to list
-        The cells as text, None where there is none: of the first column, and of every column that is not numbers.
+        The cells as text, None where there is none: of the first column, of `CASE_COLUMNS`, and of every column that is
+        not numbers.
     numeric : list of int
         The columns that hold numbers only.
     values : float32 ndarray, [rows, numeric]
@@ -102,7 +110,7 @@ def read_raw_matrix(path: Path | str) -> RawMatrix:
 
 def _read_gct(content: bytes, path: Path, sizes: int) -> RawMatrix:
     """Read GCT: a version, a line of sizes, a header; in 1.3 then rows and columns of metadata, which are left out."""
-    told = content.split(b"\n", 2)[1].split()
+    told = [*content.split(b"\n", 2), b""][1].split()
     if len(told) != sizes or not all(size.isdigit() and len(size) < 10 for size in told):
         raise ExpressionError(f"{WHAT} {path}: line 2 of a GCT file states its sizes, not {quote(told[:4])}")
     rows, cases, *metadata = map(int, told)
@@ -140,7 +148,7 @@ def _from_text(
             numeric.append(index)
         elif index and (bad := _first_bad(column)) is not None:
             not_numbers[index] = bad
-        if numbers is None or index in metadata or normalise_column_name(names[index]) == "case_id":
+        if numbers is None or index in metadata or normalise_column_name(names[index]) in CASE_COLUMNS:
             text[index] = [cell or None for cell in column.to_pylist()]
     return RawMatrix(path, names, text, numeric, values[:, : len(numeric)], first_line, not_numbers)
 
@@ -220,12 +228,14 @@ def _from_frame(frame: pd.DataFrame, path: Path) -> RawMatrix:
     for index in range(len(names)):
         cells = frame.iloc[:, index]
         kind = cells.dtype
-        is_id = index == 0 or normalise_column_name(names[index]) == "case_id"
+        is_id = index == 0 or normalise_column_name(names[index]) in CASE_COLUMNS
         if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
             with np.errstate(over="ignore"):
                 values[:, len(numeric)] = cells.to_numpy(np.float64, na_value=np.nan)
             numeric.append(index)
             if is_id:
+                if pd.api.types.is_float_dtype(kind) and names[index] in ("", "case_id"):
+                    raise ExpressionError(f"{WHAT} {path}: case ids are stored as decimal numbers; store them as text")
                 text[index] = cells_as_text(cells)
             continue
         text[index] = cells_as_text(cells)
@@ -247,6 +257,9 @@ def _read_h5ad(path: Path) -> RawMatrix:
 
     try:
         with h5py.File(path) as file:
+            outside = list(_find_outside_data(file))
+            if outside:
+                raise ExpressionError(f"{WHAT} {path} reads from other files: {first_few(outside)}")
             data = file["X"]
             shape = tuple(data.shape if isinstance(data, h5py.Dataset) else data.attrs["shape"])
             if len(shape) != 2 or int(shape[0]) * int(shape[1]) > MAX_CELLS:
@@ -269,6 +282,21 @@ def _read_h5ad(path: Path) -> RawMatrix:
         names.append("case_id")
     places = var.rename_axis("gene").reset_index().astype(object) if {"chromosome", "start"} <= set(var) else None
     return RawMatrix(path, names, text, numeric, values, places=places, unit=_unit_text(unit))
+
+
+def _find_outside_data(group: "h5py.Group") -> Iterator[str]:
+    """Yield the names of parts that lie in other files, as HDF5 links, external storage and virtual datasets can."""
+    import h5py
+
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            yield name
+            continue
+        part = group.get(name)
+        if isinstance(part, h5py.Group):
+            yield from _find_outside_data(part)
+        elif isinstance(part, h5py.Dataset) and (part.external or part.is_virtual):
+            yield name
 
 
 def _unit_text(unit: object) -> str | None:

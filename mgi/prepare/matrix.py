@@ -71,7 +71,7 @@ def import_table(
     MissingInputError
         If a file is not there.
     ExpressionError
-        If cases or genes cannot be told apart, a case comes twice, no case is of a tumour, a value is missing, no gene
+        If cases or genes cannot be told apart, a case is duplicate, no sample is tumour, a value is missing, no gene
         has a position, or the unit is in doubt or contradicts the values.
     MissingPackageError
         If AnnData is read or written without the package anndata.

@@ -7,7 +7,7 @@ each has several (`SEQUENCES`). So `BraTS20_Training_001_t1ce.nii.gz` and `BraTS
 import io
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def group_files(files: Iterable[Readable]) -> tuple[dict[str, dict[str, Readable
     return series, unknown
 
 
-def read_scan(files: dict[str, Readable], channels: list[str], labelled: bool) -> Scan:
+def read_scan(files: dict[str, Readable], channels: Sequence[str], labelled: bool) -> Scan:
     """Read the sequences of a series as channels, and its labels.
 
     Raises

@@ -1,7 +1,7 @@
 """Which side of a matrix the cases are on, and what beside them is no case or no gene."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,10 @@ from mgi.console import log
 from mgi.errors import ExpressionError
 from mgi.names import first_few, quote
 from mgi.prepare.genes import ENSEMBL
-from mgi.prepare.layouts import RawMatrix
+from mgi.prepare.layouts import CASE_COLUMNS, RawMatrix
 from mgi.prepare.positions import Positions, normalise_column_name, read_positions, standardise_positions
 
 COUNTERS = re.compile(r"^(__\w+|N_(unmapped|multimapping|noFeature|ambiguous))$")
-CASE_COLUMNS = [
-    "case_id", "case", "patient_id", "patient", "bcr_patient_barcode", "submitter_id", "sample_id", "sample", "barcode",
-]  # fmt: skip
 # Columns beside the cases of a matrix of genes by cases that describe the genes.
 GENE_COLUMNS = {
     "entrez_gene_id", "entrezid", "entrez_id", "gene_id", "hugo_symbol", "gene_name", "gene_symbol", "symbol", "gene",
@@ -93,6 +90,8 @@ def orient_matrix(raw: RawMatrix, places: Positions | None, leave_out: bool) -> 
     barcodes = {
         k: sum(cell is not None and parse_barcode(cell) is not None for cell in cells) for k, cells in raw.text.items()
     }
+    if not len(raw.values):
+        raise ExpressionError(f"{raw.path} has a header but no rows")
     id_column = max(barcodes, key=lambda k: (barcodes[k], -k), default=0)
     if barcodes.get(id_column):
         return _cases_in_rows(raw, id_column, leave_out)
@@ -120,8 +119,9 @@ def orient_matrix(raw: RawMatrix, places: Positions | None, leave_out: bool) -> 
 def _cases_in_rows(raw: RawMatrix, id_column: int, leave_out: bool) -> Matrix:
     if id_column not in raw.text:
         raise ExpressionError(f"{raw.path}: no column names the cases")
-    _refuse_spoilt(raw, lambda name: True)
-    left = [k for k in raw.text if k != id_column and (k not in raw.numeric or _is_row_number(raw, k))]
+    ids = {k for k in raw.text if normalise_column_name(raw.names[k]) in CASE_COLUMNS} | {id_column}
+    _refuse_spoilt(raw, ids)
+    left = [k for k in raw.text if k != id_column and (k not in raw.numeric or k in ids or _is_row_number(raw, k))]
     if left:
         names = first_few(raw.names[k] for k in left)
         log.info("%s: %d columns are no genes and are left out: %s", raw.path, len(left), names)
@@ -135,7 +135,7 @@ def _cases_in_rows(raw: RawMatrix, id_column: int, leave_out: bool) -> Matrix:
 
 def _cases_in_columns(raw: RawMatrix, places: Positions | None, leave_out: bool) -> Matrix:
     columns = {name: normalise_column_name(name) for name in raw.names}
-    _refuse_spoilt(raw, lambda name: columns[name] not in GENE_COLUMNS)
+    _refuse_spoilt(raw, {k for k in raw.text if columns[raw.names[k]] in GENE_COLUMNS})
     if not raw.text:
         raise ExpressionError(f"{raw.path}: its columns are cases but no column names the genes")
     gene_column = min(raw.text)
@@ -161,10 +161,10 @@ def _cases_in_columns(raw: RawMatrix, places: Positions | None, leave_out: bool)
     return Matrix(raw.path, [raw.names[raw.numeric[place]] for place in used], genes, values, leave_out)
 
 
-def _refuse_spoilt(raw: RawMatrix, is_used: Callable[[str], bool]) -> None:
-    """Refuse a column of numbers in which some cell is none."""
+def _refuse_spoilt(raw: RawMatrix, labels: set[int]) -> None:
+    """Refuse a column of numbers in which some cell is none, unless it is one of the labels of cases or genes."""
     for k, cell in raw.not_numbers.items():
-        if is_used(raw.names[k]):
+        if k not in labels:
             raise ExpressionError(
                 f"{raw.path}: the column {raw.names[k]} holds {quote(cell)}, not numbers; correct it, or leave it out"
             )

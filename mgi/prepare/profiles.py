@@ -1,8 +1,7 @@
 """The table of expression: a case's profile is one row, its values in the order of genes.parquet beside it.
 
-`expression.parquet` holds case_id, aliquot and values, a fixed-size list of float32; `unit` and `scale_fitted` stand in
-its metadata. Every case is a row group of its own, neither compressed nor dictionary-encoded, so that one case is read
-without its neighbours.
+`expression.parquet` has the columns of `EXPRESSION_SCHEMA`; `unit` and `scale_fitted` are in its metadata. Every case
+is a row group of its own, neither compressed nor dictionary-encoded, so that one case is read without its neighbours.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -40,7 +39,7 @@ class CaseReader(Mapping[str, np.ndarray]):
     MissingInputError
         If it is not there.
     ExpressionError
-        If it is not such a table, or a case comes twice.
+        If it is not such a table, is damaged, or a case is duplicate.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -77,7 +76,7 @@ class CaseReader(Mapping[str, np.ndarray]):
         return case_id in self._places
 
     def stack(self, case_ids: list[str]) -> np.ndarray:
-        """Read several cases, float32 [cases, genes]; in the order of the table no row group is read twice."""
+        """Read several cases, float32 [cases, genes]; in the order of the table each row group is read once."""
         values = np.empty((len(case_ids), self.genes), np.float32)
         held, profiles = None, np.empty(0)
         for index, case_id in enumerate(case_ids):
@@ -171,13 +170,13 @@ def profile_writer(
 
 
 def require_anndata() -> None:
-    """Raise `MissingPackageError` where .h5ad cannot be written."""
+    """Raise `MissingPackageError` where .h5ad files cannot be read or written."""
     try:
         import anndata  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         raise MissingPackageError(
-            "writing .h5ad needs the package anndata; install it with: pip install anndata"
-        ) from None
+            ".h5ad files need the package anndata; install it with: pip install anndata"
+        ) from error
 
 
 def write_h5ad(expression: Path | str, output: Path | str) -> None:

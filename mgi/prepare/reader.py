@@ -11,6 +11,7 @@ import openslide
 from PIL import Image
 
 from mgi.errors import SlideError
+from mgi.prepare.native import NativeLevel, open_native
 
 MAX_SIDE_PX = 2**20
 MAX_STORED_TILE_PX = 8192 * 8192
@@ -38,14 +39,37 @@ class Resolution:
     source: str
 
 
+class Slide(openslide.OpenSlide):
+    """A slide of OpenSlide, some of whose levels may be decoded without it."""
+
+    native: Mapping[int, NativeLevel]
+
+    def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> Image.Image:
+        """Read a window as `read_region` does, as RGB; what was not scanned is white.
+
+        `x` and `y` are pixels of level 0, `size` is width and height in pixels of `level`, all within the slide.
+        """
+        downsample = self.level_downsamples[level]
+        if level in self.native and x % downsample == 0 and y % downsample == 0:
+            return Image.fromarray(self.native[level].read(int(x / downsample), int(y / downsample), *size))
+        pixels = self.read_region((x, y), level, size)
+        image = pixels.convert("RGB")
+        if np.asarray(pixels)[..., 3].min() < 255:
+            white = Image.new("RGB", image.size, (255, 255, 255))
+            image = Image.composite(image, white, pixels.getchannel("A"))
+        return image
+
+
 @contextmanager
-def open_slide(path: Path) -> Iterator[openslide.OpenSlide]:
+def open_slide(path: Path) -> Iterator[Slide]:
     """Open a slide, with one sentence in the `OpenSlideError` where OpenSlide cannot read it."""
     try:
-        slide = openslide.OpenSlide(path)
+        slide = Slide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise openslide.OpenSlideError("not a slide that OpenSlide reads") from error
-    with slide:
+    with slide, open(path, "rb") as file:
+        check_header(slide, path)
+        slide.native = open_native(path, slide, file.fileno())
         yield slide
 
 
@@ -166,10 +190,15 @@ class Region:
             (edge - origin) / self.downsample for edge, origin in zip(box, (self.x, self.y) * 2, strict=True)
         )
         inside = (max(left, 0), max(top, 0), min(right, self.image.width), min(bottom, self.image.height))
+        if (right - left, bottom - top) == size and all(edge == int(edge) for edge in inside):
+            # At its own scale, on whole pixels, resampling would change nothing.
+            return np.ascontiguousarray(
+                self.image.crop((int(inside[0]), int(inside[1]), int(inside[2]), int(inside[3])))
+            )
         return np.asarray(self.image.resize(size, resampling, box=inside))
 
 
-def read_region(slide: openslide.OpenSlide, level: int, box: tuple[float, ...]) -> Region:
+def read_region(slide: Slide, level: int, box: tuple[float, ...]) -> Region:
     """Read a level under a box of level-0 coordinates, cut to the slide; what was not scanned is white."""
     downsample = slide.level_downsamples[level]
     x, y = max(0, int(box[0])), max(0, int(box[1]))
@@ -177,15 +206,10 @@ def read_region(slide: openslide.OpenSlide, level: int, box: tuple[float, ...]) 
         max(1, min(int(np.ceil((stop - start) / downsample)), length - int(start / downsample)))
         for start, stop, length in zip((x, y), box[2:], slide.level_dimensions[level], strict=True)
     )
-    pixels = slide.read_region((x, y), level, (width, height))
-    image = pixels.convert("RGB")
-    if np.asarray(pixels)[..., 3].min() < 255:
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        image = Image.composite(image, white, pixels.getchannel("A"))
-    return Region(image, x, y, downsample)
+    return Region(slide.read_rgb(x, y, level, (width, height)), x, y, downsample)
 
 
-def read_downsampled(slide: openslide.OpenSlide, scale: float, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+def read_downsampled(slide: Slide, scale: float, beat: Callable[[], None] = lambda: None) -> np.ndarray:
     """Read the whole slide at `scale` level-0 pixels per pixel, as uint8 [H, W, 3]; call `beat` after each block."""
     level = slide.get_best_level_for_downsample(max(scale, 1.0) * LEVEL_TOLERANCE)
     width, height = (max(1, round(length / scale)) for length in slide.dimensions)

@@ -23,7 +23,7 @@ from mgi.prepare.isolation import IsolationError, run_isolated
 from mgi.prepare.local import read_mpp_table
 from mgi.prepare.reader import (
     Resolution,
-    check_header,
+    Slide,
     open_slide,
     read_downsampled,
     resolve_mpp,
@@ -166,21 +166,19 @@ def _look_over(
 ) -> tuple[np.ndarray, np.ndarray, Grid, float]:
     """Return a thumbnail, the tissue, the grid, and the thumbnail's level-0 pixels per pixel."""
     with open_slide(path) as slide:
-        _, tissue, grid = _survey(beat, path, slide, options, stated_mpp)
+        _, tissue, grid = _survey(beat, slide, options, stated_mpp)
         scale = max(1.0, max(slide.dimensions) / PREVIEW_PX)
         return read_downsampled(slide, scale, beat), tissue, grid, scale
 
 
 def _survey(
     beat: Callable[[], None],
-    path: Path,
-    slide: openslide.OpenSlide,
+    slide: Slide,
     options: TileOptions,
     stated_mpp: float | None,
     overlap: float = 0.0,
 ) -> tuple[Resolution, np.ndarray, Grid]:
     """Return the resolution, the tissue and the grid of a slide."""
-    check_header(slide, path)
     resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
     tissue = tissue_mask(read_downsampled(slide, scale, beat), scale * resolution.mpp)
@@ -202,10 +200,9 @@ def _spool_tiles(
     with open_slide(path) as slide, open(spool_path, "wb") as spool:
         annotation = None
         if annotation_path is not None:
-            check_header(slide, path)
             annotation = read_annotation(annotation_path, slide.dimensions, options, scanned_bounds(slide))
             beat()
-        resolution, _, grid = _survey(beat, path, slide, options, stated_mpp, overlap)
+        resolution, _, grid = _survey(beat, slide, options, stated_mpp, overlap)
         kept = grid.keep(options.min_tissue)
         if not kept.any():
             raise SlideError(

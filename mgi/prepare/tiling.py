@@ -1,18 +1,21 @@
 """The tiles of a slide: their grid, their pixels and masks, and the tumour in none of them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import imagecodecs
 import numpy as np
-import openslide
 from PIL import Image
 
-from mgi.codecs import encode_jpeg, encode_mask
+from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
 
 LANCZOS_RADIUS = 3
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -68,29 +71,42 @@ def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float, over
 
 
 def iterate_tiles(
-    slide: openslide.OpenSlide, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
+    slide: reader.Slide, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the kept tiles by y, then x, as rows of a table of images, reading blocks of several tiles at once."""
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
     margin = LANCZOS_RADIUS * grid.edge / tile_px + slide.level_downsamples[level]
+    if grid.edge == tile_px:
+        # At the slide's own resolution the filter reaches nothing.
+        margin = 0.0
     per_block = max(1, int(reader.BLOCK_PX * slide.level_downsamples[level] / grid.edge))
-    for top in range(0, len(grid.y), per_block):
-        band = []
-        for left in range(0, len(grid.x), per_block):
-            rows, columns = np.nonzero(kept[top : top + per_block, left : left + per_block])
-            if not len(rows):
-                continue
-            x, y = grid.x[columns + left], grid.y[rows + top]
-            # The filter reaches beyond a tile's edge: without the margin, tiles would depend on the block they are in.
-            box = (x.min() - margin, y.min() - margin, x.max() + grid.edge + margin, y.max() + grid.edge + margin)
-            region = reader.read_region(slide, level, box)
-            for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
-                box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
-                pixels = region.resample(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
-                place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
-                mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px)
-                band.append(place | {"image": encode_jpeg(pixels), "mask": mask})
-        yield from sorted(band, key=lambda tile: (tile["y"], tile["x"]))
+
+    def cut_block(top: int, left: int) -> list[dict[str, Any]]:
+        rows, columns = np.nonzero(kept[top : top + per_block, left : left + per_block])
+        if not len(rows):
+            return []
+        x, y = grid.x[columns + left], grid.y[rows + top]
+        # The filter reaches beyond a tile's edge: without the margin, tiles would depend on the block they are in.
+        box = (x.min() - margin, y.min() - margin, x.max() + grid.edge + margin, y.max() + grid.edge + margin)
+        region = reader.read_region(slide, level, box)
+        tiles = []
+        for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
+            box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
+            pixels = region.resample(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
+            place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
+            mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px)
+            tiles.append(place | {"image": _encode_image(pixels), "mask": mask})
+        return tiles
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        for top in range(0, len(grid.y), per_block):
+            blocks = threads.map(partial(cut_block, top), range(0, len(grid.x), per_block))
+            yield from sorted((tile for block in blocks for tile in block), key=lambda tile: (tile["y"], tile["x"]))
+
+
+def _encode_image(pixels: np.ndarray) -> bytes:
+    """Encode as `mgi.codecs.encode_jpeg` does, without keeping other threads from running."""
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=JPEG_QUALITY, subsampling="420"))
 
 
 def _encode_mask(annotation: Annotation | None, x: int, y: int, edge: float, tile_px: int) -> bytes | None:

@@ -83,7 +83,7 @@ def check_unit(values: np.ndarray, unit: str, where: object) -> None:
     wrong = None
     if unit == "z-score":
         wrong = "no value is negative" if lowest >= 0 else None
-    elif unit != "log2" and lowest < 0:
+    elif unit not in ("log2", "linear") and lowest < 0:
         wrong = f"a value is {lowest:g}"
     elif unit.startswith("log2") and largest > MAX_LOG2:
         wrong = f"a value is {largest:g}"

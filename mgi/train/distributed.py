@@ -5,6 +5,8 @@ have gathered. Its gradient then flows through its own share alone, so the sum o
 gradient of the global batch: the one that a single process would compute.
 """
 
+import atexit
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgi.console import log
 from mgi.train.device import Place
 
 
@@ -106,4 +109,7 @@ def join_ranks(place: Place) -> tuple[Ranks, Place]:
         torch.cuda.set_device(place.device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    if dist.get_rank():
+        log.setLevel(logging.WARNING)  # the first tells how it goes
     return Ranks(dist.get_rank(), dist.get_world_size()), place

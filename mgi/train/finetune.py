@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgi import __version__
-from mgi.config import FinetuneOptions
+from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
@@ -46,7 +46,8 @@ def finetune(
 
     The validation patients choose the step and the threshold; the test patients are read once, at the end. The fold
     `all` trains on every patient for the fixed number of steps with the threshold 0.5. A variant without genes reads no
-    `expression`. Processes started by torchrun share each batch, and the first of them writes.
+    `expression`. Encoders that the options do not state are those of `pretrained`. Processes started by torchrun share
+    each batch, and the first of them writes.
 
     Raises
     ------
@@ -65,6 +66,8 @@ def finetune(
     ranks, place = join_ranks(prepare_torch(options, options.device, options.genes != "none"))
     roles = read_roles(splits, fold)
     source = None if pretrained is None else _load_aligner(pretrained)
+    if source is not None:
+        options = _take_encoders(options, source.description.options)
     profiles = _read_profiles(options, expression, roles, source, pretrained)
     train, val = _read_labelled(options, sources, roles["train"]), None
     if not train.positive.any():
@@ -281,6 +284,13 @@ def _load_aligner(folder: Path) -> Aligner:
     if not isinstance(source, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model, not pre-trained encoders")
     return source
+
+
+def _take_encoders(options: FinetuneOptions, source: PretrainOptions) -> FinetuneOptions:
+    """Return the options with the encoders of the pre-trained model, where they do not state their own."""
+    stated = options.model_fields_set
+    taken = {name: getattr(source, name) for name in ("gene_encoder", "image_encoder") if name not in stated}
+    return options.model_copy(update=taken)
 
 
 def _copy_encoders(model: Segmenter, description: SegmenterDescription, source: Aligner, folder: Path) -> None:

@@ -55,7 +55,8 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
     """Read the state of a run that agrees with `identity`; None, with one warning, where there is no such state."""
-    for leftover in path.parent.glob(f".{path.name}.*.part"):
+    # What an earlier run of this folder was killed while writing.
+    for leftover in path.parent.glob(".*.part"):
         leftover.unlink(missing_ok=True)
     if not path.exists():
         return None

@@ -62,7 +62,7 @@ def to_float64(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def channels_innermost(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Lay the sequences out as a linear layer leaves them, seen through a transposed view."""
+    """Return the sequences in the layout of a linear layer's output, seen through a transposed view."""
     return {
         name: value.transpose(1, 2).contiguous().transpose(1, 2) if name in SEQUENCES else value
         for name, value in inputs.items()
@@ -162,6 +162,14 @@ def test_nan_in_any_input_reaches_the_output(name):
     inputs = arguments(length=40)
     inputs[name].view(-1)[0] = torch.nan
     assert selective_scan(**inputs).isnan().any()
+
+
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_rejects_shapes_that_do_not_belong_together(name):
+    inputs = arguments()
+    inputs[name] = inputs[name][:-1]
+    with pytest.raises(ValueError, match=rf"^{name} has shape"):
+        selective_scan(**inputs)
 
 
 def test_only_needed_gradients_are_returned():

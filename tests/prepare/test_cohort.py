@@ -58,13 +58,13 @@ def test_batches_keep_the_order_and_take_the_first_slides_name(tmp_path):
     assert [len(batch) for batch in batches.values()] == [2, 2, 1]
 
 
-def test_two_files_of_one_slide_are_refused(tmp_path):
+def test_rejects_two_files_of_one_slide(tmp_path):
     rows = [slide_row(barcode(0), tail="A"), slide_row(barcode(0), tail="B")]
     manifest = write_manifest(tmp_path / "m.parquet", rows)
     with pytest.raises(ManifestError, match=r"A\.svs and .*B\.svs"):
         slide_batches(read_manifest(manifest), 1)
     one = write_manifest(tmp_path / "one.parquet", rows[:1])
-    with pytest.raises(ManifestError, match="also in another manifest"):
+    with pytest.raises(ManifestError, match=r"1 slides of .* are also in another manifest"):
         collect_sources(tmp_path, [one, one], 1, None, tmp_path / "s.parquet")
 
 
@@ -136,7 +136,7 @@ def test_tiny_cohort_still_has_every_role(cohort):
     assert table.groupby(["fold", "role"]).size().unstack().to_numpy().tolist() == [[2, 1, 1]] * 2
 
 
-def test_the_seed_decides_and_repeats(cohort):
+def test_seed_determines_the_folds(cohort):
     cases = [barcode(k) for k in range(30)]
     options = cohort([source(case) for case in cases], cases)
     first = splits(options)
@@ -146,7 +146,7 @@ def test_the_seed_decides_and_repeats(cohort):
     assert not splits(options | {"seed": 1}).equals(first)
 
 
-def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
+def test_flow_counts_lost_cases_with_reasons(cohort, tmp_path):
     cases = [barcode(k) for k in range(8)]
     rows = [source(case, labelled=k != 0) for k, case in enumerate(cases[:6])]
     rows.append(source(cases[6], "skipped", 0, False, "no mpp: its metadata state none"))
@@ -172,20 +172,20 @@ def test_flow_counts_what_fell_out_and_why(cohort, tmp_path):
     assert flow.lost["with usable images"] == 1 and flow.lost["paired with expression"] == 1
 
 
-def test_case_twice_in_the_expression_table_is_named(cohort):
+def test_rejects_duplicate_case_in_expression(cohort):
     cases = [barcode(k) for k in range(6)]
     with pytest.raises(CohortError, match=f"duplicate case '{cases[3]}'"):
         run(**cohort([source(case) for case in cases], [*cases, cases[3]]))
 
 
-def test_no_paired_case_shows_an_id_from_either_side(cohort):
+def test_no_paired_case_shows_an_id_of_each_table(cohort):
     options = cohort([source(barcode(k)) for k in range(6)], ["TCGA-ZZ-0001"])
     with pytest.raises(CohortError, match=rf"{barcode(0)}.*TCGA-ZZ-0001"):
         run(**options)
     assert not options["output"].exists()
 
 
-def test_fewer_labelled_patients_than_folds_is_refused(cohort):
+def test_rejects_fewer_labelled_patients_than_folds(cohort):
     cases = [barcode(k) for k in range(8)]
     rows = [source(case, labelled=k < 4) for k, case in enumerate(cases)]
     with pytest.raises(CohortError, match="4 labelled patients are too few for 5 folds"):
@@ -194,13 +194,13 @@ def test_fewer_labelled_patients_than_folds_is_refused(cohort):
         run(**cohort(rows, cases) | {"by": "site"})
 
 
-def test_no_usable_image_tells_the_reasons(cohort):
+def test_no_usable_image_lists_the_reasons(cohort):
     rows = [source(barcode(0), "skipped", 0, False, "no mpp: none stated")]
     with pytest.raises(CohortError, match="1 skipped: no mpp"):
         run(**cohort(rows, [barcode(0)]))
 
 
-def test_stratifying_table_must_hold_every_case_once_and_the_column(cohort, tmp_path):
+def test_rejects_stratifying_table_without_a_class_for_each_case(cohort, tmp_path):
     cases = [barcode(k) for k in range(6)]
     options = cohort([source(case) for case in cases], cases)
     options |= {"stratify_table": tmp_path / "t.parquet", "stratify_column": "bit"}
@@ -248,7 +248,7 @@ def test_tables_of_an_earlier_version_are_read(cohort):
         ("TCGA-S9-0001", "TCGA.S9.0001.01A", "'TCGA-S9-0001' and 'TCGA.S9"),
     ],
 )
-def test_cases_that_fall_out_are_named_with_ids_that_look_alike(cohort, said, tmp_path, imaged, expressed, pair):
+def test_unpaired_cases_are_logged_with_similar_ids(cohort, said, tmp_path, imaged, expressed, pair):
     cases = [barcode(k) for k in range(6)]
     options = cohort([source(case) for case in [*cases, imaged]], [*cases, expressed, "OTHER"])
     table = splits(options | {"flow": tmp_path / "flow.csv"})
@@ -270,7 +270,7 @@ def test_cases_that_fall_out_are_named_with_ids_that_look_alike(cohort, said, tm
     ],
 )
 @pytest.mark.parametrize("where", ["sources", "expression"])
-def test_one_patient_written_in_two_ways_is_refused(cohort, extra, message, where):
+def test_rejects_one_patient_written_in_two_ways(cohort, extra, message, where):
     cases = [barcode(k) for k in range(6)]
     options = cohort([source(case) for case in cases], cases)
     table = pd.read_parquet(options[where])
@@ -326,7 +326,7 @@ def test_every_fold_trains_and_chooses_on_patients_with_tumour(cohort, seed):
     assert (with_tumour[["train", "val", "test"]] >= 1).all().all()
 
 
-def test_too_few_patients_with_tumour_are_refused(cohort):
+def test_rejects_too_few_patients_with_tumour(cohort):
     cases = [barcode(k) for k in range(20)]
     rows = [source(case, has_tumour=k < 2) for k, case in enumerate(cases)]
     with pytest.raises(

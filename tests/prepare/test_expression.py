@@ -41,13 +41,13 @@ def test_genes_are_in_genomic_order_and_par_y_apart(cohort):
     assert pq.read_table(cohort.output)["aliquot"].to_pylist()[0] == "TCGA-S1-0001-01A-11R-1"
 
 
-def test_twins_of_an_old_release_are_apart_too(tmp_path):
+def test_keeps_par_y_genes_of_an_old_release_apart(tmp_path):
     genes = [*GENES[:5], ("ENSGR0000182378.10", *GENES[5][1:])]
     _, table = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6}, genes, "GENCODE v22").build()
     assert table.gene_id.tolist()[2::2] == ["ENSG00000182378", "ENSGR0000182378"]
 
 
-def test_ids_that_collide_without_their_versions_are_refused(tmp_path):
+def test_rejects_ids_that_collide_without_versions(tmp_path):
     genes = [*GENES[:5], ("ENSG00000182378.16", *GENES[5][1:])]
     with pytest.raises(ExpressionError, match="duplicate gene 'ENSG00000182378'"):
         Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6}, genes).build()
@@ -62,14 +62,14 @@ def test_tpm_is_recomputed_over_the_kept_genes(cohort):
     assert np.allclose(linear(everything).sum(axis=1), 1e6, rtol=1e-5)
 
 
-def test_counts_are_left_as_they_are(cohort):
+def test_counts_are_unchanged(cohort):
     values, genes = cohort.build(gene_types=[], unit="counts")
     assert genes.gene_name.tolist() == ["NOISE", "SECOND", "TENTH", "PAR", "LAST", "PAR"]
     assert values.loc["TCGA-S1-0002"].tolist() == [900, 5, 0, 7, 10, 1]
     assert pq.read_schema(cohort.output).metadata[b"unit"] == b"counts"
 
 
-def test_upper_quartile_is_of_expressed_autosomal_coding_genes_whatever_is_kept(tmp_path):
+def test_upper_quartile_uses_all_expressed_autosomal_coding_genes(tmp_path):
     """TENTH, SECOND and two more are autosomal and coding; one of them is not expressed."""
     more = [(f"ENSG0000000{k}.1", f"MORE{k}", "protein_coding", "chr3", [(1, 50)]) for k in (1000, 2000)]
     cohort = Cohort(tmp_path, {"TCGA-S1-0001": [10, 8, 5, 900, 7, 1, 0, 4]}, [*GENES, *more])
@@ -82,7 +82,7 @@ def test_upper_quartile_is_of_expressed_autosomal_coding_genes_whatever_is_kept(
     assert pq.read_schema(cohort.output).metadata[b"unit"] == b"log2(FPKM-UQ+1)"
 
 
-def test_list_of_genes_takes_the_place_of_their_types(cohort):
+def test_gene_list_replaces_gene_types(cohort):
     (cohort.folder / "list.txt").write_text("NOISE\nENSG00000000003\nPAR\n")
     values, genes = cohort.build(genes=cohort.folder / "list.txt")
     assert genes.gene_name.tolist() == ["NOISE", "PAR", "LAST", "PAR"]
@@ -94,7 +94,7 @@ def test_list_of_genes_takes_the_place_of_their_types(cohort):
 
 @pytest.mark.parametrize("versions", [True, False])
 @pytest.mark.parametrize("suffix", ["tsv", "parquet"])
-def test_table_of_positions_serves_as_the_gtf_does(cohort, suffix, versions):
+def test_position_table_gives_the_same_result_as_gtf(cohort, suffix, versions):
     cohort.build()
     expected = cohort.written()
     frame = places().assign(chromosome=lambda frame: frame.chromosome.str.removeprefix("chr"))
@@ -110,7 +110,7 @@ def test_table_of_positions_serves_as_the_gtf_does(cohort, suffix, versions):
     assert cohort.written() == expected
 
 
-def test_positions_without_lengths_serve_for_counts_alone(cohort):
+def test_positions_without_lengths_allow_counts_only(cohort):
     cohort.annotation = cohort.folder / "places.csv"
     places(lengths=False).to_csv(cohort.annotation, index=False)
     values, _ = cohort.build(unit="counts")
@@ -124,7 +124,7 @@ def test_positions_without_lengths_serve_for_counts_alone(cohort):
 
 
 @pytest.mark.parametrize("case_id", ["TCGA-S1-0001", "TCGA-S1-0002"])
-def test_table_cut_at_the_end_of_a_line_is_named(cohort, case_id):
+def test_rejects_table_cut_at_the_end_of_a_line(cohort, case_id):
     path = cohort.path(case_id)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
     with pytest.raises(ExpressionError, match=rf"{case_id}\.tsv lists 4 (genes but .* 6|of the annotation's 6)"):
@@ -132,7 +132,7 @@ def test_table_cut_at_the_end_of_a_line_is_named(cohort, case_id):
     assert not cohort.output.exists()
 
 
-def test_table_shorter_than_its_manifest_says_is_named_though_it_is_alone(tmp_path):
+def test_rejects_table_shorter_than_its_manifest_says(tmp_path):
     cohort = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6})
     path = cohort.path("TCGA-S1-0001")
     cohort.annotation = tmp_path / "places.csv"
@@ -144,13 +144,13 @@ def test_table_shorter_than_its_manifest_says_is_named_though_it_is_alone(tmp_pa
         cohort.build()
 
 
-def test_table_unlike_the_first_is_named(cohort):
+def test_rejects_table_of_another_gene_model(cohort):
     cohort.path("TCGA-S1-0002").write_text(star_text([1] * 6, model="GENCODE v22"))
     with pytest.raises(ExpressionError, match=r"0002\.tsv counts the genes of GENCODE v22, but .*0001\.tsv those of"):
         cohort.build()
 
 
-def test_table_without_reads_is_named_where_a_unit_needs_some(cohort):
+def test_rejects_table_without_reads_unless_counts_are_kept(cohort):
     cohort.path("TCGA-S1-0002").write_text(star_text([0, 0, 0, 9, 0, 0]))
     with pytest.raises(ExpressionError, match=r"0002\.tsv counts no read in any kept gene"):
         cohort.build()
@@ -165,7 +165,7 @@ def test_missing_table_is_named(cohort):
         cohort.build()
 
 
-def test_annotation_must_be_that_of_the_counts(cohort):
+def test_rejects_annotation_of_other_genes(cohort):
     cohort.annotation = cohort.folder / "other.gtf"
     cohort.annotation.write_text(gtf_text(GENES[1:]))
     with pytest.raises(ExpressionError, match=r"1 genes of .* are not in the annotation .*, ENSG00000000003\.15 the"):
@@ -182,12 +182,12 @@ def test_annotation_must_be_that_of_the_counts(cohort):
         ({"gene_types": ["coding"]}, "no gene is of the type 'coding'; the types are lncRNA, protein_coding"),
     ],
 )
-def test_unknown_option_lists_the_known(cohort, options, message):
+def test_rejects_unknown_gene_type(cohort, options, message):
     with pytest.raises(ExpressionError, match=message):
         cohort.build(**options)
 
 
-def test_case_with_two_tables_is_named(cohort):
+def test_rejects_case_with_two_tables(cohort):
     cohort.rows[1]["case_id"] = "TCGA-S1-0002"
     with pytest.raises(ExpressionError, match="TCGA-S1-0002 has two STAR tables"):
         cohort.build()
@@ -214,7 +214,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
         assert cohort.written() == first
 
 
-def test_the_first_bad_table_is_named_whatever_the_number_of_workers(tmp_path):
+def test_first_bad_table_is_named_with_any_number_of_workers(tmp_path):
     cohort = many(tmp_path)
     for number in (11, 12, 13):
         cohort.path(f"TCGA-S1-{number:04d}").write_text("bad")
@@ -223,7 +223,7 @@ def test_the_first_bad_table_is_named_whatever_the_number_of_workers(tmp_path):
             cohort.build(workers=workers)
 
 
-def test_no_more_than_a_few_tables_are_ahead_of_the_writer(tmp_path, monkeypatch):
+def test_readers_wait_for_a_slow_writer(tmp_path, monkeypatch):
     """What bounds the memory: readers wait for a writer that is slow."""
     cohort, read, added, ahead = many(tmp_path), expression.read_star, [], []
     writer = expression.profile_writer
@@ -272,7 +272,7 @@ def mgi(cohort, *arguments):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def test_command_keeps_coding_genes_unless_told_otherwise(cohort):
+def test_command_keeps_coding_genes_by_default(cohort):
     for arguments, count in (((), 5), (("--gene-type", "all"), 6), (("--gene-type", "lncRNA"), 1)):
         assert mgi(cohort, *arguments).returncode == 0
         assert len(read_expression(cohort.output)[1]) == count
@@ -282,7 +282,7 @@ def test_command_keeps_coding_genes_unless_told_otherwise(cohort):
     assert read_expression(cohort.output)[0].to_numpy().tolist() == [[1], [10]]
 
 
-def test_command_takes_either_a_list_or_types(cohort):
+def test_command_rejects_gene_list_with_gene_types(cohort):
     done = mgi(cohort, "--genes", "list.txt", "--gene-type", "lncRNA")
     assert done.returncode == 2 and "give --gene-type or --genes" in done.stderr.replace("\n", " ")
     done = mgi(cohort, "--unit", "fpkm")
@@ -349,7 +349,7 @@ def close(ours, told):
 
 
 @pytest.mark.parametrize(("unit", "column"), [("log2-tpm", "tpm_unstranded"), ("log2-fpkm-uq", "fpkm_uq_unstranded")])
-def test_real_table_gives_its_own_columns_back(real, real_cohort, unit, column):
+def test_real_table_reproduces_its_own_columns(real, real_cohort, unit, column):
     """With every gene kept, what we compute from the real table's counts is what the GDC computed."""
     _, table = real
     values, genes = real_cohort.build(gene_types=[], unit=unit)
@@ -360,14 +360,14 @@ def test_real_table_gives_its_own_columns_back(real, real_cohort, unit, column):
     assert agree.all()
 
 
-def test_real_counts_come_out_exactly(real, real_cohort):
+def test_real_counts_are_exact(real, real_cohort):
     _, table = real
     values, _ = real_cohort.build(gene_types=[], unit="counts")
     row = values.iloc[0][table.gene_id.str.replace(r"\.\d+", "", regex=True)]
     assert np.array_equal(row.to_numpy(), table.unstranded)
 
 
-def test_simulated_tables_give_their_own_columns_back(tmp_path):
+def test_simulated_tables_reproduce_their_own_columns(tmp_path):
     simulate_cohort(tmp_path / "sim", cases=2, seed=3, genes=1000, slide_px=512, workers=1)
     annotation = read_gtf(next((tmp_path / "sim/data").glob("*/*.gtf.gz")))
     cohort = Cohort(tmp_path, {})

@@ -42,7 +42,7 @@ def test_gtf_gives_places_and_lengths(gtf, tmp_path):
         read_gtf(tmp_path / "foreign.gtf")
 
 
-def test_gtf_cut_before_a_gene_has_its_exons_is_named(tmp_path):
+def test_rejects_gtf_cut_before_a_genes_exons(tmp_path):
     text = gtf_text()
     path = tmp_path / "cut.gtf"
     path.write_text(text[: text.rindex("\n", 0, text.rindex("exon") - 1) + 1])
@@ -62,13 +62,13 @@ def test_gtf_cut_before_a_gene_has_its_exons_is_named(tmp_path):
         (gtf_text().replace('gene_id "ENSG00000000005.6"', ""), "has no gene_id; give the annotation as GENCODE"),
     ],
 )
-def test_gtf_without_what_it_needs_is_refused(tmp_path, text, message):
+def test_rejects_incomplete_gtf(tmp_path, text, message):
     (tmp_path / "bad.gtf").write_text(text)
     with pytest.raises(ExpressionError, match=rf"bad\.gtf.* {message}"):
         read_gtf(tmp_path / "bad.gtf")
 
 
-def test_gtf_and_table_say_the_same(gtf, tmp_path):
+def test_gtf_and_table_agree(gtf, tmp_path):
     places().to_csv(tmp_path / "places.tsv", sep="\t", index=False)
     from_gtf, from_table = (read_places(path, "gene_id") for path in (gtf, tmp_path / "places.tsv"))
     pd.testing.assert_frame_equal(from_gtf, from_table, check_dtype=False, check_index_type=False)
@@ -106,7 +106,7 @@ def test_scaffolds_keep_their_names_and_come_after_the_chromosomes(tmp_path):
     assert read_places(tmp_path / "places.csv", "gene_name").chromosome.tolist() == ["chr3", "chrM", "KI270728.1"]
 
 
-def test_symbol_of_several_places_takes_the_first_and_an_id_must_have_one(tmp_path):
+def test_symbol_takes_its_first_place_and_duplicate_id_is_rejected(tmp_path):
     frame = pd.DataFrame({"gene_name": ["G", "G"], "chromosome": ["Y", "2"], "start": [2, 9]})
     frame.to_csv(tmp_path / "places.csv", index=False)
     assert read_places(tmp_path / "places.csv", "gene_name").loc["G"].tolist() == ["chr2", 9]
@@ -129,7 +129,7 @@ def test_symbol_of_several_places_takes_the_first_and_an_id_must_have_one(tmp_pa
         (lambda frame: frame.replace({"length": {40: 0}}), "length of ENSG00000000419.13 is 0, not above 0"),
     ],
 )
-def test_bad_table_of_positions_is_refused(tmp_path, change, message):
+def test_rejects_bad_table_of_positions(tmp_path, change, message):
     path = tmp_path / "places.tsv"
     change(places()).to_csv(path, sep="\t", index=False)
     with pytest.raises(ExpressionError, match=message):
@@ -167,7 +167,7 @@ def test_list_names_genes_by_id_or_symbol(tmp_path, text, kept):
         (b"\xff\xfe\x00", r"genes\.txt is no list of genes, a text file of one a line"),
     ],
 )
-def test_list_that_cannot_be_followed_is_refused(tmp_path, content, message):
+def test_rejects_bad_gene_list(tmp_path, content, message):
     (tmp_path / "genes.txt").write_bytes(content)
     with pytest.raises(ExpressionError, match=message):
         find_listed_genes(tmp_path / "genes.txt", NAMES)

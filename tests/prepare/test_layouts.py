@@ -4,6 +4,7 @@ import contextlib
 import gzip
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,7 +74,7 @@ def test_text_from_a_spreadsheet_is_read(read, encoding):
     check(read(gzip.compress(columns([f" {case} " for case in OWN]).encode()), "table.csv.gz"), OWN)
 
 
-def test_transposed_table_whose_corner_says_case_id_is_known_by_its_genes(read):
+def test_transposed_table_with_case_id_corner_is_recognised_by_its_genes(read):
     check(read(rows(OWN, corner="case_id")), OWN)
 
 
@@ -106,7 +107,7 @@ def test_cbioportal_firehose_and_tcgabiolinks(read, said):
     check(read(biolinks.removeprefix("gene ")), CASES)
 
 
-def test_several_values_of_each_sample_are_refused(read):
+def test_rejects_several_values_of_each_sample(read):
     cases = [name for name in BARCODES[:3] for _ in range(2)]
     head, body = rows(cases).split("\n", 1)
     with pytest.raises(ExpressionError, match="several values of each sample, 'raw_count', 'scaled_estimate': give"):
@@ -151,7 +152,7 @@ def test_biomart_and_gff3_give_positions(read, tmp_path):
     check(read(columns(OWN), places=tmp_path / "genes.gff3"), OWN)
 
 
-def test_table_that_tells_positions_needs_no_others(read):
+def test_table_with_positions_needs_no_others(read):
     genes = [f"{gene}\tchr1\t{k}" for k, gene in enumerate(GENES)]
     check(read(rows(BARCODES, genes, "gene\tchromosome\tstart"), places=None), CASES)
     with pytest.raises(ExpressionError, match="does not say where its genes lie: give their positions"):
@@ -173,7 +174,24 @@ def test_h5ad_and_its_own_export(read, tmp_path, positions):
             read(content, "cut.h5ad")
 
 
-def test_decimal_commas_and_thousands_are_read_where_they_leave_no_doubt(read, said):
+def test_h5ad_that_reads_from_another_file_is_rejected(read, tmp_path):
+    with h5py.File(tmp_path / "linked.h5ad", "w") as file:
+        file["X"] = h5py.ExternalLink("secret.h5", "/X")
+    with pytest.raises(ExpressionError, match="reads from other files: 'X'"):
+        read((tmp_path / "linked.h5ad").read_bytes(), "linked.h5ad")
+
+
+def test_ids_of_parquet_are_text_or_whole_numbers(read, tmp_path):
+    frame = pd.DataFrame(VALUES, columns=GENES)
+    for ids, expected in ((OWN, OWN), (pd.Categorical(OWN), OWN), (range(6), list("012345"))):
+        frame.assign(case_id=ids).to_parquet(tmp_path / "ids.parquet")
+        check(read((tmp_path / "ids.parquet").read_bytes(), "t.parquet"), expected)
+    frame.assign(case_id=np.arange(6.0)).set_index("case_id").to_parquet(tmp_path / "ids.parquet")
+    with pytest.raises(ExpressionError, match="case ids are stored as decimal numbers; store them as text"):
+        read((tmp_path / "ids.parquet").read_bytes(), "t.parquet")
+
+
+def test_reads_unambiguous_decimal_commas_and_thousands(read, said):
     commas = rows(OWN).replace(".", ",").replace("AC114488,2", "AC114488.2").replace("x,4", "x.4")
     check(read(commas), OWN)
     assert "commas in numbers are read as decimal commas" in said()
@@ -200,15 +218,16 @@ def test_decimal_commas_and_thousands_are_read_where_they_leave_no_doubt(read, s
         (columns(OWN, ["TP53", "age", "OS.time", "1-Mar", "EGFR"]), "genes are no genes: 'age', 'OS.time', '1-Mar'"),
         (columns(OWN).replace(str(VALUES[2, 1]), "NA"), "1 genes lack a value .*: 'EGFR'"),
         (rows(OWN).replace("EGFR", ""), "1 rows have no name of a gene: line 3; name them"),
+        (columns([]), "has a header but no rows"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_by_name(read, tmp_path, content, message):
+def test_rejects_faulty_tables_by_name(read, tmp_path, content, message):
     with pytest.raises(ExpressionError, match=message):
         read(content)
     assert not (tmp_path / "expression.parquet").exists()
 
 
-def test_what_cannot_be_used_is_left_out_by_option(read, said):
+def test_leaves_out_unusable_rows_and_columns_by_option(read, said):
     text = columns([*BARCODES[:5], "TCGA-A6-A10"], [*GENES[:4], "age"])
     values = read(text, leave_out=True)
     assert values.index.tolist() == CASES[:5] and len(values.columns) == 4
@@ -232,7 +251,7 @@ def test_rows_of_one_gene_follow_the_stated_rule(read, said, rule, chosen):
     assert "2 genes have several rows or columns; of each" in said() and "'TP53', 'EGFR'" in said()
 
 
-def test_unit_is_asked_for_where_several_fit_and_checked_where_stated(read):
+def test_ambiguous_unit_is_asked_for_and_stated_unit_checked(read):
     deviations = np.array([[1], [3], [0.2], [2], [9]])
     centred = np.random.default_rng(1).normal(0, deviations, (5, 6)).round(3)
     lines = [["gene", *OWN], *([gene, *map(str, row)] for gene, row in zip(GENES, centred, strict=True))]

@@ -75,7 +75,7 @@ def millions(frame):
         (lambda frame: (frame.abs() * 5000).round().astype(int), "counts", "none"),
     ],
 )
-def test_what_the_values_were_taken_for_is_said_and_recorded(tmp_path, positions, said, change, unit, fitted):
+def test_unit_is_logged_and_recorded(tmp_path, positions, said, change, unit, fitted):
     path = stored(change(matrix(cases=60, genes=4)), tmp_path, "parquet")
     import_table(path, positions, tmp_path / "expression.parquet")
     metadata = pq.read_schema(tmp_path / "expression.parquet").metadata
@@ -89,7 +89,7 @@ def samples(*barcodes):
 
 
 @pytest.mark.parametrize("way", ["parquet", "transposed", "case_id"])
-def test_normal_tissue_and_controls_are_left_out_and_said_to_be(tmp_path, positions, said, way):
+def test_normal_tissue_and_controls_are_left_out_and_logged(tmp_path, positions, said, way):
     frame = samples("TCGA-S1-0002-11A", "TCGA-S1-0002-01A", "TCGA-S1-0001-06A", "TCGA-S1-0003-11A", "TCGA-S1-0004-20A")
     import_table(stored(frame, tmp_path, way), positions, tmp_path / "expression.parquet")
     values, _ = read_expression(tmp_path / "expression.parquet")
@@ -100,7 +100,7 @@ def test_normal_tissue_and_controls_are_left_out_and_said_to_be(tmp_path, positi
     assert "3 of 5 samples are normal tissue or controls and are left out" in said()
 
 
-def test_of_several_samples_a_primary_tumour_and_then_the_lowest_barcode_is_kept(tmp_path, positions, said):
+def test_keeps_primary_tumour_then_lowest_barcode_of_a_case(tmp_path, positions, said):
     frame = samples(
         "TCGA-S1-0001-02A-11R", "TCGA-S1-0001-01B-11R", "TCGA-S1-0001-01A-21R", "TCGA-S1-0001-01A-11R",
         "TCGA-S1-0002-06B", "TCGA-S1-0002-06A", "TCGA-S1-0003",
@@ -113,7 +113,7 @@ def test_of_several_samples_a_primary_tumour_and_then_the_lowest_barcode_is_kept
     assert "4 samples are of cases that have another; a primary tumour, then the lowest barcode, is kept" in said()
 
 
-def test_table_of_normal_tissue_alone_is_refused(tmp_path, positions):
+def test_rejects_table_of_normal_tissue(tmp_path, positions):
     path = stored(samples("TCGA-S1-0001-11A", "TCGA-S1-0002-11A"), tmp_path, "csv")
     with pytest.raises(ExpressionError, match=r"t\.csv holds no tumour sample: .*, such as TCGA-S1-0001-11A"):
         import_table(path, positions, tmp_path / "expression.parquet")
@@ -129,7 +129,7 @@ def test_genes_known_by_ensembl_id_are_placed_by_it(tmp_path):
     assert genes.gene_name.tolist() == ["ENSG00000000005.6", "ENSG00000000003.15"]
 
 
-def test_gtf_gives_positions_too(tmp_path):
+def test_gtf_gives_positions(tmp_path):
     (tmp_path / "genes.gtf").write_text(gtf_text())
     frame = samples("TCGA-S1-0001", "TCGA-S1-0002").set_axis(["LAST", "SECOND"], axis=1)
     import_table(stored(frame, tmp_path, "csv"), tmp_path / "genes.gtf", tmp_path / "expression.parquet")
@@ -169,13 +169,13 @@ def named(rows, columns):
         ),
     ],
 )
-def test_nameless_overflowing_empty_and_foreign_tables_are_refused(tmp_path, positions, bad, said):
+def test_rejects_nameless_overflowing_and_empty_tables(tmp_path, positions, bad, said):
     bad.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ExpressionError, match=said):
         import_table(tmp_path / "t.parquet", positions, tmp_path / "expression.parquet")
 
 
-def test_bad_tables_are_refused(tmp_path, positions):
+def test_rejects_bad_tables(tmp_path, positions):
     frame = matrix()
     holed = frame.copy()
     holed.iloc[0, 1] = np.nan
@@ -211,7 +211,7 @@ def test_bad_tables_are_refused(tmp_path, positions):
         ("tcga-pancancer/expression_zscore", (5219, 1526), b"z-score", 2),
     ],
 )
-def test_real_table_is_imported_whole(data_dir, tmp_path, name, shape, unit, unplaced):
+def test_imports_real_table(data_dir, tmp_path, name, shape, unit, unplaced):
     table, positions = data_dir / f"{name}.parquet", data_dir / "genes" / "gene_positions_gencode_v27_hg38.tsv.gz"
     import_table(table, positions, tmp_path / "expression.parquet")
     values, genes = read_expression(tmp_path / "expression.parquet")

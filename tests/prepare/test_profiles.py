@@ -40,7 +40,7 @@ def grouped(path, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["path", "grouped"])
-def test_reader_gives_each_case_its_own_values(which, request):
+def test_reader_returns_each_cases_values(which, request):
     reader = CaseReader(request.getfixturevalue(which))
     assert list(reader) == CASES and len(reader) == 9 and reader.genes == 5
     for row in np.random.default_rng(1).permutation(9):
@@ -75,14 +75,14 @@ def test_frame_is_named_by_cases_and_genes(path):
     assert np.array_equal(values, VALUES)
 
 
-def test_failed_writing_leaves_nothing(tmp_path):
+def test_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), profile_writer(tmp_path / "e.parquet", genes_of(5), "log2") as add:
         add(CASES[0], None, VALUES[0])
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_table_that_is_none_is_refused(path, tmp_path):
+def test_rejects_foreign_table(path, tmp_path):
     with pytest.raises(MissingInputError, match=r"expression table not found: .*absent\.parquet"):
         CaseReader(tmp_path / "absent.parquet")
     write_table(pd.DataFrame({"case_id": CASES}), tmp_path / "short.parquet")
@@ -104,13 +104,13 @@ def test_table_that_is_none_is_refused(path, tmp_path):
         read_matrix(tmp_path / "twice.parquet")
 
 
-def test_matrix_that_disagrees_with_its_genes_is_refused(path):
+def test_rejects_table_of_other_genes(path):
     write_table(pa.Table.from_pandas(genes_of(4)), path.with_name("genes.parquet"))
     with pytest.raises(ExpressionError, match=r"has 5 genes but .* 4; they are of different cohorts"):
         read_expression(path)
 
 
-def test_h5ad_holds_the_same_table(path, tmp_path):
+def test_h5ad_equals_the_table(path, tmp_path):
     write_h5ad(path, tmp_path / "cohort.h5ad")
     found = anndata.read_h5ad(tmp_path / "cohort.h5ad")
     assert found.obs_names.tolist() == CASES and found.var_names.tolist() == [f"G{k}" for k in range(5)]
@@ -121,6 +121,6 @@ def test_h5ad_holds_the_same_table(path, tmp_path):
 
 def test_h5ad_without_anndata_names_the_remedy(path, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "anndata", None)
-    with pytest.raises(MissingPackageError, match="needs the package anndata; install it with: pip install anndata"):
+    with pytest.raises(MissingPackageError, match="need the package anndata; install it with: pip install anndata"):
         write_h5ad(path, tmp_path / "cohort.h5ad")
     assert not (tmp_path / "cohort.h5ad").exists()

@@ -1,17 +1,21 @@
 """Slides cut into tiles of one physical size."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image, ImageDraw
 
 from mgi.codecs import decode_image, decode_mask
 from mgi.config import TileOptions
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.masks import stitch
-from mgi.prepare import reader
+from mgi.prepare import isolation, reader, slides
 from mgi.prepare.slides import preview, tile_slides
 from mgi.prepare.tissue import tissue_mask
 from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA
@@ -259,3 +263,110 @@ def test_preview_outlines_the_tissue(slide, tmp_path):
     (tmp_path / "bad.svs").write_text("no slide")
     with pytest.raises(SlideError, match=r"bad\.svs"):
         preview(tmp_path / "bad.svs", tmp_path / "p.png", options())
+
+
+def test_stated_mpp_beats_the_file_and_an_implausible_one_is_called_so(tmp_path):
+    table = tmp_path / "mpp.csv"
+    table.write_text(f"slide,mpp\n{CASE}.svs,0.5\n")
+    for stated in (2.0, 0.0, 499.0, 352.778):
+        path = write_slide(tmp_path / f"{stated}" / f"{CASE}.svs", tissue_picture(512, 512), stated)
+        tiled([path], tmp_path / "t.parquet", tmp_path / "s.parquet", mpp_table=str(table))
+        (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+        assert (row["status"], row["mpp"], row["mpp_from"]) == ("ok", 0.5, "table")
+        tiled([path], tmp_path / "t.parquet", tmp_path / "s.parquet")
+        (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+        assert row["reason"].split(":")[0] in ("too coarse" if stated == 2 else "implausible mpp", "no mpp")
+        if stated != 2:
+            tiled([path], tmp_path / "t.parquet", tmp_path / "s.parquet", default_mpp=0.5)
+            assert pq.read_table(tmp_path / "s.parquet")["mpp_from"].to_pylist() == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({"mpp-x": "0.25", "mpp-y": "0.25"}, (0.25, "metadata")),
+        ({"mpp-x": "0.25", "mpp-y": "0.25", "vendor": "generic-tiff"}, (0.4, "default")),
+        ({"mpp-x": "264.58", "mpp-y": "264.58", "vendor": "generic-tiff"}, (0.4, "default")),
+        ({"mpp-x": "0.25", "mpp-y": "0.5"}, (0.4, "default")),
+        ({"mpp-x": "nan", "mpp-y": "0.25"}, (0.4, "default")),
+        ({"mpp-x": "-0.25", "mpp-y": "-0.25"}, (0.4, "default")),
+        ({"mpp-x": "a", "mpp-y": "0.25"}, (0.4, "default")),
+        ({}, (0.4, "default")),
+    ],
+)
+def test_default_stands_in_for_what_the_file_does_not_state(properties, expected):
+    properties = {f"openslide.{key}": value for key, value in properties.items()}
+    found = reader.resolve_mpp(properties, 0.5, default_mpp=0.4)
+    assert (found.mpp, found.source) == expected
+    stated = reader.resolve_mpp(properties, 0.5, 0.4, stated_mpp=0.3)
+    assert (stated.mpp, stated.source) == (0.3, "table")
+
+
+def test_slide_that_hangs_or_crashes_the_reader_costs_itself_alone(slide, tmp_path, monkeypatch):
+    hanging, crashing, greedy = (
+        write_slide(tmp_path / f"TCGA-S1-000{k}.svs", tissue_picture(512, 512), 0.5) for k in (2, 3, 4)
+    )
+    real = slides.open_slide
+
+    def opened(path):
+        if path == hanging:
+            time.sleep(60)
+        if path == crashing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path == greedy:
+            np.ones(2**40, np.uint8)
+        return real(path)
+
+    monkeypatch.setattr(slides, "open_slide", opened)
+    monkeypatch.setattr(isolation.run_isolated, "__kwdefaults__", {"stall_s": 5.0, "time_limit_s": 60.0})
+    tiled([hanging, crashing, greedy, slide], tmp_path / "t.parquet", tmp_path / "s.parquet")
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "failed", "failed", "failed"]
+    reasons = [row["reason"] for row in rows[1:]]
+    assert "did nothing for 5 s" in reasons[0] and "SIGKILL" in reasons[1] and "GiB" in reasons[2]
+
+
+def test_header_that_claims_too_much_is_refused_before_anything_is_allocated(tmp_path):
+    tifffile.imwrite(
+        tmp_path / f"{CASE}.tif",
+        (np.zeros((64, 64, 3), np.uint8) for _ in range(4)),
+        shape=(128, 128, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb",
+    )  # fmt: skip
+    path = tmp_path / f"{CASE}.tif"
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for name in ("ImageWidth", "ImageLength"):
+            offset = tiff.pages[0].tags[name].valueoffset
+            content[offset : offset + 2] = (60000).to_bytes(2, "little")
+    path.write_bytes(content)
+    tiled([path], tmp_path / "t.parquet", tmp_path / "s.parquet", default_mpp=0.5)
+    (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert row["status"] in ("skipped", "failed") and row["n_images"] == 0
+
+
+def test_slides_with_dots_in_their_names_have_their_own_annotations(tmp_path):
+    (tmp_path / "notes").mkdir()
+    paths = []
+    for letter, edge in (("A", 320), ("B", 448)):
+        paths.append(write_slide(tmp_path / f"S21.1234.{letter}.svs", tissue_picture(512, 512), 0.5))
+        ring = [[64, 64], [edge, 64], [edge, edge], [64, edge], [64, 64]]
+        (tmp_path / "notes" / f"S21.1234.{letter}.geojson").write_text(
+            json.dumps({"type": "Polygon", "coordinates": [ring]})
+        )
+    tile_slides(paths, ["p", "q"], tmp_path / "t.parquet", options(annotations=str(tmp_path / "notes")), tmp_path / "s")
+    assert pq.read_table(tmp_path / "s")["tumour_px"].to_pylist() == [256**2, 384**2]
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (700, 611)])
+def test_native_tiles_are_the_pixels_of_openslide(tmp_path, size):
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    path = write_slide(tmp_path / f"{CASE}.svs", noise, 0.5)
+    with reader.open_slide(path) as slide:
+        assert 0 in slide.native
+        for level in slide.native:
+            width, height = slide.level_dimensions[level]
+            expected = np.asarray(slide.read_region((0, 0), level, (width, height)))[..., :3]
+            assert np.array_equal(slide.native[level].read(0, 0, width, height), expected)
+            x, y = width // 5, height // 7
+            window = slide.native[level].read(x, y, width // 2, height // 3)
+            assert np.array_equal(window, expected[y : y + height // 3, x : x + width // 2])

@@ -49,7 +49,7 @@ def lines(text):
     return text.splitlines(keepends=True)
 
 
-def test_gzipped_table_is_read_and_a_cut_one_named(path, other):
+def test_reads_gzipped_table_and_rejects_a_cut_one(path, other):
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert read_star(path).counts.tolist() == read_star(path, like=other).counts.tolist() == COUNTS
     path.write_bytes(path.read_bytes()[:-40])
@@ -58,21 +58,21 @@ def test_gzipped_table_is_read_and_a_cut_one_named(path, other):
 
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
-def test_table_cut_anywhere_is_named(path, share):
+def test_rejects_table_cut_anywhere(path, share):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(ExpressionError, match=r"one\.tsv"):
         read_star(path)
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-def test_table_cut_within_its_last_value_is_named(path, missing):
+def test_rejects_table_cut_within_its_last_value(path, missing):
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(ExpressionError, match=r"one\.tsv is cut short: its last line is incomplete; fetch it again"):
         read_star(path)
 
 
 @pytest.mark.parametrize("kept", range(1, 12))
-def test_table_cut_at_the_end_of_a_line_is_named(path, other, kept):
+def test_rejects_table_cut_at_the_end_of_a_line(path, other, kept):
     path.write_text("".join(lines(path.read_text())[:kept]))
     with pytest.raises(ExpressionError, match=r"one\.tsv"):
         read_star(path, like=other)
@@ -96,7 +96,7 @@ def test_table_cut_at_the_end_of_a_line_is_named(path, other, kept):
         (lambda text: "".join(lines(text)[:2] + lines(text)[6:]), "lines 3 to 6 are not the counters"),
     ],
 )
-def test_foreign_table_is_refused_with_what_is_wrong(path, change, message):
+def test_rejects_foreign_table_with_the_reason(path, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(ExpressionError, match=message) as refused:
         read_star(path)
@@ -122,7 +122,7 @@ def test_foreign_table_is_refused_with_what_is_wrong(path, change, message):
         ),
     ],
 )
-def test_table_unlike_another_is_told_apart(path, other, change, message):
+def test_rejects_table_unlike_another(path, other, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(ExpressionError, match=message):
         read_star(path, like=other)
@@ -147,7 +147,7 @@ def test_missing_table_is_named(tmp_path):
         read_star(tmp_path / "absent.tsv")
 
 
-def test_real_table_is_read_whole(data_dir):
+def test_reads_real_table(data_dir):
     table = read_star(next((data_dir / "gdc").glob("*star_gene_counts.tsv.gz")))
     assert table.model == "GENCODE v36" and len(table.counts) == table.genes.num_rows == 60660
     assert table.genes["gene_id"][0].as_py() == "ENSG00000000003.15" and table.counts[0] == 1715

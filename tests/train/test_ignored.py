@@ -48,3 +48,12 @@ def test_validation_does_not_count_ignored_pixels(images, monkeypatch):
     )
     dice, loss = score(None, images, NO_PROFILES, (0.5,), CPU)
     assert dice[0] == 1 and loss == pytest.approx(-np.log(0.9), rel=1e-5)
+
+
+def test_probability_at_the_threshold_is_tumour(images, monkeypatch):
+    probability = np.full((len(images), PX, PX), 0.25, np.float32)
+    probability[:, :, : PX // 2] = 0.5
+    monkeypatch.setattr(
+        validation, "predict_probabilities", lambda *inputs: iter([(np.arange(len(images)), probability)])
+    )
+    assert score(None, images, NO_PROFILES, (0.5, 0.25), CPU)[0].tolist() == pytest.approx([1, 2 / 3])

@@ -148,10 +148,11 @@ def test_full_disk_is_one_sentence_and_keeps_the_state_before(kind, run, finetun
 
 def test_removes_what_a_killed_process_left_half_written(run, tmp_path):
     (tmp_path / "run").mkdir()
-    leftover = tmp_path / "run" / f".{LAST}.12ab34cd.part"
-    leftover.write_bytes(b"half")
-    run(tmp_path / "run")
-    assert not leftover.exists()
+    leftovers = [tmp_path / "run" / f".{name}.12ab34cd.part" for name in (LAST, "model.safetensors")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    run(tmp_path / "run", steps=1)
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 @pytest.mark.parametrize("moment", ["step", "validation"])

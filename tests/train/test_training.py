@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import mgi
 from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
+from mgi.config import FinetuneOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
 from mgi.tables import write_table
@@ -57,8 +58,10 @@ def test_does_not_resume_another_configuration(cohort, pretrained, finetune_opti
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+# What is changed in a table, and in which row: the images of a case are six, validation cases come fifth and sixth.
 CORRECTIONS = {
     "nothing": ("images/all.parquet", "image", lambda png: png),
+    "validation image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "image": ("images/all.parquet", "image", lambda png: encode_png(255 - decode_image(png))),
     "mask": ("images/all.parquet", "mask", lambda png: encode_mask(1 - decode_mask(png))),
     "expression": ("expression.parquet", "values", lambda values: [values[0] + 1, *values[1:]]),
@@ -85,7 +88,8 @@ def test_resumes_on_the_same_data_only(
     name, column, change = CORRECTIONS[corrected]
     table = pq.read_table(data / name)
     field, cells = table.schema.field(column), table[column].to_pylist()
-    cells[1] = change(cells[1])
+    row = 4 * IMAGES + 1 if corrected.startswith("validation") else 1
+    cells[row] = change(cells[row])
     write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type)), data / name)
     steps.clear()
     run()
@@ -251,6 +255,14 @@ def test_rejects_encoders_of_another_shape(cohort, pretrained, finetune_options,
     options = finetune_options(gene_encoder={"dim": 24, "depth": 1, "stride": 8, "state_dim": 4})
     with pytest.raises(CheckpointError, match="are of another shape"):
         finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+
+
+def test_takes_shape_of_encoders_from_pretrained_model(cohort, pretrained, finetuned, finetune_options, tmp_path):
+    stated = finetune_options().model_dump(exclude={"gene_encoder", "image_encoder"})
+    options = FinetuneOptions(**stated)
+    finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", pretrained, tmp_path)
+    assert weights(tmp_path) == weights(finetuned)
+    assert mgi.load(tmp_path).description.options.gene_encoder == mgi.load(pretrained).description.options.gene_encoder
 
 
 def test_rejects_fine_tuned_model_as_encoders(cohort, finetuned, finetune_options, tmp_path):

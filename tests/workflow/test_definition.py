@@ -65,7 +65,9 @@ def small_brca(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
 
 def make_mri_inputs(directory: Path) -> None:
     """Make the paths that tcga-lgg-mri.yaml names, empty."""
-    (directory / "resources/kaggle_3m/TCGA_CS_4941_19960909").mkdir(parents=True)
+    patient = directory / "resources/kaggle_3m/TCGA_CS_4941_19960909"
+    patient.mkdir(parents=True)
+    (patient / f"{patient.name}_1.tif").touch()
     (directory / "resources/tcga-lgg").mkdir()
     for name in ("expression_zscore.parquet", "gene_positions.tsv.gz"):
         (directory / "resources/tcga-lgg" / name).touch()

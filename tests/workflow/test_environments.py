@@ -40,7 +40,6 @@ ALSO = {
     "pyarrow": "pandas reads and writes Parquet with it",
     "snakemake-executor-plugin-slurm": "found by Snakemake",
     "torchvision": "timm imports it",
-    "imagecodecs": "tifffile decodes LZW, JPEG and others with it",
     "nibabel": "the reader of NIfTI",
     "numba": "the scan on a CPU",
     "numpy": "pandas is made of it",

@@ -46,7 +46,13 @@ def selective_scan(
     Returns
     -------
     Tensor, [batch, channels, length], of the dtype of `u`; the state itself is float32
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not belong together; the kernels would read beyond the arrays.
     """
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     path = _remember_path(u.device.type)
     if path == "loop" or u.dtype == torch.float64:
         return reference_scan(u, delta, A, B, C, D, z, delta_bias)
@@ -62,6 +68,24 @@ def selective_scan(
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     return selective_scan_fn(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
+
+
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> None:
+    (batch, channels, length), state = u.shape, A.shape[-1]
+    expected = {
+        "delta": (delta, (batch, channels, length)),
+        "A": (A, (channels, state)),
+        "B": (B, (batch, state, length)),
+        "C": (C, (batch, state, length)),
+        "D": (D, (channels,)),
+        "z": (z, (batch, channels, length)),
+        "delta_bias": (delta_bias, (channels,)),
+    }
+    for name, (value, shape) in expected.items():
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {shape} as u and A imply")
 
 
 def describe_path(device: str) -> str:

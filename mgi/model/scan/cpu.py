@@ -64,7 +64,7 @@ class _FusedScan(torch.autograd.Function):
         kernels, arguments = load_kernels(), _arguments(*inputs)
         u, A = arguments[0], arguments[2]
         segments = -(-u.shape[2] // kernels.STEPS) if keep and any(ctx.needs_input_grad) else 0
-        checkpoints = torch.empty(u.shape[0], segments, *A.shape)
+        checkpoints = inputs[0].new_empty((u.shape[0], segments, *A.shape), dtype=torch.float32)
         y = torch.empty_like(inputs[0], dtype=torch.float32)
         _run(kernels.forward, u.shape[0] * A.shape[1] // kernels.LANES, *arguments, y.numpy(), checkpoints.numpy())
         ctx.save_for_backward(*inputs, checkpoints)
@@ -78,16 +78,15 @@ class _FusedScan(torch.autograd.Function):
         (batch, channels, length), (state, padded) = inputs[0].shape, arguments[2].shape
         groups = min(padded // kernels.LANES, max(1, TASKS // max(1, batch)))
         du, ddelta, dz = (torch.empty_like(inputs[index], dtype=torch.float32) for index in (0, 1, 6))
-        dB, dC = (torch.zeros(batch, groups, length, state) for _ in range(2))
+        dB, dC = (np.zeros((batch, groups, length, state), np.float32) for _ in range(2))
         dA = np.zeros((batch, state, padded))
         dD, dbias = np.zeros((batch, padded)), np.zeros((batch, padded))
         _run(
             kernels.backward, batch * groups, *arguments, checkpoints.numpy(), dy.float().numpy(), du.numpy(),
-            ddelta.numpy(), dA, dB.numpy(), dC.numpy(), dD, dz.numpy(), dbias,
+            ddelta.numpy(), dA, dB, dC, dD, dz.numpy(), dbias,
         )  # fmt: skip
-        sums = (torch.from_numpy(part.sum(axis=0)[..., :channels]).float() for part in (dA, dD, dbias))
-        of_a, of_d, of_bias = sums
-        of_b, of_c = (part.sum(dim=1).transpose(1, 2) for part in (dB, dC))
+        of_a, of_d, of_bias = (torch.from_numpy(part.sum(axis=0)[..., :channels]).float() for part in (dA, dD, dbias))
+        of_b, of_c = (torch.from_numpy(part).sum(dim=1).transpose(1, 2) for part in (dB, dC))
         gradients = (du, ddelta, of_a.T, of_b, of_c, of_d, dz, of_bias)
         return None, *(gradient.to(value.dtype) for gradient, value in zip(gradients, inputs, strict=True))
 

@@ -1,0 +1,82 @@
+"""Slides of the user's own: tables and folders that list them, and what they state."""
+
+import pytest
+
+from mgi.errors import MissingInputError, SlideError
+from mgi.prepare.local import list_local_slides, read_mpp_table
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("S21.1234.A.tif", "S21.1234.B.tif", "TCGA-A4-8098-01Z-00-DX1.svs", "notes.txt", "._S21.1234.A.tif"):
+        (folder / name).touch()
+    return folder
+
+
+def listed(*given):
+    return [(slide.case_id, slide.source_id) for slide in list_local_slides(*given)]
+
+
+def test_folder_is_listed_by_name(folder):
+    assert listed(folder) == [
+        ("S21.1234.A", "S21.1234.A"),
+        ("S21.1234.B", "S21.1234.B"),
+        ("TCGA-A4-8098", "TCGA-A4-8098-01Z-00-DX1"),
+    ]
+
+
+def test_pattern_gives_the_case(folder):
+    (folder / "TCGA-A4-8098-01Z-00-DX1.svs").unlink()
+    assert [case for case, _ in listed(folder, r"(S\d+\.\d+)\.")] == ["S21.1234"] * 2
+    assert [case for case, _ in listed(folder, r"S\d+")] == ["S21"] * 2
+    with pytest.raises(SlideError, match="does not match the slide"):
+        listed(folder, "X")
+    with pytest.raises(SlideError, match="no regular expression"):
+        listed(folder, "(")
+
+
+def test_table_states_what_is_known(folder):
+    table = folder / "slides.csv"
+    (folder / "a.geojson").touch()
+    table.write_text(
+        "case_id,slide,mpp,annotation,site\n 001 ,S21.1234.A.tif,0.25,a.geojson,Ulm\n1,S21.1234.B.tif,,,\n"
+    )
+    one, other = list_local_slides(table)
+    assert (one.case_id, one.mpp, one.annotation, one.site) == ("001", 0.25, folder / "a.geojson", "Ulm")
+    assert (other.case_id, other.mpp, other.annotation, other.site) == ("1", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("case_id,slide\n1,absent.svs\n", MissingInputError, "line 2"),
+        ("case_id\n1\n", SlideError, "slide"),
+        ("case_id,slide\n,S21.1234.A.tif\n", SlideError, "line 2"),
+        ("case_id,slide,mpp\n1,S21.1234.A.tif,fine\n", SlideError, "'fine' as mpp"),
+        ("case_id,slide\n1,S21.1234.A.tif\n2,S21.1234.A.tif\n", SlideError, "two slides"),
+        ("case_id,slide\na,S21.1234.A.tif\nA,S21.1234.B.tif\n", SlideError, "in two ways"),
+    ],
+)
+def test_odd_table_is_refused(folder, text, error, message):
+    (folder / "slides.csv").write_text(text)
+    with pytest.raises(error, match=message):
+        list_local_slides(folder / "slides.csv")
+
+
+def test_folder_without_slides_is_refused(tmp_path):
+    with pytest.raises(SlideError, match="holds no slide"):
+        list_local_slides(tmp_path)
+
+
+def test_table_of_mpp_is_read_by_file_or_slide(tmp_path):
+    (tmp_path / "mpp.csv").write_text("slide,mpp\nS21.1234.A.tif,0.25\nTCGA-A4-8098-01Z-00-DX1,0.5\n")
+    stated = read_mpp_table(tmp_path / "mpp.csv")
+    assert stated["S21.1234.A"] == 0.25 and stated["TCGA-A4-8098-01Z-00-DX1"] == 0.5
+    (tmp_path / "mpp.csv").write_text("slide,mpp\na.svs,0.25\na.svs,0.5\n")
+    with pytest.raises(SlideError, match="two mpp"):
+        read_mpp_table(tmp_path / "mpp.csv")
+    (tmp_path / "mpp.csv").write_text("slide,mpp\na.svs,-1\n")
+    with pytest.raises(SlideError, match="'-1' as mpp"):
+        read_mpp_table(tmp_path / "mpp.csv")
