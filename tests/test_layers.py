@@ -15,18 +15,7 @@ ABOVE = ("plan", "check", "doctor", "cli", "__main__", "__init__")
 # What a model may know of the shared ground: no files, no tables.
 MODEL_MAY_IMPORT = ("errors",)
 FILES = sorted((ROOT / "mgi").rglob("*.py"))
-# Being split or unlinked: drop each from this list with the change that does it.
-PENDING = {
-    "prepare/slides.py",
-    "report/figures.py",
-}
-PARAMETERS = [
-    pytest.param(
-        path, id=str(path.relative_to(ROOT / "mgi")),
-        marks=[pytest.mark.xfail] if str(path.relative_to(ROOT / "mgi")) in PENDING else [],
-    )
-    for path in FILES
-]  # fmt: skip
+PARAMETERS = [pytest.param(path, id=str(path.relative_to(ROOT / "mgi"))) for path in FILES]
 # Shared ground: errors, files, names, tables, configuration and whatever else is beside the stages.
 SHARED = {path.relative_to(ROOT / "mgi").parts[0].removesuffix(".py") for path in FILES} - {*STAGES, *ABOVE, "simulate"}
 
