@@ -59,12 +59,12 @@ def test_variants_without_genes_do_not_read_expression(tiny):
 def test_changed_variant_reruns_itself_and_its_aggregates_only(copy):
     changed = copy.with_config(lambda config: config["finetune"]["image-only"].update(lr=0.002))
     planned = changed.planned()
-    aggregates = {"compare": 1, "draw_losses": 1, "draw_comparison": 1}
+    aggregates = {"compare": 1, "draw_losses": 1, "draw_comparison": 1, "write_page": 1}
     assert counted(planned) == {"check": 1, "finetune": 2, "summarise": 1} | aggregates
     variants = {job.wildcards["variant"] for job in planned if job.rule in ("finetune", "summarise")}
     assert variants == {"image-only"}
     changed.run("results/tiny/finetune/image-only/summary.json")
-    assert counted(changed.planned()) == aggregates
+    assert not {"finetune", "summarise"} & counted(changed.planned()).keys()
 
 
 def test_refused_device_costs_no_model(copy):
