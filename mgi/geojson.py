@@ -77,13 +77,13 @@ def polygons(region: np.ndarray) -> list[shapely.Polygon]:
 
 
 def outline(region: np.ndarray, scale: int) -> dict[str, Any]:
-    """Give a mask's outline as one MultiPolygon in whole level-0 pixels, `scale` of them to a pixel of `region`."""
+    """Return a mask's outline as one MultiPolygon in whole level-0 pixels, `scale` of them to a pixel of `region`."""
     parts = [shapely.transform(part, lambda at: at * scale) for part in polygons(region)]
     return {"type": "MultiPolygon", "coordinates": [coordinates(part, int) for part in parts]}
 
 
 def coordinates(polygon: shapely.Polygon, number: type[float] | type[int] = float) -> list[list[list[float]]]:
-    """Give the rings of a polygon as GeoJSON wants them, the outer one first."""
+    """Return the rings of a polygon as GeoJSON wants them, the outer one first."""
     return [[[number(x), number(y)] for x, y in ring.coords] for ring in (polygon.exterior, *polygon.interiors)]
 
 
