@@ -174,7 +174,9 @@ def read_table(
     """
     with open_table(path, what, columns, error):
         try:
-            return pq.read_table(path, columns=columns, filters=filters)
+            table = pq.read_table(path, columns=columns, filters=filters)
+            table.validate(full=True)
+            return table
         except PARSER_ERRORS as cause:
             raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
 

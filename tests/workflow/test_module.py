@@ -96,7 +96,7 @@ def test_hosted_module_runs_its_own_code(working_directory, repository):
     text = snakemake(working_directory, "--printshellcmds", target, XDG_CACHE_HOME=str(cache))
     assert (working_directory / target).exists()
     assert f"PYTHONPATH={cache}/snakemake/snakemake/source-cache/mgi/{commit} " in text
-    assert str(ROOT) not in text
+    assert f"PYTHONPATH={ROOT}" not in text
 
 
 def test_checkout_of_any_name_runs_from_the_root_folder_and_stays_as_it_is(working_directory, checkout):
