@@ -151,7 +151,7 @@ def test_query_asks_for_what_the_configuration_reads(make_plan, tmp_path):
     assert "annotation_file_id" not in json.loads(own)
 
 
-def test_options_keep_odd_text_in_one_piece(make_plan, tmp_path):
+def test_options_quote_any_text(make_plan, tmp_path):
     (tmp_path / "my table.csv").write_text("case_id,grade (WHO) {x}\nA,1\n")
     stratified = {"folds": 2, "stratify_table": "my table.csv", "stratify_column": "grade (WHO) {x}"}
     options = json.loads(make_plan(lambda config: config.update(split=stratified)).options("split"))

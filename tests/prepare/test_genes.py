@@ -30,7 +30,7 @@ def test_exons_that_overlap_count_once():
     assert exon_union_lengths(gene_ids, starts, ends).to_dict() == {k: len(v) for k, v in expected.items()}
 
 
-def test_gtf_gives_places_and_lengths(gtf, tmp_path):
+def test_reads_places_and_lengths_from_gtf(gtf, tmp_path):
     genes = read_gtf(gtf)
     assert genes.length.tolist() == [LENGTHS[gene[1]] for gene in GENES]
     assert genes.gene_name.tolist() == [gene[1] for gene in GENES]

@@ -27,7 +27,7 @@ def test_folder_is_listed_by_name(folder):
     ]
 
 
-def test_pattern_gives_the_case(folder):
+def test_pattern_extracts_the_case(folder):
     (folder / "TCGA-A4-8098-01Z-00-DX1.svs").unlink()
     assert [case for case, _ in listed(folder, r"(S\d+\.\d+)\.")] == ["S21.1234"] * 2
     assert [case for case, _ in listed(folder, r"S\d+")] == ["S21"] * 2
@@ -59,7 +59,7 @@ def test_table_states_what_is_known(folder):
         ("case_id,slide\na,S21.1234.A.tif\nA,S21.1234.B.tif\n", SlideError, "in two ways"),
     ],
 )
-def test_odd_table_is_refused(folder, text, error, message):
+def test_rejects_invalid_table(folder, text, error, message):
     (folder / "slides.csv").write_text(text)
     with pytest.raises(error, match=message):
         list_local_slides(folder / "slides.csv")

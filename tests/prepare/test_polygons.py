@@ -74,7 +74,7 @@ def test_ignored_region_is_cut_out_of_the_tumour(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [5, ["Tumor"], {"name": 7}, {"names": 3}, "Tum\u0000or", "x" * 600])
-def test_odd_class_is_refused(tmp_path, name):
+def test_rejects_invalid_class(tmp_path, name):
     with pytest.raises(AnnotationError):
         read(tmp_path, feature(SQUARE, name))
 
