@@ -93,7 +93,7 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("split",), {"stratify_column": "bit"}, "go together"),
         (("slides",), None, "either 'slides' or 'mri'"),
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
-        (("gdc",), None, "'slides' come from the GDC"),
+        (("gdc",), None, "give 'slides.table' or 'slides.folder', or 'gdc.projects'"),
         (("split",), {"site_table": "s.csv"}, "'split.site_table' and 'split.site_column' go together"),
         (
             ("expression",),
