@@ -23,8 +23,6 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 # The whole workflow on the simulated cohort.
 demo: .venv/.installed
 	snakemake --cores 2 --quiet rules host reason
-	snakemake --quiet host progress --report results/simulated/report.html
-	@echo "The report: $(CURDIR)/results/simulated/report.html"
 	@mgi report table results/simulated
 
 test: lint

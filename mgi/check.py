@@ -5,11 +5,14 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgi.config import Config, load_config
 from mgi.console import log
 from mgi.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from mgi.plan import Plan
 
 MANIFEST = "resources/gdc/{project}/manifest.parquet"
 
@@ -23,9 +26,8 @@ def check_configuration(source: Path | str | dict[str, Any]) -> Config:
         For the first thing that would fail.
     """
     config = load_config(source)
-    for warning in config.warnings():
+    for warning in check_inputs(config).warnings():
         log.warning("configuration: %s", warning)
-    check_inputs(config)
     try:
         check_models(config)
     except MissingPackageError as error:
@@ -33,8 +35,8 @@ def check_configuration(source: Path | str | dict[str, Any]) -> Config:
     return config
 
 
-def check_inputs(config: Config) -> None:
-    """Check the files that a configuration names, and the manifests that pin its cohort.
+def check_inputs(config: Config) -> "Plan":
+    """Check the files that a configuration names, and the manifests that pin its cohort; return the workflow's plan.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def check_inputs(config: Config) -> None:
     """
     from mgi.plan import Plan
 
-    Plan(config, lambda project: Path(MANIFEST.format(project=project)))
+    return Plan(config, lambda project: Path(MANIFEST.format(project=project)))
 
 
 def check_models(config: Config) -> None:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -17,6 +18,10 @@ from packaging.version import Version
 from mgi.check import check_inputs, check_models
 from mgi.config import LOCAL, Config, load_config
 from mgi.errors import MGIError, MissingPackageError
+from mgi.names import first_few
+
+if TYPE_CHECKING:
+    from mgi.plan import Plan
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 MIN_CONDA = Version("24.7.1")
@@ -167,9 +172,36 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
     if missing or (config.mri is not None and not Path(config.mri.folder).exists()):
         return
     try:
-        check_inputs(config)
+        plan = check_inputs(config)
+        yield from _check_own_slides(config, plan)
+        yield from (Finding(WARN, "inputs", sentence) for sentence in plan.find_unpaired())
     except MGIError as error:
         yield Finding(FAIL, "inputs", str(error))
+
+
+def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
+    """Count the user's own slides, and open each to see whether it will be tiled."""
+    slides, own = config.slides, plan.own_slides
+    if slides is None or not own:
+        return
+    from mgi.prepare.slides import find_unusable
+
+    annotated = sum(len(plan.annotation_files(name)) for name in plan.batches)
+    cases = len({slide.case_id for slide in own})
+    yield Finding(PASS, "slides", f"{len(own)} slides of {cases} cases; {annotated} have an annotation")
+    reasons = find_unusable(own, slides)
+    for reason, names in sorted(_group_by_kind(reasons).items()):
+        state = FAIL if len(reasons) == len(own) else WARN
+        yield Finding(state, "slides", f"{len(names)} of {len(own)} will be left out, {first_few(names)}: {reason}")
+
+
+def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:
+    """Group slides whose reasons are of one kind, the part before the colon, under the first's reason."""
+    kinds: dict[str, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(kinds.setdefault(reason.split(":")[0], reason), []).append(name)
+    return groups
 
 
 def _check_mri(config: Config) -> Iterator[Finding]:

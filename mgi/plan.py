@@ -20,8 +20,11 @@ from mgi.delimited import read_delimited
 from mgi.errors import CohortError, ConfigError, ManifestError
 from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations, find_annotation
-from mgi.prepare.cohort import slide_batches
+from mgi.prepare.cohort import group_slides, slide_batches
+from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
+from mgi.prepare.matrix import list_cases
 from mgi.prepare.mri import fingerprint
+from mgi.prepare.pairing import check_paired, describe_lacking
 from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
@@ -56,13 +59,13 @@ class Batch:
 
     Parameters
     ----------
-    project : str
-        Their project.
+    project : str or None
+        Their project; None of the user's own slides.
     rows : pandas.DataFrame
-        Their rows of its manifest, with a column source_id.
+        Their rows of its manifest, with a column source_id; of own slides, those of `tabulate_slides`.
     """
 
-    project: str
+    project: str | None
     rows: pd.DataFrame
 
 
@@ -100,7 +103,7 @@ class Plan:
                 )
         for name in self.pinned:
             self._check_pinned(self._manifest_path(name))
-        if self.config.slides and len(self.pinned) == len(self.projects):
+        if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
             _ = self.batches
         _ = self.mri_state
 
@@ -163,7 +166,7 @@ class Plan:
         if config.expression.table:
             options["expression"] = config.expression.model_dump(include={"table", "positions"})
         if config.slides:
-            options["slides"] = {"tile_px": config.slides.tile_px}
+            options["slides"] = config.slides.model_dump(include={"tile_px", "table", "folder"}, exclude_none=True)
         if config.mri:
             options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
         return json.dumps(options, sort_keys=True)
@@ -173,8 +176,35 @@ class Plan:
         return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
 
     def warnings(self) -> list[str]:
-        """Return what is valid but probably not meant, one sentence each."""
-        return self.config.warnings()
+        """Return what is valid but probably not meant, one sentence each; raises as `find_unpaired` does."""
+        return self.config.warnings() + self.find_unpaired()
+
+    def find_unpaired(self) -> list[str]:
+        """Return what there is to say of the cases of own slides that have no expression, one sentence each.
+
+        Raises
+        ------
+        CohortError
+            If none has expression.
+        ExpressionError
+            If the table of expression cannot be used.
+        """
+        slides, expression = self.config.slides, self.config.expression
+        if slides is None or slides.own is None:
+            return []
+        if expression.table is not None:
+            where = expression.table
+            positions = None if expression.positions is None else Path(expression.positions)
+            expressed = list_cases(Path(where), positions, self.config.table_import)
+        elif len(self.pinned) == len(self.projects):
+            where = "the pinned manifests"
+            tables = [self.manifest(name) for name in self.projects]
+            expressed = [case for one in tables for case in one.loc[one["data_type"] == EXPRESSION, "case_id"].dropna()]
+        else:
+            return []
+        imaged = [slide.case_id for slide in self.own_slides]
+        check_paired(imaged, expressed, slides.own, where)
+        return describe_lacking(imaged, expressed)
 
     def manifest(self, project: str) -> pd.DataFrame:
         """Read the manifest of a project, once."""
@@ -215,20 +245,23 @@ class Plan:
 
     @cached_property
     def batches(self) -> dict[str, Batch]:
-        """The batches of slides of all manifests, by the name of their image table.
+        """The batches of slides, of all manifests or own ones, by the name of their image table.
 
         Raises
         ------
         ManifestError
             If two files are one slide.
+        SlideError
+            If the table or folder of own slides cannot be used.
         AnnotationError
             If an annotation belongs to no slide.
         """
         slides = self.config.slides
         if slides is None:
             return {}
-        found: dict[str, Batch] = {}
-        for project in self.projects:
+        own = group_slides(tabulate_slides(self.own_slides), slides.per_job) if slides.own else {}
+        found = {name: Batch(None, rows) for name, rows in own.items()}
+        for project in self.projects if self.config.fetches_slides else ():
             for name, rows in slide_batches(self.manifest(project), slides.per_job).items():
                 if name in found:
                     raise ManifestError(
@@ -241,6 +274,12 @@ class Plan:
             check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])
         return found
 
+    @cached_property
+    def own_slides(self) -> list[LocalSlide]:
+        """The user's own slides, none where they come from the GDC."""
+        slides = self.config.slides
+        return list_local_slides(slides.own, slides.case_pattern) if slides and slides.own else []
+
     def batch(self, source: str) -> Batch:
         """Return the batch named `source`, or raise `ManifestError` naming those there are."""
         if source not in self.batches:
@@ -248,8 +287,10 @@ class Plan:
         return self.batches[source]
 
     def slide_files(self, source: str) -> list[str]:
-        """List the slides of a batch as {file_id}/{file_name}."""
+        """List the slides of a batch: own ones by their path, those of the GDC as {file_id}/{file_name}."""
         rows = self.batch(source).rows
+        if self.own_slides:
+            return [str(path) for path in rows["path"]]
         from_idc = self.config.slides is not None and self.config.slides.fetch_from == "idc"
         names = rows["file_name"].map(dicom_name) if from_idc else rows["file_name"]
         return [f"{file_id}/{name}" for file_id, name in zip(rows["file_id"], names, strict=True)]
@@ -258,17 +299,36 @@ class Plan:
 
     def annotation_files(self, source: str) -> list[str]:
         """List the annotations of a batch's slides: a slide that gains one, or whose own changes, is tiled again."""
-        if self.config.slides is None or not self.config.slides.annotations:
-            return []
-        found = (find_annotation(self.config.slides.annotations, name) for name in self.batch(source).rows["source_id"])
-        return [str(path) for path in found if path]
+        folder = self.config.slides.annotations if self.config.slides else None
+        found = []
+        for row in self.batch(source).rows.to_dict("records"):
+            path = row.get("annotation") or (find_annotation(folder, row["source_id"]) if folder else None)
+            found += [str(path)] if path else []
+        return found
+
+    def tile_options(self, source: str) -> str:
+        """Return the options of `mgi slide tile` for a batch as JSON: what is stated of other slides is left out."""
+        options = self.config.tile_options()
+        if table := options.pop("mpp_table", None):
+            stated = read_mpp_table(table)
+            names = [name for name in self.batch(source).rows["source_id"] if name in stated]
+            options["stated"] = {name: {"mpp": stated[name]} for name in names}
+        elif self.own_slides:
+            rows = self.batch(source).rows[["source_id", "mpp", "annotation", "site"]].to_dict("records")
+            options["stated"] = {
+                row.pop("source_id"): {key: cell if key == "mpp" else str(cell) for key, cell in row.items() if cell}
+                for row in rows
+            }
+        return json.dumps(options, sort_keys=True)
 
     def source_options(self) -> list[str]:
         """Return the options of `mgi sources`."""
         slides = self.config.slides
         if slides is None:
             return []
-        return [f"--per-job={slides.per_job}", *([f"--annotations={slides.annotations}"] if slides.annotations else [])]
+        own = [f"--slides={slides.own}"] if slides.own else []
+        given = {"annotations": slides.annotations, "case-pattern": slides.case_pattern}
+        return [f"--per-job={slides.per_job}", *own, *(f"--{key}={value}" for key, value in given.items() if value)]
 
     @cached_property
     def mri_state(self) -> str:

@@ -93,7 +93,7 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("split",), {"stratify_column": "bit"}, "go together"),
         (("slides",), None, "either 'slides' or 'mri'"),
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
-        (("gdc",), None, "'slides' come from the GDC"),
+        (("gdc",), None, "give 'slides.table' or 'slides.folder', or 'gdc.projects'"),
         (("split",), {"site_table": "s.csv"}, "'split.site_table' and 'split.site_column' go together"),
         (
             ("expression",),
@@ -174,7 +174,7 @@ def test_changing_one_variant_changes_only_what_builds_on_it(raw: dict[str, Any]
     assert changed == {"image-only", "shuffled-genes"}
 
 
-def test_circle_of_bases_is_told_as_the_path(raw: dict[str, Any]) -> None:
+def test_circle_of_bases_is_reported_as_its_path(raw: dict[str, Any]) -> None:
     raw["finetune"]["mgi"]["base"] = "shuffled-genes"
     assert "by way of mgi -> shuffled-genes -> image-only -> mgi" in refusal(raw)
     raw["finetune"]["mgi"]["base"] = "mgi"
@@ -226,7 +226,7 @@ def test_mapping_that_snakemake_merged_equals_the_file(raw: dict[str, Any], tmp_
     assert config.finetune["mgi"].lr == 1e-3
 
 
-def test_unreadable_files_are_told(tmp_path: Path) -> None:
+def test_reports_unreadable_files(tmp_path: Path) -> None:
     for content, said in (
         ("a: [", "line 1, column 5"),
         ("- a", "holds no mapping"),
@@ -310,7 +310,7 @@ def test_reference_has_a_row_for_every_key_that_is_accepted(tmp_path: Path) -> N
     assert all(row.count(" | ") == 3 for row in rows)
 
 
-def test_reference_says_what_the_readme_lacks(tmp_path: Path) -> None:
+def test_reference_covers_what_the_readme_lacks(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"README\.md"):
         write_reference(tmp_path)
     (tmp_path / "README.md").write_text("no markers")

@@ -33,7 +33,7 @@ def test_the_name_appears_only_when_the_content_is_complete(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_is_written_can_be_read_as_the_umask_says(tmp_path):
+def test_written_files_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         with atomic_write(tmp_path / "model") as part:

@@ -9,7 +9,7 @@ import pytest
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
 from mgi.config import load_config
-from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MissingInputError
+from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MGIError, MissingInputError
 from mgi.plan import Plan, match_exactly, read_configuration
 
 COHORT = {
@@ -151,7 +151,7 @@ def test_query_asks_for_what_the_configuration_reads(make_plan, tmp_path):
     assert "annotation_file_id" not in json.loads(own)
 
 
-def test_options_keep_odd_text_in_one_piece(make_plan, tmp_path):
+def test_options_quote_any_text(make_plan, tmp_path):
     (tmp_path / "my table.csv").write_text("case_id,grade (WHO) {x}\nA,1\n")
     stratified = {"folds": 2, "stratify_table": "my table.csv", "stratify_column": "grade (WHO) {x}"}
     options = json.loads(make_plan(lambda config: config.update(split=stratified)).options("split"))
@@ -226,3 +226,85 @@ def test_key_of_snakemake_is_no_unknown_key():
 @pytest.mark.parametrize(("names", "pattern"), [(["a.b", "c"], r"a\.b|c"), ([], "(?!)")])
 def test_constraint_matches_exactly_these_names(names, pattern):
     assert match_exactly(names) == pattern
+
+
+@pytest.fixture
+def own(make_plan, tmp_path):
+    """Make the plan of own slides in a folder and a table of expression of some cases."""
+    (tmp_path / "slides").mkdir()
+    for name in ("A_1.svs", "A_2.png", "B_1.tif"):
+        (tmp_path / "slides" / name).touch()
+    (tmp_path / "positions.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
+
+    def make(cases=("A", "B"), **slides) -> Plan:
+        (tmp_path / "table.csv").write_text("".join(["case_id,TP53,EGFR\n", *(f"{case},1.5,2\n" for case in cases)]))
+
+        def change(config):
+            del config["gdc"]
+            config["expression"] = {"table": "table.csv", "positions": "positions.tsv", "table_unit": "log2"}
+            config["slides"] = {"per_job": 2, "folder": "slides", "case_pattern": "([^_]+)_"} | slides
+
+        return make_plan(change, slides=())
+
+    return make
+
+
+def test_own_slides_are_batched_without_a_manifest(own):
+    plan = own()
+    assert plan.projects == [] and plan.slide_files("A_1") == ["slides/A_1.svs", "slides/A_2.png"]
+    assert list(plan.batches) == ["A_1", "B_1"] and plan.batch("B_1").project is None
+    assert plan.source_options() == ["--per-job=2", "--slides=slides", "--case-pattern=([^_]+)_"]
+    assert plan.warnings() == []
+    assert load_config(json.loads(plan.check_options())).slides.folder == "slides"
+
+
+def test_job_is_told_what_is_stated_of_its_own_slides(own, tmp_path):
+    (tmp_path / "a.geojson").touch()
+    (tmp_path / "slides.csv").write_text(
+        "case_id,slide,mpp,annotation,site\nA,slides/A_1.svs,0.25,a.geojson,Ulm\nB,slides/B_1.tif,,,\n"
+    )
+    plan = own(table="slides.csv", folder=None, case_pattern=None, per_job=1)
+    stated = {"A_1": {"mpp": 0.25, "annotation": "a.geojson", "site": "Ulm"}}
+    assert json.loads(plan.tile_options("A_1"))["stated"] == stated
+    assert json.loads(plan.tile_options("B_1"))["stated"] == {"B_1": {}}
+    assert plan.annotation_files("A_1") == ["a.geojson"] and plan.annotation_files("B_1") == []
+
+
+def test_job_is_told_the_mpp_of_its_slides_alone(make_plan, tmp_path):
+    (tmp_path / "mpp.csv").write_text("slide,mpp\nS1.svs,0.25\nS3.svs,0.5\n")
+    plan = make_plan(lambda config: config["slides"].update(mpp_table="mpp.csv"))
+    assert json.loads(plan.tile_options("S3"))["stated"] == {"S3": {"mpp": 0.5}}
+    assert "mpp_table" not in plan.tile_options("S3")
+
+
+def test_own_slides_without_expression_are_named(own):
+    (sentence,) = own(cases=["A", "C"]).warnings()
+    assert sentence == "1 of 2 cases with images have no expression: 'B'"
+    with pytest.raises(CohortError, match="no case has both images and expression"):
+        own(cases=["X", "Y"]).warnings()
+
+
+def test_own_slides_are_checked_beside_the_star_counts_of_the_gdc(own, make_plan, tmp_path):
+    def change(config):
+        config["slides"] = {"folder": "slides", "case_pattern": "([^_]+)_"}
+
+    with pytest.raises(CohortError, match="the pinned manifests such as 'TCGA-AA-0001'"):
+        make_plan(change).warnings()
+    assert "slides" not in make_plan(change).config.query_options("TCGA-AA")["data_types"]
+
+
+@pytest.mark.parametrize(
+    ("slides", "message"),
+    [
+        ({"table": "table.csv"}, "'slides.table' and 'slides.folder' both"),
+        ({"case_pattern": "("}, "'slides.case_pattern' is no regular expression"),
+        ({"case_pattern": "(a)(b)"}, "has 2 groups"),
+        ({"case_pattern": "Z"}, "does not match 3 of 3 slides"),
+        ({"fetch_from": "idc"}, "'slides.fetch_from' fetches slides"),
+        ({"folder": "absent"}, "'slides.folder' is absent, which does not exist"),
+        ({"folder": None}, "'slides.case_pattern' reads the names"),
+    ],
+)
+def test_own_slides_that_cannot_be_used_are_refused(own, slides, message):
+    with pytest.raises(MGIError, match=message):
+        own(**slides)

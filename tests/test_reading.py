@@ -142,7 +142,7 @@ def test_number_that_yaml_takes_for_text_is_named():
     assert "write 1.0e-5" in str(caught.value)
 
 
-def test_flags_replace_what_the_file_says(tmp_path):
+def test_flags_replace_values_of_the_file(tmp_path):
     path = write(tmp_path, "steps: 5\nlr: 0.1\n")
     options = load_options(PretrainOptions, str(path), steps=7, lr=None)
     assert (options.steps, options.lr) == (7, 0.1)

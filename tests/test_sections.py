@@ -168,7 +168,7 @@ def test_many_errors_are_cut_short():
     assert message.count("unknown key") == 5 and message.endswith("and 95 more errors")
 
 
-def test_odd_values_are_shown_short_and_in_one_line():
+def test_invalid_values_are_shortened_to_one_line():
     assert len(refuse(cohort="x" * 10**6)) < 400
     assert r"\x1b" in refuse(cohort="a\x1b[2J\n")
     assert len(refuse(slides={"mpp": list(range(10**5))})) < 400

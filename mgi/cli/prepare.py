@@ -18,7 +18,7 @@ from mgi.cli.common import (
     app,
     flag,
 )
-from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileOptions, load_options
+from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileJob, TileOptions, load_options
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
@@ -118,16 +118,20 @@ def slide_tile(
     default_mpp: DefaultMpp = None,
     min_tissue: MinTissue = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
+    partial_tiles: Annotated[bool | None, flag(TileOptions, "partial_tiles", "--partial-tiles")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each slide, in their order; default: that of its file.")
+    ] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
     from mgi.prepare.slides import tile_slides
 
     chosen = load_options(
-        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
-        annotations=None if annotations is None else str(annotations),
+        TileJob, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
+        partial_tiles=partial_tiles, annotations=None if annotations is None else str(annotations),
     )  # fmt: skip
-    tile_slides(slides, case_id, output, chosen, status)
+    tile_slides(slides, case_id, output, chosen, status, names=name, stated=chosen.stated)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
@@ -152,16 +156,22 @@ def slide_preview(
 @app.command(epilog="Example: mgi sources results/brca/images --manifest manifest.parquet -o sources.parquet")
 def sources(
     images: Annotated[Path, typer.Argument(help="Folder of image tables and their status tables.")],
-    manifest: Annotated[list[Path], typer.Option(help="manifest.parquet; repeatable.")],
     output: Output,
+    manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet; repeatable.")] = None,
+    slides: Annotated[Path | None, typer.Option(help="Table or folder of own slides, instead of a manifest.")] = None,
+    case_pattern: Annotated[str | None, flag(Slides, "case_pattern")] = None,
     per_job: Annotated[int | None, flag(Slides, "per_job")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, checked against the slides.")] = None,
 ) -> None:
-    """Collect what became of every slide of a manifest into sources.parquet."""
+    """Collect what became of every slide into sources.parquet."""
     from mgi.prepare import cohort
+    from mgi.prepare.local import list_local_slides
 
-    slides = load_options(Slides, {}, per_job=per_job)
-    cohort.collect_sources(images, manifest, slides.per_job, annotations, output)
+    if (slides is None) == (not manifest):
+        raise typer.BadParameter("give --manifest, or --slides for own slides")
+    chosen = load_options(Slides, {}, per_job=per_job)
+    own = None if slides is None else list_local_slides(slides, case_pattern)
+    cohort.collect_sources(images, manifest or [], chosen.per_job, annotations, output, own)
 
 
 @app.command(

@@ -28,7 +28,9 @@ from mgi.config.prepare import (
     Split,
     SplitOptions,
     StarCounts,
+    StatedSlide,
     TableImport,
+    TileJob,
     TileOptions,
 )
 from mgi.config.reading import read_mapping, read_yaml
@@ -53,6 +55,7 @@ __all__ = [
     "Config", "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc",
     "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
     "Pretrain", "PretrainOptions", "QueryOptions", "Resources", "RunOptions", "Section", "Server", "Simulate",
-    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "TableImport", "TileOptions", "VitOptions",
-    "load_config", "load_options", "read_mapping", "read_yaml", "reference_files", "write_reference",
+    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "StatedSlide", "TableImport", "TileJob",
+    "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml", "reference_files",
+    "write_reference",
 ]  # fmt: skip

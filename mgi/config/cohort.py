@@ -85,8 +85,8 @@ class Config(RunOptions, Cohort):
             raise sentence("give either 'slides' or 'mri': one cohort has one kind of image")
         if self.simulate is not None and (self.gdc is None or not self.gdc.api_url.startswith(LOCAL)):
             raise sentence("'simulate' makes the folder that 'gdc.api_url' names: write it as local:DIR")
-        if self.slides is not None and self.gdc is None:
-            raise sentence("'slides' come from the GDC: give 'gdc.projects'")
+        if self.slides is not None and self.slides.own is None and self.gdc is None:
+            raise sentence("give 'slides.table' or 'slides.folder', or 'gdc.projects' for slides of the GDC")
         if self.expression.table is None and self.gdc is None:
             raise sentence("give 'expression.table', or 'gdc.projects' for STAR counts")
         return self
@@ -122,11 +122,16 @@ class Config(RunOptions, Cohort):
         """Edge of the images that models read, pixels."""
         return self.slides.tile_px if self.slides is not None else self._mri().image_px
 
+    @property
+    def fetches_slides(self) -> bool:
+        """Whether the slides come from the GDC or a copy of it."""
+        return self.slides is not None and self.slides.own is None
+
     def query_options(self, *projects: str) -> dict[str, Any]:
         """Return the options of `mgi gdc query` for some projects: only what this configuration reads is listed."""
         gdc = self._gdc()
         needs_star = self.expression.table is None
-        needed = {"expression": needs_star, "slides": self.slides is not None}
+        needed = {"expression": needs_star, "slides": self.fetches_slides}
         options = _select(gdc, QueryOptions) | {"projects": list(projects)}
         options["data_types"] = [name for name, is_needed in needed.items() if is_needed]
         if needs_star and self.expression.positions is None:
@@ -148,6 +153,11 @@ class Config(RunOptions, Cohort):
     def import_options(self) -> dict[str, Any]:
         """Return the options of `mgi expression import`."""
         return _select(self.expression, TableImport)
+
+    @property
+    def table_import(self) -> TableImport:
+        """How the ready table of expression is read."""
+        return TableImport(**self.import_options())
 
     def tile_options(self) -> dict[str, Any]:
         """Return the options of `mgi slide tile`."""
@@ -192,6 +202,8 @@ class Config(RunOptions, Cohort):
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
         given |= {f"split.{key}": getattr(self.split, key) for key in ("stratify_table", "site_table")}
+        if self.slides is not None:
+            given |= {f"slides.{key}": getattr(self.slides, key) for key in ("table", "folder", "mpp_table")}
         return {key: path for key, path in given.items() if path and not self._is_simulated(path)}
 
     def warnings(self) -> list[str]:

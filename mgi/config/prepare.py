@@ -1,5 +1,6 @@
 """What the files become: expression, tiles or slices, folds."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -102,6 +103,11 @@ class TileOptions(Section):
         description="level-0 microns per pixel of slides that state none, or an impossible one; null skips them",
     )
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    partial_tiles: bool = Field(
+        False,
+        description="keep tiles that reach beyond the right and bottom margins of a slide: what lies beyond is white, "
+        "is no tissue, and is left out of loss and metrics; for fields of a few tiles",
+    )
     annotations: str | None = Field(
         None,
         min_length=1,
@@ -124,9 +130,42 @@ class TileOptions(Section):
     )
 
 
+class StatedSlide(Section):
+    """What the user states of one slide."""
+
+    mpp: float | None = Field(None, gt=0, description="level-0 microns per pixel, which beat what the file states")
+    annotation: str | None = Field(None, min_length=1, description="annotation of this slide")
+    site: str | None = Field(None, min_length=1, description="where the case is from")
+
+
+class TileJob(TileOptions):
+    """The options of `mgi slide tile`, complete."""
+
+    stated: dict[str, StatedSlide] = Field({}, description="what is stated of single slides, by their source_id")
+
+
 class Slides(TileOptions):
     """Whole-slide images cut into tiles of one physical size."""
 
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="own slides in place of the GDC's: a table (CSV, TSV or Parquet) of case_id and slide and, where "
+        "known, mpp, annotation and site; relative paths are taken from the folder of the table",
+    )
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="own slides in place of the GDC's: a folder of them, folders within it included; a folder of "
+        "`.dcm` files is one slide",
+    )
+    case_pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="regular expression for the case id of each slide in `folder`, matched at the start of its path "
+        "there without the suffix: the first group, or the whole match; null: the TCGA barcode that the name begins "
+        "with, else the whole name",
+    )
     fetch_from: Literal["gdc", "idc"] = Field(
         "gdc",
         description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
@@ -134,6 +173,34 @@ class Slides(TileOptions):
     per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
+
+    @property
+    def own(self) -> str | None:
+        """The table or folder of the user's own slides; None where they come from the GDC."""
+        return self.table or self.folder
+
+    @field_validator("case_pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern or "").groups
+        except re.error as error:
+            raise sentence(f"'{{here}}' is no regular expression: {error}") from error
+        if groups > 1:
+            raise sentence(f"'{{here}}' has {groups} groups: put the case id alone in (), others in (?:)")
+        return pattern
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        if self.table is not None and self.folder is not None:
+            raise sentence("'{at}table' and '{at}folder' both list the slides: give one")
+        if self.case_pattern is not None and self.folder is None:
+            raise sentence("'{at}case_pattern' reads the names in '{at}folder', which is not given")
+        if self.table is not None and self.mpp_table is not None:
+            raise sentence("'{at}table' states the mpp of its slides in a column mpp: leave '{at}mpp_table' out")
+        if self.own is not None and self.fetch_from == "idc":
+            raise sentence("'{at}fetch_from' fetches slides, but these are your own: leave it out")
+        return self
 
 
 class MriOptions(Section):

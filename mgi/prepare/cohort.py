@@ -1,6 +1,5 @@
 """The cohort: what became of every slide, cases paired with expression, and folds by patient."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from mgi.config import SplitOptions
 from mgi.console import log
 from mgi.delimited import check_columns, check_unique
 from mgi.errors import CohortError, ManifestError
-from mgi.names import SHOWN, check_case_ids, first_few, quote
+from mgi.names import check_case_ids, first_few, quote
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.folds import assign_roles
+from mgi.prepare.local import LocalSlide, tabulate_slides
+from mgi.prepare.pairing import check_paired, describe_lacking, index_reduced, reduce_id
 from mgi.tables import (
     SOURCES_SCHEMA,
     SPLITS_SCHEMA,
@@ -52,27 +53,37 @@ def slide_batches(manifest: pd.DataFrame, per_job: int) -> dict[str, pd.DataFram
     if len(repeated):
         one, other = repeated[repeated["source_id"] == repeated["source_id"].iloc[0]]["file_name"].iloc[:2]
         raise ManifestError(f"the manifest has two files of the slide {source_of(one)}: {one} and {other}; keep one")
+    return group_slides(slides, per_job)
+
+
+def group_slides(slides: pd.DataFrame, per_job: int) -> dict[str, pd.DataFrame]:
+    """Group rows with a source_id, in their order, into batches of `per_job`, each named after its first slide."""
     starts = range(0, len(slides), per_job)
-    return {slides["source_id"][start]: slides.iloc[start : start + per_job] for start in starts}
+    return {slides["source_id"].iloc[start]: slides.iloc[start : start + per_job] for start in starts}
 
 
 def collect_sources(
-    images: Path | str, manifests: list[Path], per_job: int, annotations: Path | None, output: Path | str
+    images: Path | str,
+    manifests: list[Path],
+    per_job: int,
+    annotations: Path | None,
+    output: Path | str,
+    own: list[LocalSlide] | None = None,
 ) -> None:
-    """Collect the status tables of every batch of the manifests' slides into `output`.
+    """Collect the status tables of every batch of slides, of manifests or `own` ones, into `output`.
 
     Raises
     ------
     MissingInputError
         If a batch has no status table, or the annotations are not there.
     AnnotationError
-        If an annotation belongs to no slide of the manifests.
+        If an annotation belongs to no slide.
     ManifestError
         If two files are one slide.
     CohortError
         If a status table is not of the slides of its batch.
     """
-    batches: dict[str, pd.DataFrame] = {}
+    batches = group_slides(tabulate_slides(own), per_job) if own else {}
     for path in manifests:
         batches |= _check_disjoint(batches, slide_batches(read_manifest(path), per_job), path)
     if annotations is not None:
@@ -204,11 +215,7 @@ def _pair_cases(
     )
     cases = cases.where(cases.notna(), None).astype({"paired": bool, "labelled": bool, "tumour": bool})
     cases["site"] = [site or _find_tcga_site(str(case_id)) for case_id, site in cases["site"].items()]
-    if not cases["paired"].any():
-        raise CohortError(
-            f"no case has both images and expression: {sources} has cases such as {first_few(cases.index[:1])}, "
-            f"{expression} such as {first_few(expressed[:1]) or '(none)'}; write each case id the same way in both"
-        )
+    check_paired(cases.index.tolist(), expressed, str(sources), str(expression))
     _log_unpaired(cases, expressed)
     return cases
 
@@ -220,28 +227,10 @@ def _find_tcga_site(case_id: str) -> str | None:
 
 def _log_unpaired(cases: pd.DataFrame, expressed: list[str]) -> None:
     """Log the cases that fall out of one table or the other, and those whose ids look alike."""
-    lacking = cases.index[~cases["paired"]].tolist()
-    unused = sorted(set(expressed) - set(cases.index))
-    if lacking:
-        log.warning("%d of %d cases with images have no expression: %s", len(lacking), len(cases), first_few(lacking))
-    if unused:
+    for sentence in describe_lacking(cases.index, expressed):
+        log.warning("%s", sentence)
+    if unused := sorted(set(expressed) - set(cases.index)):
         log.info("%d of %d cases with expression have no images: %s", len(unused), len(expressed), first_few(unused))
-    forms = {_reduce_id(case_id): case_id for case_id in unused}
-    alike = [f"{quote(name)} and {quote(forms[_reduce_id(name)])}" for name in lacking if _reduce_id(name) in forms]
-    if alike:
-        more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
-        log.warning(
-            "%d of them look alike but are written differently with images and with expression: %s%s; write each case "
-            "id the same way", len(alike), ", ".join(alike[:SHOWN]), more,
-        )  # fmt: skip
-
-
-def _reduce_id(case_id: str) -> str:
-    """Return what is left of a case id without case, punctuation, leading zeros and the sample part of a barcode."""
-    barcode = Barcode.parse(re.sub(r"[._ ]", "-", case_id.strip()).upper())
-    text = re.sub(r"[^a-z0-9]", "", (barcode.case_id if barcode else case_id).casefold())
-    # R puts an X before names that begin with a digit, spreadsheets and pandas add .0 to numbers.
-    return re.sub(r"0*(\d+)", r"\1", re.sub(r"^x(?=\d)", "", text))
 
 
 def _find_strata(cases: pd.DataFrame, options: SplitOptions) -> np.ndarray:
@@ -279,15 +268,9 @@ def _look_up(case_ids: pd.Index, table: Path, column: str, what: str) -> np.ndar
         )
     missing = case_ids[~case_ids.isin(classes.index)].tolist()
     if missing:
-        forms = {_reduce_id(case_id): case_id for case_id in classes.index}
-        alike = next(
-            (
-                f"; it has {quote(forms[_reduce_id(m)])}, which looks like {quote(m)}"
-                for m in missing
-                if _reduce_id(m) in forms
-            ),
-            "",
-        )
+        forms = index_reduced(classes.index)
+        pairs = ((forms.get(reduce_id(case_id)), case_id) for case_id in missing)
+        alike = next((f"; it has {quote(one)}, which looks like {quote(case_id)}" for one, case_id in pairs if one), "")
         raise CohortError(f"{table} lacks {len(missing)} cases that have images: {first_few(missing)}{alike}; add them")
     return classes.loc[case_ids].to_numpy(object)
 

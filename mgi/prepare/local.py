@@ -1,16 +1,32 @@
 """Slides of the user's own: listed by a table or a folder, and what the user states of them."""
 
+import difflib
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from mgi.console import log
-from mgi.errors import SlideError
-from mgi.files import is_system_file, require_file
+from mgi.errors import MissingInputError, SlideError
+from mgi.files import is_system_file
 from mgi.names import check_case_ids, check_name, check_text, first_few, quote
 from mgi.tables import read_any_table, source_of
 
-SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+DICOM = ".dcm"
+WHOLE_SLIDES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", DICOM)
+PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+SUFFIXES = WHOLE_SLIDES + PICTURES
+MASK_ENDING = "_mask"
+BARCODE = r"TCGA-\w{2}-\w{4}"
+# Beside a slide of this name, a folder of the same name holds its pixels.
+WITH_FOLDER = (".mrxs", ".vms", ".vmu")
+MAX_FILES = 1_000_000
+COLUMNS = ("case_id", "slide", "mpp", "annotation", "site")
+# Below the names of the columns.
+FIRST_LINE = 2
 
 
 def read_mpp_table(path: Path | str) -> dict[str, float]:
@@ -59,71 +75,160 @@ def list_local_slides(table_or_folder: Path | str, case_pattern: str | None = No
     ----------
     table_or_folder : Path
         A table (CSV, TSV or Parquet) of `case_id` and `slide`, and optionally `mpp`, `annotation` and `site`; relative
-        paths are taken from its folder. Or a folder of slides.
+        paths are taken from its folder. Or a folder of slides, folders within it included.
     case_pattern : str, optional
-        For a folder: a regular expression that matches at the start of a slide's name; the case id is its first group,
-        or the whole match. None: the TCGA barcode of 12 characters, else the whole name.
+        For a folder: a regular expression that matches at the start of a slide's path within the folder, its suffix
+        aside; the case id is its first group, or the whole match. None: the TCGA barcode that the slide's name begins
+        with, else its whole name.
 
     Raises
     ------
     MissingInputError
-        If the table, the folder or a slide is not there.
+        If the table, the folder or a slide or annotation of the table is not there.
     SlideError
-        If the pattern does not match a name, two slides have one name, or the table lacks a column or a cell.
+        If the pattern is no regular expression or does not match a name, two slides have one name, a name cannot be
+        part of a path, or the table lacks a column or a cell, or states two sites of a case.
     """
     place = Path(table_or_folder)
     found = _list_folder(place, case_pattern) if place.is_dir() else _list_table(place)
     if not found:
         raise SlideError(f"{place} holds no slide; {' '.join(SUFFIXES)} are read")
     check_case_ids((slide.case_id for slide in found), str(place), SlideError)
-    seen: dict[str, Path] = {}
-    for slide in found:
-        check_name(slide.source_id, "name of a slide", SlideError)
-        if slide.source_id in seen:
-            raise SlideError(
-                f"two slides are both {slide.source_id}: {seen[slide.source_id]} and {slide.path}; keep one"
-            )
-        seen[slide.source_id] = slide.path
+    _check_sources(found, place)
+    _check_sites(found, place)
     return sorted(found, key=lambda slide: (slide.case_id, slide.source_id))
+
+
+def tabulate_slides(slides: list[LocalSlide]) -> pd.DataFrame:
+    """Return slides as a frame, a row each, in their order; what is not stated is None."""
+    rows = [{**vars(slide), "project": None} for slide in slides]
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _check_sources(slides: list[LocalSlide], place: Path) -> None:
+    """Refuse duplicate slides, and names that cannot become part of a path."""
+    for slide in slides:
+        check_name(slide.source_id, "name of a slide", SlideError)
+    counts = Counter(slide.source_id for slide in slides)
+    repeated = [source_id for source_id, count in counts.items() if count > 1]
+    if repeated:
+        one, other = [str(slide.path) for slide in slides if slide.source_id == repeated[0]][:2]
+        raise SlideError(
+            f"{place} has {len(repeated)} names for two slides each, {first_few(repeated)}: two slides are both "
+            f"{repeated[0]}: {one} and {other}; keep one, or rename one"
+        )
+
+
+def _check_sites(slides: list[LocalSlide], place: Path) -> None:
+    """Refuse cases whose slides are stated to be of several sites."""
+    sites: dict[str, set[str]] = {}
+    for slide in slides:
+        sites.setdefault(slide.case_id, set()).update([slide.site] if slide.site else [])
+    several = sorted(case_id for case_id, names in sites.items() if len(names) > 1)
+    if several:
+        raise SlideError(f"{place} states two sites for {len(several)} cases: {first_few(several)}; keep one each")
 
 
 def _list_folder(folder: Path, case_pattern: str | None) -> list[LocalSlide]:
     try:
-        pattern = re.compile(case_pattern or r"TCGA-\w{2}-\w{4}|.+")
+        pattern = re.compile(case_pattern or f"(?:.*/)?({BARCODE}|[^/]+)")
     except re.error as error:
         raise SlideError(f"the pattern of case ids {quote(case_pattern)} is no regular expression: {error}") from error
-    found, unused = [], []
-    for path in sorted(folder.iterdir()):
-        if is_system_file(path.name) or path.is_dir():
-            continue
-        if path.suffix.lower() not in SUFFIXES:
-            unused.append(path.name)
-            continue
-        source_id = source_of(path)
-        match = pattern.match(source_id)
-        if match is None:
-            raise SlideError(f"the pattern of case ids {quote(case_pattern)} does not match the slide {path.name}")
-        case_id = match[1] if pattern.groups else match[0]
-        found.append(LocalSlide(check_text(case_id, "case id", SlideError), source_id, path))
+    paths, unused = _find_slides(folder)
+    found, unmatched = [], []
+    for path in paths:
+        # A folder of DICOM files has no suffix to leave out.
+        source_id = path.parent.name if _is_dicom_folder(path, folder) else source_of(path)
+        place = (path.parent if _is_dicom_folder(path, folder) else path).relative_to(folder)
+        match = pattern.match((place.parent / source_id).as_posix())
+        case_id = None if match is None else match[pattern.groups]
+        if case_id:
+            found.append(LocalSlide(check_text(case_id, "case id", SlideError), source_id, path))
+        else:
+            unmatched.append(place.as_posix())
+    if unmatched:
+        raise SlideError(
+            f"the pattern of case ids {quote(case_pattern)} does not match {len(unmatched)} of {len(paths)} slides in "
+            f"{folder}: {first_few(unmatched)}; it is matched at the start of these paths, their suffix aside"
+        )
     if unused:
         log.warning("%d files in %s are not slides: %s", len(unused), folder, first_few(unused))
     return found
 
 
+def _is_dicom_folder(path: Path, folder: Path) -> bool:
+    return path.suffix.lower() == DICOM and path.parent != folder
+
+
+def _find_slides(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the slides in a folder and in those within it, and the names of the other files.
+
+    A folder of DICOM files is one slide: the largest of them, which is of full resolution, opens it.
+    """
+    slides: list[Path] = []
+    unused: list[str] = []
+    seen = 0
+    for inner, folders, files in os.walk(folder):
+        names = sorted(name for name in files if not is_system_file(name))
+        seen += len(names)
+        if seen > MAX_FILES:
+            raise SlideError(f"{folder} holds more than {MAX_FILES} files; name the folder of the slides alone")
+        pixels_of_others = {Path(name).stem for name in names if name.lower().endswith(WITH_FOLDER)}
+        folders[:] = sorted(name for name in folders if name not in pixels_of_others and not is_system_file(name))
+        dicom = [Path(inner, name) for name in names if name.lower().endswith(DICOM)]
+        if len(dicom) > 1 and Path(inner) == folder:
+            raise SlideError(f"{folder} holds {len(dicom)} DICOM files: put those of a slide into a folder of its own")
+        if dicom:
+            slides.append(max(dicom, key=lambda path: path.stat().st_size))
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not Path(name).stem.endswith(MASK_ENDING):
+                slides += [] if name.lower().endswith(DICOM) else [Path(inner, name)]
+            else:
+                unused.append(name)
+    return slides, unused
+
+
 def _list_table(table: Path) -> list[LocalSlide]:
     frame = read_any_table(table, "table of slides", ["case_id", "slide"], SlideError)
-    found = []
-    for line, row in enumerate(frame.to_dict("records"), 2):
-        if not row["case_id"] or not row["slide"]:
-            raise SlideError(f"{table} lacks a case_id or a slide in line {line}")
-        slide = require_file(table.parent / row["slide"], f"slide of line {line} of {table}")
-        annotation = row.get("annotation")
-        if annotation:
-            annotation = require_file(table.parent / annotation, f"annotation of line {line} of {table}")
+    _refuse_unknown_columns(frame, table)
+    rows = frame.where(frame.notna(), None).to_dict("records")
+    lacking = [str(line) for line, row in enumerate(rows, FIRST_LINE) if not row["case_id"] or not row["slide"]]
+    if lacking:
+        raise SlideError(f"{table} lacks a case_id or a slide in {len(lacking)} lines: {first_few(lacking)}")
+    found, missing = [], []
+    for row in rows:
+        files = {name: table.parent / row[name] for name in ("slide", "annotation") if row.get(name)}
+        missing += [row[name] for name, path in files.items() if not path.exists()]
         mpp = _parse_mpp(row["mpp"], row["slide"], table) if row.get("mpp") else None
         case_id = check_text(row["case_id"], f"case id in {table}", SlideError)
-        found.append(LocalSlide(case_id, source_of(slide), slide, mpp, annotation or None, row.get("site")))
+        site = check_text(row["site"], f"site in {table}", SlideError) if row.get("site") else None
+        path = files["slide"]
+        if path.is_dir():
+            path = _open_dicom_folder(path, table)
+        source_id = files["slide"].name if path != files["slide"] else source_of(path)
+        found.append(LocalSlide(case_id, source_id, path, mpp, files.get("annotation"), site))
+    if missing:
+        raise MissingInputError(
+            f"{len(missing)} files that {table} names are not there: {first_few(missing)}; paths are taken from the "
+            "folder of the table"
+        )
     return found
+
+
+def _refuse_unknown_columns(frame: pd.DataFrame, table: Path) -> None:
+    """Refuse a column that is probably one of ours, mistyped: its values would be lost without a word."""
+    for name in frame.columns:
+        near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
+        if name not in COLUMNS and near and near[0] not in frame.columns:
+            raise SlideError(f"{table} has a column {quote(name)}: write it {near[0]}, or give it another name")
+
+
+def _open_dicom_folder(folder: Path, table: Path) -> Path:
+    """Return the DICOM file of a slide's folder that opens it."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() == DICOM]
+    if not files:
+        raise SlideError(f"{table} names the folder {quote(folder.name)} as a slide, which holds no DICOM file")
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def _parse_mpp(text: str | None, slide: str, path: Path | str) -> float:

@@ -79,9 +79,7 @@ def import_table(
     if h5ad is not None:
         require_anndata()
     raw = read_raw_matrix(table)
-    places = find_positions(raw, positions)
-    matrix = orient_matrix(raw, places, options.leave_out)
-    _name_cases(matrix)
+    places, matrix = _orient(raw, positions, options)
     _name_genes(matrix, places)
     aliquots = _choose_samples(matrix)
     _resolve_duplicates(matrix, options.duplicates)
@@ -97,6 +95,21 @@ def import_table(
             add(case_id, aliquot, profile)
     if h5ad is not None:
         write_h5ad(output, h5ad)
+
+
+def list_cases(table: Path, positions: Path | None, options: TableImport) -> list[str]:
+    """List the cases that `import_table` would import; raises as it does, genes and values aside."""
+    _, matrix = _orient(read_raw_matrix(table), positions, options)
+    _choose_samples(matrix)
+    return matrix.cases
+
+
+def _orient(raw: RawMatrix, positions: Path | None, options: TableImport) -> tuple[Positions | None, Matrix]:
+    """Return the positions of genes, and the matrix of named cases by genes."""
+    places = find_positions(raw, positions)
+    matrix = orient_matrix(raw, places, options.leave_out)
+    _name_cases(matrix)
+    return places, matrix
 
 
 def _name_cases(matrix: Matrix) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mgi.errors import SlideError
 from mgi.prepare.native import NativeLevel, open_native
+from mgi.prepare.pictures import DESCRIPTION, Picture, PictureError, is_picture, read_ome_mpp, read_picture
 
 MAX_SIDE_PX = 2**20
 MAX_STORED_TILE_PX = 8192 * 8192
@@ -61,16 +62,27 @@ class Slide(openslide.OpenSlide):
 
 
 @contextmanager
-def open_slide(path: Path) -> Iterator[Slide]:
-    """Open a slide, with one sentence in the `OpenSlideError` where OpenSlide cannot read it."""
+def open_slide(path: Path) -> Iterator[Slide | Picture]:
+    """Open a slide, or a plain picture, with one sentence in the `OpenSlideError` where it cannot be read."""
     try:
         slide = Slide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise openslide.OpenSlideError("not a slide that OpenSlide reads") from error
+        yield _open_picture(path, error)
+        return
     with slide, open(path, "rb") as file:
         check_header(slide, path)
         slide.native = open_native(path, slide, file.fileno())
         yield slide
+
+
+def _open_picture(path: Path, unsupported: openslide.OpenSlideError) -> Picture:
+    """Read a file that OpenSlide does not."""
+    if not is_picture(path):
+        raise openslide.OpenSlideError("not a slide that OpenSlide reads") from unsupported
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        raise openslide.OpenSlideError(f"not a slide that OpenSlide reads, nor a plain picture: {error}") from error
 
 
 def check_header(slide: openslide.OpenSlide, path: Path) -> None:
@@ -97,7 +109,7 @@ def check_header(slide: openslide.OpenSlide, path: Path) -> None:
         raise SlideError(f"implausible size: its header claims {width} x {height} pixels in a file of {size} bytes")
 
 
-def scanned_bounds(slide: openslide.OpenSlide) -> tuple[int, int, int, int] | None:
+def scanned_bounds(slide: Slide | Picture) -> tuple[int, int, int, int] | None:
     """Return x, y, width and height of the scanned part of level 0, None where the slide does not state one."""
     keys = (
         openslide.PROPERTY_NAME_BOUNDS_X,
@@ -137,7 +149,7 @@ def resolve_mpp(
         resolution = Resolution(stated_mpp, "table")
     else:
         found, reason = _metadata_mpp(properties)
-        only_a_tag = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
+        only_a_tag = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff" and not _find_ome_mpp(properties)
         if default_mpp is not None and (found is None or only_a_tag):
             resolution = Resolution(default_mpp, "default")
         elif found is not None:
@@ -151,9 +163,15 @@ def resolve_mpp(
     return resolution
 
 
+def _find_ome_mpp(properties: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the microns per pixel of OME metadata, of which OpenSlide knows nothing."""
+    return read_ome_mpp(properties.get(DESCRIPTION, ""))
+
+
 def _metadata_mpp(properties: Mapping[str, str]) -> tuple[float | None, str]:
     """Return what the metadata state, or None and the reason."""
-    stated = [properties.get(key) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
+    keys = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    stated = _find_ome_mpp(properties) or [properties.get(key) for key in keys]
     if None in stated:
         return None, "no mpp: its metadata state no microns per pixel"
     low, high = PLAUSIBLE_MPP
@@ -198,7 +216,7 @@ class Region:
         return np.asarray(self.image.resize(size, resampling, box=inside))
 
 
-def read_region(slide: Slide, level: int, box: tuple[float, ...]) -> Region:
+def read_region(slide: Slide | Picture, level: int, box: tuple[float, ...]) -> Region:
     """Read a level under a box of level-0 coordinates, cut to the slide; what was not scanned is white."""
     downsample = slide.level_downsamples[level]
     x, y = max(0, int(box[0])), max(0, int(box[1]))
@@ -209,7 +227,7 @@ def read_region(slide: Slide, level: int, box: tuple[float, ...]) -> Region:
     return Region(slide.read_rgb(x, y, level, (width, height)), x, y, downsample)
 
 
-def read_downsampled(slide: Slide, scale: float, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+def read_downsampled(slide: Slide | Picture, scale: float, beat: Callable[[], None] = lambda: None) -> np.ndarray:
     """Read the whole slide at `scale` level-0 pixels per pixel, as uint8 [H, W, 3]; call `beat` after each block."""
     level = slide.get_best_level_for_downsample(max(scale, 1.0) * LEVEL_TOLERANCE)
     width, height = (max(1, round(length / scale)) for length in slide.dimensions)

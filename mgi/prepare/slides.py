@@ -4,7 +4,7 @@ import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import openslide
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from mgi.config import TileOptions
+from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.names import check_name
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
 from mgi.prepare.isolation import IsolationError, run_isolated
-from mgi.prepare.local import read_mpp_table
+from mgi.prepare.local import LocalSlide, read_mpp_table
+from mgi.prepare.pictures import Picture
 from mgi.prepare.reader import (
     Resolution,
     Slide,
@@ -44,6 +45,8 @@ def tile_slides(
     options: TileOptions,
     status: Path | None = None,
     overlap: float = 0.0,
+    names: list[str] | None = None,
+    stated: Mapping[str, StatedSlide] | None = None,
 ) -> None:
     """Write the tissue tiles of slides into one table of images.
 
@@ -64,33 +67,42 @@ def tile_slides(
         The table of what became of each slide.
     overlap : float
         Share of a tile's edge by which its neighbours reach into it: 0 for training, more to blend predictions.
+    names : list of str, optional
+        The source_id of each slide; None takes those of the files' names.
+    stated : mapping of str to StatedSlide, optional
+        What is stated of single slides, by source_id; it beats `options.annotations` and `options.mpp_table`.
 
     Raises
     ------
     MissingInputError
-        If a slide, the annotations or the table of mpp is not there.
+        If a slide, an annotation or the table of mpp is not there.
     SlideError
         If two slides share a source_id, slides and case ids differ in number, or a slide is bad and `status` None.
     AnnotationError
         If, without `status`, an annotation is unreadable or not its slide's.
     """
     output = Path(output)
-    jobs = _list_jobs(slides, case_ids)
+    jobs = _list_jobs(slides, case_ids, names or [source_of(path) for path in slides])
     annotations = None if options.annotations is None else Path(options.annotations)
     if annotations is not None and annotations.is_file() and len(jobs) > 1:
         raise AnnotationError(f"{annotations} is one annotation for {len(jobs)} slides; give the folder of annotations")
-    stated = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
+    mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
     records = []
     with image_table(output) as add:
         for case_id, source_id, path in progress(jobs, "slides"):
+            own = (stated or {}).get(source_id, StatedSlide())
             found = None if annotations is None else find_annotation(annotations, source_id)
+            if own.annotation is not None:
+                found = require_file(own.annotation, "annotation")
             record: dict[str, Any] = {"source_id": source_id, "case_id": case_id, "table": output.stem}
+            record["site"] = own.site
             record |= {"status": "ok", "n_images": 0, "labelled": found is not None}
             identity = {"case_id": case_id, "source_id": source_id, "z": 0, "mpp": options.mpp}
             # Tiles wait on the disk until the slide has been read to its end: half a slide must not enter the table.
             with tempfile.NamedTemporaryFile(dir=output.parent) as spool:
                 try:
-                    arguments = (path, spool.name, identity, found, options, stated.get(source_id), overlap)
+                    mpp = own.mpp or mpp_by_table.get(source_id)
+                    arguments = (path, spool.name, identity, found, options, mpp, overlap)
                     record |= run_isolated(_spool_tiles, *arguments)
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
@@ -101,6 +113,24 @@ def tile_slides(
         write_sources(records, status)
     used = sum(record["status"] == "ok" for record in records)
     log.info("%d tiles of %d of %d slides", sum(record["n_images"] for record in records), used, len(records))
+
+
+def find_unusable(slides: list[LocalSlide], options: TileOptions) -> dict[str, str]:
+    """Open every slide and return the reason why it will not be tiled, by source_id, of those that its header tells."""
+    mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
+    reasons = {}
+    for slide in progress(slides, "slides"):
+        try:
+            run_isolated(_check_slide, slide.path, options, slide.mpp or mpp_by_table.get(slide.source_id))
+        except (SlideError, *UNREADABLE) as error:
+            reasons[slide.source_id] = f"unreadable: {error}" if isinstance(error, UNREADABLE) else str(error)
+    return reasons
+
+
+def _check_slide(beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None) -> None:
+    """Raise what keeps a slide from being tiled, as far as its header tells."""
+    with open_slide(path) as slide:
+        resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
 
 
 def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None:
@@ -134,11 +164,12 @@ def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None
     log.info("%d tiles kept of %d: %s", kept.sum(), grid.tissue.size, output)
 
 
-def _list_jobs(slides: list[Path], case_ids: list[str]) -> list[tuple[str, str, Path]]:
+def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> list[tuple[str, str, Path]]:
     """Return case, source and path of each slide, in the order of the table."""
-    if len(slides) != len(case_ids):
-        raise SlideError(f"{len(slides)} slides but {len(case_ids)} case ids; give --case-id once per slide")
-    jobs = sorted((case_id, source_of(path), Path(path)) for case_id, path in zip(case_ids, slides, strict=True))
+    for what, given in (("case ids", case_ids), ("names", names)):
+        if len(slides) != len(given):
+            raise SlideError(f"{len(slides)} slides but {len(given)} {what}; give one for each slide, in their order")
+    jobs = sorted(zip(case_ids, names, map(Path, slides), strict=True))
     seen: dict[str, Path] = {}
     for _, source_id, path in jobs:
         require_file(path, "slide")
@@ -173,7 +204,7 @@ def _look_over(
 
 def _survey(
     beat: Callable[[], None],
-    slide: Slide,
+    slide: Slide | Picture,
     options: TileOptions,
     stated_mpp: float | None,
     overlap: float = 0.0,
@@ -183,7 +214,7 @@ def _survey(
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
     tissue = tissue_mask(read_downsampled(slide, scale, beat), scale * resolution.mpp)
     edge = options.tile_px * options.mpp / resolution.mpp
-    return resolution, tissue, make_grid(slide.dimensions, tissue, edge, overlap)
+    return resolution, tissue, make_grid(slide.dimensions, tissue, edge, overlap, options.partial_tiles)
 
 
 def _spool_tiles(

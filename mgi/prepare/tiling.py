@@ -13,6 +13,7 @@ from PIL import Image
 from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
+from mgi.prepare.pictures import Picture
 
 LANCZOS_RADIUS = 3
 THREADS = 2
@@ -43,8 +44,10 @@ class Grid:
         return self.tissue >= min_tissue - 1e-9
 
 
-def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float, overlap: float = 0.0) -> Grid:
-    """Place full tiles over the slide and weigh each by the tissue under it.
+def make_grid(
+    dimensions: tuple[int, int], tissue: np.ndarray, edge: float, overlap: float = 0.0, partial: bool = False
+) -> Grid:
+    """Place tiles over the slide and weigh each by the tissue under it.
 
     Parameters
     ----------
@@ -56,11 +59,13 @@ def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float, over
         Edge of a tile in level-0 pixels.
     overlap : float
         Share of a tile's edge by which its neighbours reach into it.
+    partial : bool
+        Whether tiles may reach beyond the right and bottom margins; what lies beyond is no tissue.
     """
     corners, weights, step = [], [], edge * (1 - overlap)
     for length, mask_length in zip(dimensions, tissue.shape[::-1], strict=True):
-        corner = np.rint(np.arange(int(length // step)) * step)
-        corner = corner[corner + edge <= length]
+        corner = np.rint(np.arange(int(np.ceil(length / step) if partial else length // step)) * step)
+        corner = corner[corner < length] if partial else corner[corner + edge <= length]
         scale = mask_length / length
         start, stop = corner[:, None] * scale, (corner[:, None] + edge) * scale
         cell = np.arange(mask_length)
@@ -71,7 +76,7 @@ def make_grid(dimensions: tuple[int, int], tissue: np.ndarray, edge: float, over
 
 
 def iterate_tiles(
-    slide: reader.Slide, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
+    slide: reader.Slide | Picture, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the kept tiles by y, then x, as rows of a table of images, reading blocks of several tiles at once."""
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
@@ -91,10 +96,10 @@ def iterate_tiles(
         region = reader.read_region(slide, level, box)
         tiles = []
         for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
-            box = (x[k], y[k], x[k] + grid.edge, y[k] + grid.edge)
-            pixels = region.resample(box, (tile_px, tile_px), Image.Resampling.LANCZOS)
             place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
-            mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px)
+            inside = _count_inside(x[k], y[k], grid.edge, tile_px, slide.dimensions)
+            pixels = _resample(region, x[k], y[k], grid.edge, tile_px, inside)
+            mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px, inside)
             tiles.append(place | {"image": _encode_image(pixels), "mask": mask})
         return tiles
 
@@ -109,10 +114,39 @@ def _encode_image(pixels: np.ndarray) -> bytes:
     return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=JPEG_QUALITY, subsampling="420"))
 
 
-def _encode_mask(annotation: Annotation | None, x: int, y: int, edge: float, tile_px: int) -> bytes | None:
+def _count_inside(x: int, y: int, edge: float, tile_px: int, dimensions: tuple[int, int]) -> tuple[int, int]:
+    """Return how many columns and rows of a tile's pixels lie within the slide, at least one of each."""
+    columns, rows = (
+        min(tile_px, max(1, int((length - corner) / edge * tile_px + 1e-6)))
+        for length, corner in zip(dimensions, (x, y), strict=True)
+    )
+    return columns, rows
+
+
+def _resample(region: reader.Region, x: int, y: int, edge: float, tile_px: int, inside: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of a tile, uint8 [tile_px, tile_px, 3]; what lies beyond the slide is white."""
+    columns, rows = inside
+    box = (x, y, x + edge * columns / tile_px, y + edge * rows / tile_px)
+    pixels = region.resample(box, inside, Image.Resampling.LANCZOS)
+    if inside == (tile_px, tile_px):
+        return pixels
+    whole = np.full((tile_px, tile_px, 3), 255, np.uint8)
+    whole[:rows, :columns] = pixels
+    return whole
+
+
+def _encode_mask(
+    annotation: Annotation | None, x: int, y: int, edge: float, tile_px: int, inside: tuple[int, int]
+) -> bytes | None:
+    """Encode a tile's mask; what lies beyond the slide is ignored."""
     if annotation is None:
         return None
-    return encode_mask(annotation.mask(x, y, edge, tile_px), annotation.ignore(x, y, edge, tile_px))
+    mask, ignore = annotation.mask(x, y, edge, tile_px), annotation.ignore(x, y, edge, tile_px)
+    if inside != (tile_px, tile_px):
+        beyond = np.ones_like(mask)
+        beyond[: inside[1], : inside[0]] = 0
+        ignore = beyond if ignore is None else ignore | beyond
+    return encode_mask(mask, ignore)
 
 
 def count_untiled_tumour(

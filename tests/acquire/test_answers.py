@@ -30,13 +30,13 @@ PAGE = b"<!DOCTYPE html><html><head><title>Blocked &amp; logged\x1b[31m</title><
     ],
     ids=["expired", "credentials", "controlled", "bare", "firewall", "untitled page"],
 )
-def test_refusals_say_what_the_server_said(one_file, tmp_path, token, code, body, headers, has_token, said):
+def test_refusal_repeats_the_servers_message(one_file, tmp_path, token, code, body, headers, has_token, said):
     with scripted([says(code, body, **headers)]) as (url, seen), pytest.raises(FetchError, match=f"{code}.*{said}"):
         fetch(one_file, tmp_path / "got", url, 1, token_file=token if has_token else None)
     assert len(seen) == 1
 
 
-def test_reader_without_permission_is_told_so(one_file, tmp_path, token):
+def test_unreadable_file_is_reported(one_file, tmp_path, token):
     with (
         scripted([says(403, b'{"message": "dbGaP"}')]) as (url, _),
         pytest.raises(FetchError, match="owner may not read"),
@@ -109,7 +109,7 @@ def test_answer_that_drips_is_given_up(monkeypatch, no_waiting):
 @pytest.mark.parametrize(
     "asked", ["Fri, 01 Jan 99999999999 00:00:00 GMT", "nan", "-5", "inf", "soon", "1e400", "Mon, 99 Foo 2026", ""]
 )
-def test_odd_retry_after_is_survived(one_file, tmp_path, no_waiting, asked, monkeypatch):
+def test_ignores_invalid_retry_after(one_file, tmp_path, no_waiting, asked, monkeypatch):
     monkeypatch.setattr(answers, "MAX_RETRY_AFTER_SECONDS", 0.01)
     with scripted([says(429, Retry_After=asked), says(200, CONTENT)]) as (url, seen):
         fetch(one_file, tmp_path / "got", url, 1)
@@ -126,7 +126,7 @@ def test_odd_retry_after_is_survived(one_file, tmp_path, no_waiting, asked, monk
         "http://a b/",
     ],
 )
-def test_odd_redirect_is_not_followed(one_file, tmp_path, location):
+def test_rejects_invalid_redirect(one_file, tmp_path, location):
     with (
         scripted([says(302, Location=location)]) as (url, seen),
         pytest.raises(FetchError, match="not followed") as caught,

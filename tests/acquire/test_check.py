@@ -58,7 +58,7 @@ def test_names_the_successor(tmp_path, answering):
 
 
 @pytest.mark.parametrize("history", [{}, [7], [{"uuid": 7}], [{"uuid": "a\nb"}], None])
-def test_odd_history_is_told(tmp_path, answering, history):
+def test_reports_invalid_history(tmp_path, answering, history):
     answering([], history)
     with pytest.raises(FetchError, match=rf"/history/{FILE_ID} answers no list of versions"):
         check(pin_one(tmp_path / "one.parquet"), "http://127.0.0.1:9")
@@ -67,7 +67,7 @@ def test_odd_history_is_told(tmp_path, answering, history):
 @pytest.mark.parametrize(
     "hit", [7, {}, {"file_id": FILE_ID, "md5sum": "zz"}, {"file_id": FILE_ID, "state": "live\x1b[2J"}]
 )
-def test_odd_record_is_told(tmp_path, answering, hit):
+def test_reports_invalid_record(tmp_path, answering, hit):
     answering([hit], [])
     with pytest.raises(ManifestError, match="1 of 1 records of the GDC cannot be used") as caught:
         check(pin_one(tmp_path / "one.parquet"), "http://127.0.0.1:9")
@@ -82,7 +82,7 @@ def test_state_that_is_not_available_is_a_withdrawal(tmp_path, answering):
 
 
 @pytest.mark.parametrize(("code", "error"), [(500, FetchError), (403, FetchError), (404, ManifestError)])
-def test_calls_a_file_withdrawn_only_where_the_gdc_says_that_it_has_none(tmp_path, no_waiting, code, error):
+def test_file_is_withdrawn_only_where_the_gdc_lists_none(tmp_path, no_waiting, code, error):
     def answer(handler):
         if "/history/" in handler.path:
             return says(code)(handler)

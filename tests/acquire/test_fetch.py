@@ -169,7 +169,7 @@ def test_progress_without_a_known_size_promises_nothing(caplog, monkeypatch):
     assert not [message for message in caplog.messages if " of 0.0" in message]
 
 
-def test_progress_in_a_log_tells_bytes_rate_and_time_left(caplog, monkeypatch):
+def test_progress_in_a_log_has_bytes_rate_and_time_left(caplog, monkeypatch):
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.01)
 
     def polls():
@@ -189,7 +189,7 @@ def test_rows_that_are_no_range_are_wrong_usage(one_file, tmp_path, rows):
     assert "START:STOP" in done.output
 
 
-def test_command_line_gives_every_option_to_the_fetch(one_file, tmp_path, token):
+def test_command_line_passes_every_option_to_the_fetch(one_file, tmp_path, token):
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "counts.tsv").write_bytes(CONTENT)
     options = {

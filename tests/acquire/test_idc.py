@@ -154,7 +154,7 @@ def test_slide_that_the_index_does_not_tell_is_refused(client, manifest, tmp_pat
     assert client.requests == []
 
 
-def test_disk_without_room_is_told_before_anything_is_asked_for(client, manifest, tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_any_request(client, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     with pytest.raises(FetchError, match="make room"):
         idc.fetch_slides(manifest, tmp_path / "out")
@@ -167,7 +167,7 @@ def test_absent_library_is_named_with_how_to_get_it(manifest, tmp_path, monkeypa
         idc.fetch_slides(manifest, tmp_path / "out")
 
 
-def test_command_line_gives_every_option_to_the_fetch(client, manifest, tmp_path):
+def test_command_line_passes_every_option_to_the_fetch(client, manifest, tmp_path):
     options = {
         "--file-id": RECORDS[NORMAL][0],
         "--partial": tmp_path / "partial",
@@ -180,7 +180,7 @@ def test_command_line_gives_every_option_to_the_fetch(client, manifest, tmp_path
     assert (tmp_path / "r.tsv").exists()
 
 
-def test_real_index_tells_all_but_94_slides_of_tcga(data_dir):
+def test_real_index_finds_all_but_94_slides_of_tcga(data_dir):
     data = pytest.importorskip("idc_index_data", reason="idc-index is not installed")
     columns = ["PatientID", "Modality", "SeriesDescription", "SeriesInstanceUID"]
     index = pd.read_parquet(data.IDC_INDEX_PARQUET_FILEPATH, columns=columns, filters=[("Modality", "==", "SM")])

@@ -146,7 +146,7 @@ def test_choice_of_another_type_is_another_choice(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["12.5", "1e30", "many", "-3", "9" * 5000, str(2**70)])
-def test_portal_manifest_with_an_odd_size_is_refused(tmp_path, size):
+def test_rejects_portal_manifest_with_invalid_size(tmp_path, size):
     path = portal(tmp_path / "m.txt", [(FILE_ID, "a.svs", "0" * 32, size)])
     with pytest.raises(ManifestError, match=r"'size' .* is no number of bytes"):
         read_manifest(path)

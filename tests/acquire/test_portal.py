@@ -254,6 +254,6 @@ def test_whole_folder_of_the_portal_case(tmp_path, cohort):
     assert len(read_manifest(tmp_path / "m.parquet")) == len(rows)
 
 
-def test_another_manifest_says_what_is_missing(tmp_path):
+def test_changed_manifest_names_missing_files(tmp_path):
     with pytest.raises(ManifestError, match="is not delimited text but a Parquet table"):
         import_manifest(pin_one(tmp_path / "m.parquet"), None, tmp_path / "n.parquet", ImportOptions())

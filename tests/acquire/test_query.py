@@ -50,7 +50,7 @@ def test_manifest_has_the_contracted_columns_order_and_release(manifest, cohort)
     assert rows[rows.data_type == ANNOTATION][["case_id", "aliquot", "project"]].isna().all(axis=None)
 
 
-def test_paging_gives_the_same_manifest(manifest, cohort, tmp_path, monkeypatch):
+def test_paging_returns_the_same_manifest(manifest, cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(gdc, "PAGE", 3)
     query([PROJECT], tmp_path / "paged.parquet", f"local:{cohort}", BOTH, ANNOTATION_FILE_ID)
     assert (tmp_path / "paged.parquet").read_bytes() == manifest.read_bytes()
@@ -113,7 +113,7 @@ def test_frozen_slides_are_left_out(own_cohort, tmp_path):
     assert read_manifest(tmp_path / "m.parquet").aliquot.str.contains("-DX").all()
 
 
-def test_unreachable_server_is_told_in_one_sentence(tmp_path, no_waiting):
+def test_unreachable_server_is_reported_in_one_sentence(tmp_path, no_waiting):
     with pytest.raises(FetchError, match=r"http://127\.0\.0\.1:9/status.*network"):
         query([PROJECT], tmp_path / "m.parquet", "http://127.0.0.1:9", BOTH)
 
@@ -130,7 +130,7 @@ def test_unreachable_server_is_told_in_one_sentence(tmp_path, no_waiting):
     ],
     ids=["page", "text", "deep", "digits", "wrong type", "list"],
 )
-def test_address_that_is_no_gdc_is_told(tmp_path, no_waiting, body, said):
+def test_rejects_address_of_another_server(tmp_path, no_waiting, body, said):
     with scripted([says(200, body)]) as (url, _), pytest.raises(FetchError, match=said):
         query([PROJECT], tmp_path / "m.parquet", url, BOTH)
 
@@ -276,7 +276,7 @@ def test_type_of_a_sample_without_one_is_made_of_tissue_and_descriptor(listing, 
     assert read_manifest(tmp_path / "m.parquet").sample_type.tolist() == ["Metastatic"]
 
 
-def test_project_of_ffpe_samples_only_says_so(listing):
+def test_reports_project_of_ffpe_samples_only(listing):
     with pytest.raises(ManifestError, match="none to use: 1 left out, RNA of FFPE samples"):
         listing([record(1, ALIQUOTS[0], is_ffpe=True)], "expression")
 
@@ -404,7 +404,7 @@ def test_barcode_of_another_case_is_refused(listing):
         ({"data": {"hits": [], "pagination": {"total": 7}}}, "0 of 7 files"),
     ],
 )
-def test_answers_of_another_form_are_told(tmp_path, monkeypatch, files, said):
+def test_rejects_answers_of_another_form(tmp_path, monkeypatch, files, said):
     answers = {"/status": {}, "/files": files}
     monkeypatch.setattr(gdc.Server, "ask", lambda self, method, path, body=None, **_: answers[path])
     with pytest.raises(FetchError, match=said):

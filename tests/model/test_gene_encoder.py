@@ -51,7 +51,7 @@ def test_token_is_the_sum_of_embeddings_plus_values_along_directions():
     torch.testing.assert_close(token, expected)
 
 
-def test_last_token_holds_the_genes_that_are_left():
+def test_last_token_has_the_remaining_genes():
     model, values = encoder(stride=5), profiles(1)
     expected = model.embedding[20:].sum(0) + (values[0, 20:, None] * model.direction[20:]).sum(0)
     torch.testing.assert_close(model._make_tokens(values, None)[0, 4], expected)

@@ -190,7 +190,7 @@ def test_memory_for_the_backward_pass_does_not_grow_with_length_times_state():
     assert extra <= inputs["u"].numel()
 
 
-def test_states_are_kept_only_where_gradients_are_wanted(monkeypatch):
+def test_states_are_kept_only_where_gradients_are_needed(monkeypatch):
     segments, run = [], cpu._run
 
     def record(kernel, tasks, *arguments):

@@ -94,7 +94,7 @@ def test_gene_list_replaces_gene_types(cohort):
 
 @pytest.mark.parametrize("versions", [True, False])
 @pytest.mark.parametrize("suffix", ["tsv", "parquet"])
-def test_position_table_gives_the_same_result_as_gtf(cohort, suffix, versions):
+def test_position_table_equals_gtf(cohort, suffix, versions):
     cohort.build()
     expected = cohort.written()
     frame = places().assign(chromosome=lambda frame: frame.chromosome.str.removeprefix("chr"))
@@ -132,7 +132,7 @@ def test_rejects_table_cut_at_the_end_of_a_line(cohort, case_id):
     assert not cohort.output.exists()
 
 
-def test_rejects_table_shorter_than_its_manifest_says(tmp_path):
+def test_rejects_table_shorter_than_in_its_manifest(tmp_path):
     cohort = Cohort(tmp_path, {"TCGA-S1-0001": [1] * 6})
     path = cohort.path("TCGA-S1-0001")
     cohort.annotation = tmp_path / "places.csv"

@@ -1,5 +1,7 @@
 """Slides of the user's own: tables and folders that list them, and what they state."""
 
+from dataclasses import replace
+
 import pytest
 
 from mgi.errors import MissingInputError, SlideError
@@ -27,11 +29,11 @@ def test_folder_is_listed_by_name(folder):
     ]
 
 
-def test_pattern_gives_the_case(folder):
+def test_pattern_extracts_the_case(folder):
     (folder / "TCGA-A4-8098-01Z-00-DX1.svs").unlink()
     assert [case for case, _ in listed(folder, r"(S\d+\.\d+)\.")] == ["S21.1234"] * 2
     assert [case for case, _ in listed(folder, r"S\d+")] == ["S21"] * 2
-    with pytest.raises(SlideError, match="does not match the slide"):
+    with pytest.raises(SlideError, match=r"does not match 2 of 2 slides in .*: 'S21\.1234\.A\.tif'"):
         listed(folder, "X")
     with pytest.raises(SlideError, match="no regular expression"):
         listed(folder, "(")
@@ -51,15 +53,21 @@ def test_table_states_what_is_known(folder):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("case_id,slide\n1,absent.svs\n", MissingInputError, "line 2"),
+        (
+            "case_id,slide\n1,absent.svs\n2,gone.svs",
+            MissingInputError,
+            "2 files .* not there: 'absent.svs', 'gone.svs'",
+        ),
         ("case_id\n1\n", SlideError, "slide"),
-        ("case_id,slide\n,S21.1234.A.tif\n", SlideError, "line 2"),
+        ("case_id,slide\n,S21.1234.A.tif\n", SlideError, "1 lines: '2'"),
         ("case_id,slide,mpp\n1,S21.1234.A.tif,fine\n", SlideError, "'fine' as mpp"),
         ("case_id,slide\n1,S21.1234.A.tif\n2,S21.1234.A.tif\n", SlideError, "two slides"),
+        ("case_id,slide,sites\n1,S21.1234.A.tif,x\n", SlideError, "column 'sites': write it site"),
+        ("case_id,slide,site\n1,S21.1234.A.tif,x\n1,S21.1234.B.tif,y\n", SlideError, "two sites for 1 cases"),
         ("case_id,slide\na,S21.1234.A.tif\nA,S21.1234.B.tif\n", SlideError, "in two ways"),
     ],
 )
-def test_odd_table_is_refused(folder, text, error, message):
+def test_rejects_invalid_table(folder, text, error, message):
     (folder / "slides.csv").write_text(text)
     with pytest.raises(error, match=message):
         list_local_slides(folder / "slides.csv")
@@ -80,3 +88,23 @@ def test_table_of_mpp_is_read_by_file_or_slide(tmp_path):
     (tmp_path / "mpp.csv").write_text("slide,mpp\na.svs,-1\n")
     with pytest.raises(SlideError, match="'-1' as mpp"):
         read_mpp_table(tmp_path / "mpp.csv")
+
+
+def test_folders_within_the_folder_are_read(folder):
+    for name in ("P1/S1.svs", "P2/S2.png", "P2/S2_mask.png", "P3/one.mrxs", "P3/one/Slide.dat", "P3/one/x.tif"):
+        (folder / "deep" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "deep" / name).touch()
+    assert listed(folder / "deep", "([^/]+)/") == [("P1", "S1"), ("P2", "S2"), ("P3", "one")]
+
+
+def test_folder_of_dicom_files_is_one_slide(folder):
+    series = folder / "dicom" / "S3.1"
+    series.mkdir(parents=True)
+    for name, size in (("1.2.3.dcm", 5), ("1.2.4.dcm", 9)):
+        (series / name).write_bytes(b"0" * size)
+    (slide,) = list_local_slides(folder / "dicom")
+    assert (slide.case_id, slide.source_id, slide.path) == ("S3.1", "S3.1", series / "1.2.4.dcm")
+    (folder / "slides.csv").write_text("case_id,slide\n7,dicom/S3.1\n")
+    assert list_local_slides(folder / "slides.csv") == [replace(slide, case_id="7")]
+    with pytest.raises(SlideError, match="2 DICOM files"):
+        list_local_slides(series)

@@ -45,7 +45,7 @@ def stored(frame, folder, way):
 
 
 @pytest.mark.parametrize("way", ["parquet", "csv", "transposed", "case_id"])
-def test_either_orientation_gives_the_same_table(tmp_path, positions, way):
+def test_both_orientations_make_the_same_table(tmp_path, positions, way):
     frame = matrix()
     import_table(stored(frame, tmp_path, way), positions, tmp_path / "out" / "expression.parquet")
     values, genes = read_expression(tmp_path / "out" / "expression.parquet")
@@ -119,7 +119,7 @@ def test_rejects_table_of_normal_tissue(tmp_path, positions):
         import_table(path, positions, tmp_path / "expression.parquet")
 
 
-def test_genes_known_by_ensembl_id_are_placed_by_it(tmp_path):
+def test_genes_are_ordered_by_ensembl_id(tmp_path):
     frame = samples("TCGA-S1-0001", "TCGA-S1-0002").set_axis(["ENSG00000000003.15", "ENSG00000000005.6"], axis=1)
     places = pd.DataFrame({"gene_id": ["ENSG00000000003.14", "ENSG00000000005"], "chromosome": ["X", "7"]})
     places.assign(start=9).to_csv(tmp_path / "places.csv", index=False)
@@ -129,7 +129,7 @@ def test_genes_known_by_ensembl_id_are_placed_by_it(tmp_path):
     assert genes.gene_name.tolist() == ["ENSG00000000005.6", "ENSG00000000003.15"]
 
 
-def test_gtf_gives_positions(tmp_path):
+def test_reads_positions_from_gtf(tmp_path):
     (tmp_path / "genes.gtf").write_text(gtf_text())
     frame = samples("TCGA-S1-0001", "TCGA-S1-0002").set_axis(["LAST", "SECOND"], axis=1)
     import_table(stored(frame, tmp_path, "csv"), tmp_path / "genes.gtf", tmp_path / "expression.parquet")

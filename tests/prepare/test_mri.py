@@ -42,7 +42,7 @@ def test_slices_come_in_numeric_order_with_their_own_masks(tmp_path):
     assert volume.mask.sum(axis=(1, 2)).tolist() == [32, 64, 320]
 
 
-def test_missing_folder_says_where_to_get_the_set(tmp_path):
+def test_missing_folder_names_the_source_of_the_set(tmp_path):
     with pytest.raises(MissingInputError, match="Kaggle"):
         find_series(tmp_path / "nowhere")
 
@@ -101,7 +101,7 @@ def test_two_folders_of_one_case_are_both_named(tmp_path):
         find_series(tmp_path)
 
 
-def test_fingerprint_tells_a_changed_an_added_and_a_removed_file(tmp_path):
+def test_fingerprint_changes_with_a_changed_added_or_removed_file(tmp_path):
     write_slices(tmp_path / NAME, [1, 2])
     (tmp_path / "notes.txt").touch()
     seen = [fingerprint(tmp_path)]
@@ -202,7 +202,7 @@ def test_labels_and_channels_are_chosen(tmp_path):
         ({"flair": np.zeros((20, 24, 5, 2), np.int16)}, "not a volume"),
     ],
 )
-def test_odd_nifti_is_skipped_with_its_reason(tmp_path, changes, reason):
+def test_skips_invalid_nifti_with_its_reason(tmp_path, changes, reason):
     write_nifti(tmp_path / "in" / "a", "a", brain())
     write_nifti(tmp_path / "in" / "b", "b", brain())
     for key, volume in changes.items():

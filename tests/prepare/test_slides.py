@@ -50,7 +50,7 @@ def test_tiles_cover_the_tissue_and_nothing_else(slide, tmp_path):
     assert order == sorted(order)
 
 
-def test_tile_holds_the_pixels_of_its_place(slide, tmp_path):
+def test_tile_has_the_pixels_of_its_place(slide, tmp_path):
     picture = tissue_picture(1024, 1024).astype(float)
     for tile in tiled([slide], tmp_path / "t.parquet").itertuples():
         expected = picture[tile.y : tile.y + 64, tile.x : tile.x + 64].mean(axis=(0, 1))
@@ -219,7 +219,7 @@ def test_pen_is_not_tissue(ink):
     assert (tissue_mask(np.asarray(picture), 8.0) ^ expected).mean() < 0.01
 
 
-def test_glass_alone_and_tissue_alone_are_told_apart():
+def test_separates_glass_alone_from_tissue_alone():
     noise = np.random.default_rng(0).integers(-3, 4, (100, 100, 3))
     assert not tissue_mask((240 + noise).astype(np.uint8), 8.0).any()
     assert tissue_mask((np.array([200, 120, 170]) + noise).astype(np.uint8), 8.0).all()
@@ -232,7 +232,7 @@ def test_dust_is_not_tissue():
 
 
 @pytest.mark.parametrize(("mpp", "count"), [(0.5, 28), (1.0, 6)])
-def test_real_slide_gives_tiles_of_the_asked_size(data_dir, tmp_path, mpp, count):
+def test_real_slide_has_tiles_of_the_requested_size(data_dir, tmp_path, mpp, count):
     slide = data_dir / "slides" / "cmu-1-small-region.svs"
     tiles = tiled([slide], tmp_path / "t.parquet", mpp=mpp, tile_px=256)
     assert set(tiles["size"]) == {256 * mpp / 0.499} and len(tiles) == count

@@ -37,7 +37,7 @@ def hits(url, filters, **query):
     return answer.json()["data"]["hits"]
 
 
-def test_status_gives_the_data_release(url):
+def test_status_has_the_data_release(url):
     assert requests.get(f"{url}/status").json() == {
         "data_release": "Simulated 1.0", "status": "OK", "tag": "1.0", "version": 1,
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_other_addresses_pass_unchanged(address):
         ("status.json", None, MissingInputError, "status.json is missing"),
     ],
 )
-def test_odd_records_are_refused(own_cohort, name, content, error, said):
+def test_rejects_invalid_records(own_cohort, name, content, error, said):
     (own_cohort / name).unlink()
     if content is not None:
         (own_cohort / name).write_text(content)
@@ -233,7 +233,7 @@ def test_folder_without_a_complete_cohort_is_refused(tmp_path, own_cohort):
         serve.make_server(own_cohort, 0)
 
 
-def test_port_in_use_is_told(cohort):
+def test_reports_port_in_use(cohort):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -243,7 +243,7 @@ def test_port_in_use_is_told(cohort):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_serve_prints_its_address_and_stops_when_told_even_in_the_background(cohort, stop):
+def test_serve_prints_its_address_and_stops_at_a_signal_in_the_background(cohort, stop):
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from mgi.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(cohort)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -42,12 +42,12 @@ def union_lengths(gtf: Path) -> dict[str, int]:
     return {gene: len(covered) for gene, covered in bases.items()}
 
 
-def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(cohort, tmp_path):
+def test_same_seed_same_bytes_for_any_number_of_workers(cohort, tmp_path):
     simulate.simulate_cohort(tmp_path / "again", **TINY, workers=2)
     assert digests(tmp_path / "again") == digests(cohort)
 
 
-def test_another_seed_gives_other_slides_and_counts(cohort, tmp_path):
+def test_seed_changes_slides_and_counts(cohort, tmp_path):
     simulate.simulate_cohort(tmp_path / "other", **{**TINY, "cases": 2, "seed": 8}, workers=1)
     assert not set(digests(tmp_path / "other").values()) & {
         digest for name, digest in digests(cohort).items() if name.startswith(("data", "annotations"))

@@ -90,7 +90,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_rejects_odd_value_naming_its_key(case, folder):
+def test_rejects_invalid_value_naming_its_key(case, folder):
     path, value, name = VALUES[case]
     change(folder, path, value)
     with pytest.raises(CheckpointError, match=name) as caught:
@@ -128,7 +128,7 @@ def test_rejects_large_description(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"not weights", b"\xff" * 8 + b"{}"])
-def test_rejects_file_that_holds_no_weights(content, folder):
+def test_rejects_file_without_weights(content, folder):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="holds no model that this version can load"):
         mgi.load(folder)

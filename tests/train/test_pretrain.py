@@ -31,7 +31,7 @@ def find_rows(batches: PatientBatches, pictures: np.ndarray) -> list[int]:
     return [int(np.flatnonzero((every == picture).all(axis=(1, 2, 3)))[0]) for picture in pictures]
 
 
-def test_batch_holds_images_of_its_patients_in_order(batches):
+def test_batch_has_images_of_its_patients_in_order(batches):
     drawn = set()
     for step in range(20):
         cases, pictures = batches._draw(step)

@@ -38,7 +38,7 @@ def weights(folder) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_same_seed_gives_same_bytes(cohort, pretrained, pretrain_options, tmp_path):
+def test_same_seed_same_bytes(cohort, pretrained, pretrain_options, tmp_path):
     paths = (cohort.sources, cohort.expression, cohort.splits, "0")
     pretrain(pretrain_options, *paths, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(pretrained)

@@ -138,7 +138,7 @@ def packages(modules: Iterable[str], calling: bool) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("file", ENVIRONMENTS, ids=lambda path: path.stem)
-def test_environment_holds_what_runs_in_it_imports_and_nothing_else(file):
+def test_environment_has_exactly_what_its_jobs_import(file):
     modules = set(modules_run_in(file))
     needed = list(packages(modules, calling=False))
     assert ["pandas"] in needed

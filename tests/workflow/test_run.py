@@ -108,7 +108,7 @@ def test_forced_finetuning_reruns_every_variant_and_no_pretraining(tiny):
     }
 
 
-def test_same_seed_gives_the_same_bytes(copy):
+def test_same_seed_same_bytes(copy):
     results = copy.directory / "results/tiny"
     names = [
         "expression.parquet",
@@ -144,7 +144,7 @@ def test_changed_annotation_retiles_its_batch_and_retrains(copy):
     assert not planned["fetch_slides"]
 
 
-def test_report_holds_figures_and_captions(tiny):
+def test_report_has_figures_and_captions(tiny):
     report = tiny.directory / "report.html"
     tiny.run("--report", str(report))
     text = report.read_text()

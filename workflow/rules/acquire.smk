@@ -105,7 +105,7 @@ if CFG.gdc:
             "--rows {params.rows:q} --options {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
 
-if CFG.slides and CFG.slides.fetch_from == "gdc":
+if CFG.fetches_slides and CFG.slides.fetch_from == "gdc":
 
     rule fetch_slides:
         input:
@@ -137,7 +137,7 @@ if CFG.slides and CFG.slides.fetch_from == "gdc":
             "--partial {params.partial:q} --options {params.source:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
 
-if CFG.slides and CFG.slides.fetch_from == "idc":
+if CFG.fetches_slides and CFG.slides.fetch_from == "idc":
 
     rule fetch_slides_idc:
         input:

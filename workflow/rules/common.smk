@@ -59,12 +59,12 @@ wildcard_constraints:
 
 
 # A slide is on the disk from its fetch to its tiles. Tiling goes first, so this bounds both together.
-if CFG.slides and "slides_in_flight" not in workflow.global_resources:
+if CFG.fetches_slides and "slides_in_flight" not in workflow.global_resources:
     workflow.register_resource("slides_in_flight", CFG.slides.in_flight)
 
 
 if workflow.is_main_process:
-    for sentence in PLAN.warnings():
+    for sentence in refusing(PLAN.warnings)():
         logger.warning(sentence)
 
 
@@ -123,6 +123,11 @@ def manifests(wildcards):
     return [project_manifest(name) for name in PLAN.projects]
 
 
+def slide_manifests(wildcards):
+    """The manifests that list the slides; none where the user does."""
+    return manifests(wildcards) if CFG.fetches_slides else []
+
+
 def fetch_options(wildcards, threads):
     """Where files come from and how. A file is the same wherever it comes from, so a change fetches nothing again."""
     return PLAN.options("fetch")
@@ -153,15 +158,18 @@ def kept_or_temporary(folder):
 @refusing
 def batch(wildcards):
     """The project and the rows of one batch of slides."""
-    manifests(wildcards)
+    slide_manifests(wildcards)
     return PLAN.batch(wildcards.source)
 
 
 # ---- prepare to report
 
 
-def slide_folder(wildcards):
-    """The folder of a batch's slides."""
+@refusing
+def slides(wildcards):
+    """The user's own slides of a batch, or the folder of those that are fetched."""
+    if not CFG.fetches_slides:
+        return [local(path) for path in PLAN.slide_files(wildcards.source)]
     return f"<resources>/gdc/{batch(wildcards).project}/slides/{wildcards.source}"
 
 
@@ -169,7 +177,24 @@ def slide_folder(wildcards):
 def slide_files(wildcards, input):
     """The slides of a batch."""
     batch(wildcards)
-    return [f"{input.slides}/{name}" for name in PLAN.slide_files(wildcards.source)]
+    names = PLAN.slide_files(wildcards.source)
+    return [f"{input.slides}/{name}" for name in names] if CFG.fetches_slides else names
+
+
+@refusing
+def tile_options(wildcards):
+    """The options of a batch's slides."""
+    batch(wildcards)
+    return PLAN.tile_options(wildcards.source)
+
+
+def slide_names(wildcards):
+    """The case and the name of each slide of a batch, as options."""
+    rows = batch(wildcards).rows
+    return [
+        *(f"--case-id={case_id}" for case_id in rows.case_id),
+        *(f"--name={source_id}" for source_id in rows.source_id),
+    ]
 
 
 @refusing
@@ -191,7 +216,7 @@ def gene_annotation(wildcards, input):
 @refusing
 def image_names(wildcards):
     """The names of the cohort's tables of images."""
-    manifests(wildcards)
+    slide_manifests(wildcards)
     return ["mri"] if CFG.mri else list(PLAN.batches)
 
 

@@ -62,7 +62,7 @@ if CFG.slides:
 
     rule tile_slides:
         input:
-            slides=slide_folder,
+            slides=slides,
             annotations=annotation_files,
         output:
             images="<results>/{cohort}/images/{source}.parquet",
@@ -79,19 +79,19 @@ if CFG.slides:
         resources:
             mem_mb=CFG.resources.prepare_mem_mb,
             runtime=CFG.resources.prepare_runtime_min,
-            slides_in_flight=1,
+            slides_in_flight=int(CFG.fetches_slides),
         params:
             mgi=mgi_command,
             slides=slide_files,
-            cases=lambda wildcards: [f"--case-id={case_id}" for case_id in batch(wildcards).rows.case_id],
-            options=options("tile"),
+            names=slide_names,
+            options=tile_options,
         shell:
-            "{params.mgi:q} slide tile {params.slides:q} {params.cases:q} --options {params.options:q} "
+            "{params.mgi:q} slide tile {params.slides:q} {params.names:q} --options {params.options:q} "
             "--status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
 
     rule collect_sources:
         input:
-            manifests=manifests,
+            manifests=slide_manifests,
             images=image_tables,
             status=status_tables,
         output:

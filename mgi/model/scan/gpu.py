@@ -35,6 +35,13 @@ def _softplus(x):
 
 
 @triton.jit
+def _load_channel(A_at, D_at, bias_at, channel, n, state):
+    """Load A [N], D and the bias of a channel."""
+    A = tl.load(A_at + channel * state + n, mask=n < state, other=0.0)
+    return A, tl.load(D_at + channel), tl.load(bias_at + channel)
+
+
+@triton.jit
 def _forward(
     u_at, delta_at, A_at, B_at, C_at, D_at, z_at, bias_at, y_at, checkpoints_at, channels, length, state, chunks,
     u_batch, u_channel, u_step, delta_batch, delta_channel, delta_step, B_batch, B_state, B_step,
@@ -44,8 +51,7 @@ def _forward(
     batch, channel = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     n = tl.arange(0, N)
     in_state = n < state
-    A = tl.load(A_at + channel * state + n, mask=in_state, other=0.0)  # [N]
-    skip, bias = tl.load(D_at + channel), tl.load(bias_at + channel)
+    A, skip, bias = _load_channel(A_at, D_at, bias_at, channel, n, state)
     h = tl.zeros([N], tl.float32)
     for chunk in range(chunks):
         t = chunk * T + tl.arange(0, T)
@@ -83,8 +89,7 @@ def _backward(
     batch, channel = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     n = tl.arange(0, N)
     in_state = n < state
-    A = tl.load(A_at + channel * state + n, mask=in_state, other=0.0)  # [N]
-    skip, bias = tl.load(D_at + channel), tl.load(bias_at + channel)
+    A, skip, bias = _load_channel(A_at, D_at, bias_at, channel, n, state)
     line = (batch * channels + channel) * length
     carry, dA = tl.zeros([N], tl.float32), tl.zeros([N], tl.float32)
     dD, dbias = 0.0, 0.0
