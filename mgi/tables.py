@@ -228,7 +228,9 @@ def read_parquet_frame(path: Path | str, what: str, error: type[MGIError] = Miss
     """Read a whole Parquet table as pandas wrote it, its index as the first column where it is no row number."""
     with open_table(path, what, error=error):
         try:
-            frame = pd.read_parquet(path)
+            table = pq.read_table(path)
+            table.validate(full=True)
+            frame = table.to_pandas()
         except PARSER_ERRORS as cause:
             raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
     if isinstance(frame.index, pd.MultiIndex):
