@@ -166,7 +166,7 @@ def read_content(path: Path, what: str, error: type[MGIError], max_bytes: int = 
                 handle.seek(0)
                 return handle.read(max_bytes)
             handle.seek(0)
-            limit = min(max_bytes, max(SMALL_TABLE_BYTES, MAX_EXPANSION * size))
+            limit = unpacked_limit(size, max_bytes)
             with gzip.GzipFile(fileobj=handle) as stream:
                 content = stream.read(limit + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
@@ -176,6 +176,11 @@ def read_content(path: Path, what: str, error: type[MGIError], max_bytes: int = 
     if len(content) > limit:
         raise error(f"{what} {path} unpacks to more than {limit} bytes, so it is no table")
     return content
+
+
+def unpacked_limit(size: int, max_bytes: int = MAX_TABLE_BYTES) -> int:
+    """Return how many bytes a gzipped table of `size` bytes may unpack to."""
+    return min(max_bytes, max(SMALL_TABLE_BYTES, MAX_EXPANSION * size))
 
 
 def parse_delimited(

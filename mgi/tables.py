@@ -226,13 +226,11 @@ def is_parquet(path: Path | str) -> bool:
 
 def read_parquet_frame(path: Path | str, what: str, error: type[MGIError] = MissingInputError) -> pd.DataFrame:
     """Read a whole Parquet table as pandas wrote it, its index as the first column where it is no row number."""
-    with open_table(path, what, error=error):
-        try:
-            table = pq.read_table(path)
-            table.validate(full=True)
-            frame = table.to_pandas()
-        except PARSER_ERRORS as cause:
-            raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
+    table = read_table(path, what, error=error)
+    try:
+        frame = table.to_pandas()
+    except PARSER_ERRORS as cause:
+        raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
     if isinstance(frame.index, pd.MultiIndex):
         raise error(f"{what} {path} has an index of several levels; give it one")
     if not isinstance(frame.index, pd.RangeIndex):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from mgi.delimited import PARSER_ERRORS, check_unique
+from mgi.delimited import PARSER_ERRORS, check_unique, unpacked_limit
 from mgi.errors import ExpressionError
 from mgi.files import require_file
 from mgi.names import first_few, quote
@@ -256,7 +256,7 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     genes, exons = [], []
     parents: dict[str, str] = {}
     try:
-        check = _Utf8Check()
+        check = _TextCheck(unpacked_limit(path.stat().st_size))
         with pa.input_stream(path, compression="detect") as stream:
             blocks = pcsv.open_csv(
                 pa.TransformInputStream(stream, check),
@@ -285,14 +285,18 @@ def _read_features(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pa.concat_tables(genes).to_pandas(), table
 
 
-class _Utf8Check:
-    """Pass on bytes that are UTF-8; pyarrow itself meets others only in a callback that cannot raise."""
+class _TextCheck:
+    """Pass on bytes that are UTF-8, up to a limit; pyarrow itself meets others only in a callback that cannot raise."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._limit, self._passed = limit, 0
         self.pending = b""
 
     def __call__(self, data: bytes) -> bytes:
+        self._passed += len(data)
+        if self._passed > self._limit:
+            raise ValueError(f"it unpacks to more than {self._limit} bytes")
         content = self.pending + bytes(data)
         self._decoder.decode(data)
         self.pending = self._decoder.getstate()[0]

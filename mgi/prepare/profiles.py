@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from mgi.delimited import PARSER_ERRORS, check_unique
 from mgi.errors import ExpressionError, MissingPackageError
 from mgi.files import atomic_write
-from mgi.names import quote
 from mgi.tables import GENES_SCHEMA, expression_schema, open_table, read_table, write_table
 
 
@@ -40,7 +39,7 @@ class CaseReader(Mapping[str, np.ndarray]):
     MissingInputError
         If it is not there.
     ExpressionError
-        If it is not such a table, is damaged, a case is duplicate, or one that it lacks is read.
+        If it is not such a table, is damaged, or a case is duplicate.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -54,14 +53,14 @@ class CaseReader(Mapping[str, np.ndarray]):
         self._path = Path(path)
         with self._refuse_damage():
             case_ids = self._file.read(["case_id"])["case_id"].to_pylist()
+            sizes = (self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups))
+            places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
+            self._places = dict(zip(case_ids, places, strict=True))
         check_unique(case_ids, "case", path, ExpressionError)
-        sizes = (self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups))
-        places = ((group, row) for group, size in enumerate(sizes) for row in range(size))
-        self._places = dict(zip(case_ids, places, strict=True))
 
     def __getitem__(self, case_id: str) -> np.ndarray:
         """Read one case, float32 [genes]."""
-        group, row = self._place(case_id)
+        group, row = self._places[case_id]
         return self._read_group(group)[row]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,16 +80,11 @@ class CaseReader(Mapping[str, np.ndarray]):
         values = np.empty((len(case_ids), self.genes), np.float32)
         held, profiles = None, np.empty(0)
         for index, case_id in enumerate(case_ids):
-            group, row = self._place(case_id)
+            group, row = self._places[case_id]
             if group != held:
                 held, profiles = group, self._read_group(group)
             values[index] = profiles[row]
         return values
-
-    def _place(self, case_id: str) -> tuple[int, int]:
-        if case_id not in self._places:
-            raise ExpressionError(f"{self._path} has no profile of case {quote(case_id)}")
-        return self._places[case_id]
 
     def _read_group(self, group: int) -> np.ndarray:
         with self._refuse_damage():

@@ -104,7 +104,7 @@ def _read_tiff(content: bytes) -> np.ndarray:
         axes, samples = page.axes, page.asarray(maxworkers=1)
     if axes == "SYX":
         samples, axes = np.moveaxis(samples, 0, -1), "YXS"
-    if axes not in ("YX", "YXS"):
+    if axes not in ("YX", "YXS") or samples.ndim != len(axes) or not samples.size:
         raise RasterError(f"its axes are {axes}, not one image")
     return samples
 

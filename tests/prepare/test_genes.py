@@ -176,3 +176,10 @@ def test_rejects_bad_gene_list(tmp_path, content, message):
 def test_missing_list_is_named(tmp_path):
     with pytest.raises(MissingInputError, match=r"list of genes not found: .*genes\.txt"):
         find_listed_genes(tmp_path / "genes.txt", NAMES)
+
+
+def test_rejects_gtf_that_unpacks_to_far_more_than_text_does(gtf, monkeypatch):
+    monkeypatch.setattr("mgi.delimited.SMALL_TABLE_BYTES", 1 << 16)
+    gtf.write_bytes(gzip.compress(gtf_text().encode() + b"\t" * (1 << 20)))
+    with pytest.raises(ExpressionError, match=r"it unpacks to more than \d+ bytes"):
+        read_gtf(gtf)

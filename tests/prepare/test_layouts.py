@@ -287,7 +287,9 @@ CONTENT = st.one_of(st.lists(PIECES, max_size=30).map("".join).map(str.encode), 
 NAMES = st.sampled_from(["t.txt", "t.parquet", "t.h5ad", "t.csv"])
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(CONTENT, NAMES, st.booleans())
 def test_only_own_errors_come_out(read, content, name, leave_out):
     with contextlib.suppress(MGIError):

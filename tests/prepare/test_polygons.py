@@ -228,7 +228,7 @@ KINDS = st.sampled_from(["FeatureCollection", "Feature", "Polygon", "MultiPolygo
 POINTS = st.lists(st.tuples(st.floats(-1500, 1500), st.floats(-1500, 1500)), min_size=0, max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.one_of(
         VALUES,
