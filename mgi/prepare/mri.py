@@ -72,6 +72,8 @@ class Slices:
     mask : uint8 array [slices, height, width] of 0 and 1, or None
     record : dict
         What there is to record of the series.
+    shape : (int, int)
+        Height and width of a slice before it was padded to a square.
     """
 
     numbers: np.ndarray
@@ -79,6 +81,7 @@ class Slices:
     foreground: np.ndarray
     mask: np.ndarray | None
     record: dict[str, Any]
+    shape: tuple[int, int]
 
 
 def find_series(folder: Path | str) -> list[Series]:
@@ -122,6 +125,25 @@ def find_series(folder: Path | str) -> list[Series]:
             )
     check_case_ids(by_case, f"the folder {folder}", CohortError)
     return found
+
+
+def open_series(folder: Path, case_id: str) -> Series:
+    """Return the one series of a folder of slices or of NIfTI files.
+
+    Raises
+    ------
+    MriError
+        If it holds the NIfTI files of several, or both kinds.
+    CohortError
+        If it has two NIfTI files of one sequence.
+    """
+    names = [path for path in sorted(folder.iterdir()) if not is_system_file(path.name)]
+    scans, _ = group_files(path for path in names if path.name.lower().endswith((".nii", ".nii.gz")))
+    found = [*scans, *([folder.name] if any(is_slice(path.name) for path in names) else [])]
+    if len(found) > 1:
+        raise MriError(f"several series: {folder} holds {first_few(found)}; give the folder of one")
+    return next((Series(name, case_id, folder, files) for name, files in scans.items()),
+                Series(folder.name, case_id, folder))  # fmt: skip
 
 
 def _case_of(name: str) -> str:
@@ -240,21 +262,19 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
 
 
-def import_series(series: Series, output: Path | str, options: MriOptions) -> None:
-    """Import the slices of one series without masks, as `import_mri` does: to be segmented.
+def import_series(series: Series, output: Path | str, options: MriOptions) -> tuple[int, int]:
+    """Import the slices of one series without masks, as `import_mri` does; return a slice's own height and width.
 
     Raises
     ------
     MriError
-        If the series cannot be used, or its slices are not square.
+        If the series cannot be used.
     """
     slices = _read_series(series, options, labelled=False)
-    height, width = slices.image.shape[1:3]
-    if height != width:
-        raise MriError(f"not square: slices are {width} x {height}; pad them")
     with image_table(output) as add:
         for row in _iterate_rows(series, slices, options.image_px):
             add(row)
+    return slices.shape
 
 
 def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> Slices:
@@ -269,7 +289,7 @@ def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> 
     dropped = {"files not read": len(volume.unused)} if volume.unused else {}
     record = {"has_tumour": tumour > 0, "tumour_px": tumour, "dropped": json.dumps(dropped)}
     mask = None if volume.mask is None else _pad(volume.mask)
-    return Slices(volume.numbers, _pad(image), _pad(foreground), mask, record)
+    return Slices(volume.numbers, _pad(image), _pad(foreground), mask, record, (image.shape[1], image.shape[2]))
 
 
 def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
@@ -286,7 +306,8 @@ def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
         mask = _pad(mask)
     unused = sorted(set(series.sequences) - {*options.channels, "seg"})
     record["dropped"] = json.dumps({"sequences not read": len(unused)} if unused else {})
-    return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record)
+    shape = (image.shape[1], image.shape[2])
+    return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record, shape)
 
 
 def _pad(planes: np.ndarray) -> np.ndarray:
