@@ -19,7 +19,7 @@ from mgi.cli.common import (
     flag,
     require_inputs,
 )
-from mgi.config import Evaluate, EvaluateOptions, PredictOptions, load_options
+from mgi.config import Evaluate, EvaluateOptions, PredictOptions, ProbeOptions, load_options
 from mgi.errors import MissingPackageError
 
 DESCRIPTION = "config.json"
@@ -73,6 +73,32 @@ def retrieve(
     from mgi.evaluate.retrieval import retrieval_table
 
     retrieval_table(embeddings, output, chosen)
+
+
+@app.command(
+    epilog="Example: mgi probe fold0 fold1 --sources S --expression E --splits P --labels L --columns grade -o o.csv"
+)
+def probe(
+    models: Annotated[list[Path], typer.Argument(help="Folders of a pre-training variant's folds.")],
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    labels: Annotated[str | None, flag(ProbeOptions, "labels")] = None,
+    columns: Annotated[list[str] | None, flag(ProbeOptions, "columns")] = None,
+    options: Options = "{}",
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
+    device: Device = None,
+) -> None:
+    """Predict labels from frozen embeddings, beside permuted labels and an untrained encoder."""
+    chosen = load_options(
+        ProbeOptions, options, labels=labels, columns=columns or None, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    from mgi.evaluate.probe import probe as run
+
+    run(models, sources, expression, splits, chosen, output, device)
 
 
 @app.command(epilog="Example: mgi summarise finetune/mgi/fold*/predictions.parquet -o finetune/mgi/summary.json")
