@@ -22,8 +22,9 @@ from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
-from mgi.prepare.mri import import_series, open_series
+from mgi.prepare.mri import import_series
 from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
+from mgi.prepare.series import open_series
 from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table

@@ -10,8 +10,8 @@ from PIL import Image
 from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
 from mgi.evaluate.regions import Batches
 from mgi.prepare.kaggle import SLICE_NAME, mask_name
-from mgi.prepare.mri import Series
 from mgi.prepare.nifti import write_planes
+from mgi.prepare.series import Series
 from mgi.train.data import Images
 
 MAX_SHEET_PX = 8000

@@ -15,8 +15,8 @@ from mgi.errors import CohortError, ConfigError, MriError
 from mgi.evaluate import predict as stage
 from mgi.evaluate import series as files
 from mgi.evaluate.predict import predict
-from mgi.prepare.mri import open_series
 from mgi.prepare.nifti import write_planes
+from mgi.prepare.series import open_series
 from mgi.train.data import Images
 from tests.prepare.test_mri import brain, write_nifti
 
