@@ -206,7 +206,7 @@ def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:
 def _check_mri(config: Config) -> Iterator[Finding]:
     if config.mri is None:
         return
-    from mgi.prepare.mri import find_series
+    from mgi.prepare.series import find_series
 
     try:
         yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")

@@ -24,8 +24,8 @@ from mgi.prepare.cohort import group_slides, slide_batches
 from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
-from mgi.prepare.mri import fingerprint
 from mgi.prepare.pairing import check_paired, describe_lacking
+from mgi.prepare.series import fingerprint
 from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"

@@ -128,7 +128,7 @@ def test_names_the_path_of_the_scan(tmp_path, monkeypatch, numba, state):
     ("module", "subject", "changes"),
     [
         ("torch", "device", {"device": "cuda"}),
-        ("mgi.prepare.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
+        ("mgi.prepare.series", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
         ("mgi.acquire.gdc", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
     ],
 )
