@@ -161,7 +161,7 @@ def evaluate(
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
-    image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each (*_N.tif).")],
+    image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the cases.")] = None,
     case_id: Annotated[
@@ -170,14 +170,19 @@ def predict(
     default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
     min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
     min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
+    channel: Annotated[list[str] | None, flag(PredictOptions, "channels")] = None,
+    allow_missing: Annotated[bool | None, flag(PredictOptions, "allow_missing")] = None,
     device: Device = None,
 ) -> None:
-    """Segment slides or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
+    """Segment slides or MRI series: an overlay (PNG), masks, probabilities of MRI, and GeoJSON of slides for QuPath.
 
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
     images those that are complete already are left as they are.
     """
-    chosen = load_options(PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area)
+    chosen = load_options(
+        PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
+        channels=channel or None, allow_missing=allow_missing,
+    )  # fmt: skip
     require_inputs(folder_of_a_model=model, expression_table=expression)
     try:
         from mgi.evaluate.predict import predict as run

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
+from mgi.config.prepare import Sequences
 from mgi.config.section import Section, sentence
 from mgi.config.train import Seed
 
@@ -76,4 +77,10 @@ class PredictOptions(Section):
 
     default_mpp: float | None = Field(None, gt=0, description="level-0 microns per pixel of a slide that states none")
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    channels: Sequences = Field(
+        ["t1", "flair", "t1ce"], description="NIfTI sequences of the three channels, as in training"
+    )
+    allow_missing: bool = Field(
+        False, description="segment a case that has no profile in the table by its images alone; false refuses it"
+    )
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")
