@@ -7,6 +7,7 @@ from skimage.filters import threshold_otsu
 TISSUE_MPP = 8.0
 # A slide that would have more pixels at 8 microns, of 75 x 25 mm and beyond, is looked over coarser.
 MAX_THUMBNAIL_PX = 2**25
+ROWS = 512
 MIN_TISSUE_UM2 = 10_000.0
 SATURATION_RANGE = (0.05, 0.20)
 NEAR_WHITE = 235
@@ -40,24 +41,36 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
     -------
     bool array [H, W]
     """
-    # By channels, since NumPy is slow along an axis of three.
-    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
-    highest = np.maximum(np.maximum(red, green), blue)
-    lowest = np.minimum(np.minimum(red, green), blue)
-    chroma = highest - lowest
-    saturation = chroma / np.maximum(highest, 1).astype(np.float32)
-    saturation = _filter_median(saturation)
+    shape = thumbnail.shape[:2]
+    saturation, ink, bright = np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, bool)
+    # A few rows at a time, and one more on either side for the median: a band takes ten times its pixels in memory.
+    for top in range(0, len(thumbnail), ROWS):
+        first = max(top - 1, 0)
+        inside = slice(top - first, top - first + ROWS)
+        found = _look_at(thumbnail[first : top + ROWS + 1])
+        for whole, part in zip((saturation, ink, bright), found, strict=True):
+            whole[top : top + ROWS] = part[inside]
     low, high = SATURATION_RANGE
     threshold = low if np.ptp(saturation) == 0 else float(np.clip(threshold_otsu(saturation), low, high))
-    black = (highest < NEAR_BLACK) & (chroma < BLACK_INK_CHROMA)
-    ink = (green > red.astype(np.int16) + PEN_GREEN_OVER_RED) | black
     # The rim of a stroke blends with the glass.
     ink = _dilate(_dilate(_dilate(_open(ink))))
-    tissue = (saturation > threshold) & (lowest < NEAR_WHITE) & ~ink
+    tissue = (saturation > threshold) & ~bright & ~ink
     tissue = _open(tissue)
     min_px = MIN_TISSUE_UM2 / mpp**2
     tissue = _remove_small(tissue, min_px)
     return ~_remove_small(~tissue, min_px) & ~ink
+
+
+def _look_at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the median saturation of each neighbourhood, and where ink and near white are, of some rows."""
+    # By channels, since NumPy is slow along an axis of three.
+    red, green, blue = (np.ascontiguousarray(rows[..., channel]) for channel in range(3))
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    chroma = highest - lowest
+    black = (highest < NEAR_BLACK) & (chroma < BLACK_INK_CHROMA)
+    ink = (green > red.astype(np.int16) + PEN_GREEN_OVER_RED) | black
+    return _filter_median(chroma / np.maximum(highest, 1).astype(np.float32)), ink, lowest >= NEAR_WHITE
 
 
 def _filter_median(values: np.ndarray) -> np.ndarray:

@@ -444,3 +444,11 @@ def test_median_and_morphology_are_those_of_scipy():
     assert np.array_equal(tissue._filter_median(values), ndimage.median_filter(values, size=3))
     assert np.array_equal(tissue._open(mask), ndimage.binary_opening(mask))
     assert np.array_equal(tissue._dilate(mask), ndimage.binary_dilation(mask))
+
+
+def test_tissue_does_not_depend_on_the_bands_it_is_looked_at_in(monkeypatch):
+    blocks = np.random.default_rng(0).integers(40, 255, (30, 20, 3))
+    thumbnail = np.kron(blocks, np.ones((37, 31, 1))).astype(np.uint8)
+    whole = tissue_mask(thumbnail, 8.0)
+    monkeypatch.setattr(tissue, "ROWS", 7)
+    assert np.array_equal(tissue_mask(thumbnail, 8.0), whole) and 0.1 < whole.mean() < 0.9
