@@ -156,7 +156,7 @@ def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None
     outline = ndimage.binary_dilation(outline) & ~ndimage.binary_erosion(outline)
     picture.paste((255, 220, 0), mask=Image.fromarray(outline))
     draw = ImageDraw.Draw(picture)
-    kept = grid.keep(options.min_tissue)
+    kept = grid.keep(options.min_tissue, options.max_tiles)
     for row, column in np.argwhere(kept):
         x, y = grid.x[column], grid.y[row]
         draw.rectangle([x / scale, y / scale, (x + grid.edge) / scale, (y + grid.edge) / scale], outline=(0, 130, 60))
@@ -240,7 +240,7 @@ def _spool_tiles(
             annotation = read_annotation(annotation_path, slide.dimensions, options, scanned_bounds(slide))
             beat()
         resolution, _, grid = _survey(beat, slide, options, stated_mpp, overlap)
-        kept = grid.keep(options.min_tissue)
+        tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
         if not kept.any():
             raise SlideError(
                 f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
@@ -251,7 +251,9 @@ def _spool_tiles(
             n_images += 1
             beat()
         record: dict[str, Any] = {"n_images": n_images, "mpp": resolution.mpp, "mpp_from": resolution.source}
-        dropped = Counter({"tiles without tissue": int((~kept).sum())})
+        dropped = Counter({
+            "tiles without tissue": int((~tissue).sum()), "tiles over the most of a slide": int((tissue & ~kept).sum())
+        })  # fmt: skip
         if annotation is not None:
             record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)
             dropped.update(annotation.dropped)

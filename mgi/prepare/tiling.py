@@ -18,6 +18,8 @@ from mgi.prepare.pictures import Picture
 
 LANCZOS_RADIUS = 3
 THREADS = 2
+# Rows and columns of a grid are fewer: a slide has 2 ** 20 pixels at most.
+PLACE_BITS = 20
 TILES_PER_TASK = 8
 # Tasks that may be done before their tiles are taken.
 TASKS_AHEAD = 16
@@ -42,10 +44,26 @@ class Grid:
     y: np.ndarray
     tissue: np.ndarray
 
-    def keep(self, min_tissue: float) -> np.ndarray:
-        """Return which tiles have that fraction of tissue, bool [rows, columns]."""
+    def keep(self, min_tissue: float, most: int | None = None) -> np.ndarray:
+        """Return which tiles have that fraction of tissue, at most `most` evenly spread ones, bool [rows, columns]."""
         # The overlaps of a tile that is all tissue sum to one only within rounding.
-        return self.tissue >= min_tissue - 1e-9
+        kept = self.tissue >= min_tissue - 1e-9
+        if most is None or kept.sum() <= most:
+            return kept
+        rows, columns = np.nonzero(kept)
+        along = np.argsort(_order_by_place(rows, columns), kind="stable")
+        chosen = along[((np.arange(most) + 0.5) * len(along) / most).astype(np.int64)]
+        spread = np.zeros_like(kept)
+        spread[rows[chosen], columns[chosen]] = True
+        return spread
+
+
+def _order_by_place(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return where places lie along a Z-order curve, on which neighbours are near each other."""
+    order = np.zeros(len(rows), np.int64)
+    for bit in range(PLACE_BITS):
+        order |= ((columns >> bit) & 1) << (2 * bit) | ((rows >> bit) & 1) << (2 * bit + 1)
+    return order
 
 
 def make_grid(

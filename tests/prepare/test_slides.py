@@ -452,3 +452,15 @@ def test_tissue_does_not_depend_on_the_bands_it_is_looked_at_in(monkeypatch):
     whole = tissue_mask(thumbnail, 8.0)
     monkeypatch.setattr(tissue, "ROWS", 7)
     assert np.array_equal(tissue_mask(thumbnail, 8.0), whole) and 0.1 < whole.mean() < 0.9
+
+
+def test_most_tiles_of_a_slide_are_spread_over_its_tissue(slide, tmp_path):
+    """Of 12 x 12 tiles 36 are kept, nine in each quarter, and the others counted."""
+    tiles = tiled([slide], tmp_path / "t.parquet", tmp_path / "s.parquet", max_tiles=36)
+    assert len(tiles) == 36 and not tiles.duplicated(["x", "y"]).any()
+    quarters = tiles.groupby([tiles.x < 512, tiles.y < 512]).size()
+    assert quarters.min() >= 8 and quarters.max() <= 10
+    (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert json.loads(record["dropped"]) == {"tiles over the most of a slide": 108, "tiles without tissue": 112}
+    again = tiled([slide], tmp_path / "t.parquet", max_tiles=144)
+    assert len(again) == 144
