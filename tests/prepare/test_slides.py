@@ -461,6 +461,19 @@ def test_most_tiles_of_a_slide_are_spread_over_its_tissue(slide, tmp_path):
     quarters = tiles.groupby([tiles.x < 512, tiles.y < 512]).size()
     assert quarters.min() >= 8 and quarters.max() <= 10
     (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
-    assert json.loads(record["dropped"]) == {"tiles over the most of a slide": 108, "tiles without tissue": 112}
+    assert json.loads(record["dropped"]) == {"glass": 112, "over the most of a slide": 108}
     again = tiled([slide], tmp_path / "t.parquet", max_tiles=144)
     assert len(again) == 144
+
+
+def test_tiles_without_tissue_are_counted_by_what_they_are(tmp_path):
+    """Of 8 x 8 tiles: 6 x 6 of tissue, less 4 under blue ink, less 4 that are black; and 3 of ink on the glass."""
+    pixels = tissue_picture(1024, 1024)
+    pixels[128:384, 128:384] = (60, 80, 190)
+    pixels[512:768, 512:768] = 10
+    pixels[:128, 512:896] = (60, 80, 190)
+    slide = write_slide(tmp_path / f"{CASE}.svs", pixels, 0.5)
+    tiled([slide], tmp_path / "t.parquet", tmp_path / "s.parquet", tile_px=128)
+    (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert json.loads(record["dropped"]) == {"black": 4, "glass": 64 - 36 - 3, "pen": 4 + 3}
+    assert record["n_images"] == 36 - 8
