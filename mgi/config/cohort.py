@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
-from mgi.config.evaluate import Bootstrap, Evaluate, Probe
+from mgi.config.evaluate import Bootstrap, Evaluate, PredictOptions, Probe
 from mgi.config.names import Name
 from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping
@@ -167,6 +167,12 @@ class Config(RunOptions, Cohort):
     def mri_options(self) -> dict[str, Any]:
         """Return the options of `mgi mri import`."""
         return {} if self.mri is None else _select(self.mri, MriOptions)
+
+    def predict_options(self) -> dict[str, Any]:
+        """Return the options of `mgi predict`."""
+        images = self.slides or self.mri
+        assert images is not None  # a configuration has one or the other
+        return _select(images, PredictOptions) | {"allow_missing": True}
 
     def split_options(self) -> dict[str, Any]:
         """Return the options of `mgi split`."""
