@@ -25,7 +25,7 @@ from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
-from mgi.prepare.series import Series, fingerprint, open_named
+from mgi.prepare.series import fingerprint
 from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
@@ -107,7 +107,6 @@ class Plan:
         if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
             _ = self.annotations
         _ = self.mri_state
-
         self._check_stratification()
 
     def _check_stratification(self) -> None:
@@ -350,16 +349,10 @@ class Plan:
         """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
         return fingerprint(self.config.mri.folder) if self.config.mri else ""
 
-    def mri_series(self, source: str) -> Series:
-        """Find a series by its name; raises as `open_named` does."""
-        assert self.config.mri is not None
-        return open_named(self.config.mri.folder, source)
-
     def predict_options(self, source: str) -> str:
         """Return the options of `mgi predict` for a series or a batch of slides as JSON."""
         stated = json.loads(self.tile_options(source)).get("stated", {}) if self.config.slides else {}
-        mpp = {name: {"mpp": one["mpp"]} for name, one in stated.items() if one.get("mpp")}
-        return json.dumps(self.config.predict_options() | {"stated": mpp}, sort_keys=True)
+        return json.dumps(self.config.predict_options(stated), sort_keys=True)
 
     # ---- train and evaluate
 

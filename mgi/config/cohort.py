@@ -168,11 +168,12 @@ class Config(RunOptions, Cohort):
         """Return the options of `mgi mri import`."""
         return {} if self.mri is None else _select(self.mri, MriOptions)
 
-    def predict_options(self) -> dict[str, Any]:
-        """Return the options of `mgi predict`."""
+    def predict_options(self, stated: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of `mgi predict`, with what is stated of the mpp of single slides."""
         images = self.slides or self.mri
         assert images is not None  # a configuration has one or the other
-        return _select(images, PredictOptions) | {"allow_missing": True}
+        mpp = {name: {"mpp": one["mpp"]} for name, one in stated.items() if one.get("mpp")}
+        return _select(images, PredictOptions) | {"allow_missing": True, "stated": mpp}
 
     def split_options(self) -> dict[str, Any]:
         """Return the options of `mgi split`."""

@@ -6,6 +6,7 @@ from snakemake.logging import logger
 
 from mgi.errors import MGIError
 from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
 # Module and path variables of this workflow; while jobs are planned, Snakemake has those of the importing workflow.
@@ -246,7 +247,7 @@ def encoders(wildcards):
 @refusing
 def images_to_predict(wildcards):
     """The folder of a series, or the slides of a batch."""
-    return local(PLAN.mri_series(wildcards.source).folder) if CFG.mri else slides(wildcards)
+    return local(open_named(CFG.mri.folder, wildcards.source).folder) if CFG.mri else slides(wildcards)
 
 
 @refusing
@@ -260,5 +261,5 @@ def cases_to_predict(wildcards):
     """The case of each image, as options; none where a variant reads no genes."""
     if not PLAN.reads_genes(wildcards.variant):
         return []
-    found = [PLAN.mri_series(wildcards.source).case_id] if CFG.mri else batch(wildcards).rows.case_id
+    found = [open_named(CFG.mri.folder, wildcards.source).case_id] if CFG.mri else batch(wildcards).rows.case_id
     return [f"--case-id={case_id}" for case_id in found]
