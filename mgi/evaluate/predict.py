@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import pyvips
 from PIL import Image
 
 from mgi.barcodes import Barcode
@@ -50,9 +51,9 @@ def predict(
     """Segment slides or MRI series by one model, and write what can be looked at and used.
 
     Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within one pixel of the
-    prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; and `masks/{slide}_mask.tiff`, 0 or 255
-    over the whole slide at a whole number of level-0 pixels per pixel. `output` and the folder of masks in it are each
-    a folder of annotations as tiling reads it.
+    prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; `masks/{slide}_mask.tiff`, 0 or 255 over
+    the whole slide at a whole number of level-0 pixels per pixel; and `probability/{slide}.tiff`, 0 to 255 on the same
+    grid, a pyramid. `output` and the folder of masks in it are each a folder of annotations as tiling reads it.
 
     Of a series of slices: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as in kaggle_3m, and
     `{series}_probability.tiff`, a page for each. Of NIfTI: `{series}_seg.nii.gz`, 0 or 1, and
@@ -222,6 +223,7 @@ def _slide_files(image: Path, output: Path) -> dict[str, Path]:
         "outlines": output / f"{source}.geojson",
         "picture": output / f"{source}.png",
         "mask": output / "masks" / f"{source}_mask.tiff",
+        "probability": output / "probability" / f"{source}.tiff",
     }
 
 
@@ -230,7 +232,7 @@ def _write_slide(
 ) -> tuple[list[Path], str]:
     """Write the files of a slide, and return them and what was found."""
     frame, description, files = images.frame, model.description, _slide_files(path, output)
-    region, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
+    region, probability, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
     mpp_level0 = float(frame.mpp.iloc[0]) * description.image_px / float(frame["size"].iloc[0])
     pixel_area = (pixel * mpp_level0) ** 2
     region, removed = remove_small(region, min_area / pixel_area)
@@ -238,7 +240,7 @@ def _write_slide(
     try:
         with open_slide(path) as slide:
             bounds = scanned_bounds(slide) or (0, 0)
-            mask = fit_to_slide(region, corner, pixel, slide.dimensions)
+            mask, shades = (fit_to_slide(plane, corner, pixel, slide.dimensions) for plane in (region, probability))
             scale = max(1.0, max(slide.dimensions) / OVERLAY_PX)
             thumbnail = Image.fromarray(read_downsampled(slide, scale))
     except openslide.OpenSlideError as error:
@@ -246,8 +248,13 @@ def _write_slide(
     # QuPath shows the scanned part of a slide alone, and counts from its corner.
     outlines = make_geojson(region, (corner[0] - bounds[0], corner[1] - bounds[1]), pixel, source_of(path))
     files["outlines"].write_text(json.dumps(outlines) + "\n")
-    files["mask"].parent.mkdir()
+    for key in ("mask", "probability"):
+        files[key].parent.mkdir()
     Image.fromarray(mask * np.uint8(255)).save(files["mask"], "TIFF", compression="tiff_deflate")
+    shades = np.rint(255 * shades).astype(np.uint8)
+    pyvips.Image.new_from_array(shades).tiffsave(
+        str(files["probability"]), tile=True, pyramid=True, compression="deflate"
+    )
     add_legend(draw_outline(thumbnail, mask), scale * mpp_level0).save(files["picture"], "PNG")
     area = region.sum() * pixel_area / 1e6
     return list(files.values()), (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -324,8 +325,14 @@ def test_slide_prediction_writes_mask_outlines_and_picture(
     # 100 microns at 0.5 to a pixel.
     assert max(len(run) for row in runs for run in row) == pytest.approx(200, abs=1)
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
-        f"{name}.geojson", f"{name}.png", f"{name}_mask.tiff"
+        f"{name}.geojson", f"{name}.png", f"{name}.tiff", f"{name}_mask.tiff"
     ]  # fmt: skip
+    with openslide.OpenSlide(tmp_path / "out" / "probability" / f"{name}.tiff") as pyramid:
+        assert pyramid.dimensions == mask.shape[::-1]
+        assert pyramid.level_count > 1 or max(mask.shape) <= 256
+        shades = np.asarray(pyramid.read_region((0, 0), 0, pyramid.dimensions))[..., 0]
+    # Certain where the square is, nothing outside of all tiles.
+    assert ((shades >= 128) == mask).mean() > 0.97 and shades.max() == 255 and shades.min() == 0
 
 
 def test_slide_without_tumour_has_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
@@ -381,7 +388,7 @@ def test_batches_may_come_in_any_order(slide):
     random = np.random.default_rng(0)
     tiles = random.random((4, 16, 16)).astype(np.float32)
     batches = ((rows, tiles[rows]) for rows in (np.array([3, 1]), np.array([0, 2])))
-    plane, pixel = regions.assemble_plane(frame, batches, 16, 0.5)
+    plane, _, pixel = regions.assemble_plane(frame, batches, 16, 0.5)
     assert pixel == 2.0
     np.testing.assert_array_equal(plane, stitch(tiles, frame.x.to_numpy(), frame.y.to_numpy(), 32) >= 0.5)
 
