@@ -45,14 +45,34 @@ def embed(
     run(model, sources, expression, splits, fold, output, device)
 
 
+@app.command(epilog="Example: mgi yardstick --sources S --expression E --splits P --fold 0 -o embeddings.parquet")
+def yardstick(
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    fold: Annotated[int, typer.Option(min=0, help="The fold whose test patients are embedded.")] = 0,
+) -> None:
+    """Embed as `mgi embed` does, by ridge regression of colour and texture on components of the genes."""
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    from mgi.evaluate.yardstick import embed_by_ridge
+
+    embed_by_ridge(sources, expression, splits, fold, output)
+
+
 @app.command(epilog="Example: mgi retrieve fold0/embeddings.parquet fold1/embeddings.parquet -o retrieval.csv")
 def retrieve(
-    embeddings: Annotated[list[Path], typer.Argument(help="embeddings.parquet of each fold.")], output: Output
+    embeddings: Annotated[list[Path], typer.Argument(help="embeddings.parquet of each fold.")],
+    output: Output,
+    options: Options = "{}",
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
 ) -> None:
-    """Measure how often an image finds its own patient's genes, beside chance."""
+    """Measure how often images find their own patient's genes and genes their images, beside chance."""
+    chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
     from mgi.evaluate.retrieval import retrieval_table
 
-    retrieval_table(embeddings, output)
+    retrieval_table(embeddings, output, chosen)
 
 
 @app.command(epilog="Example: mgi summarise finetune/mgi/fold*/predictions.parquet -o finetune/mgi/summary.json")

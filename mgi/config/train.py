@@ -44,8 +44,12 @@ class GeneEncoder(Section):
         "mean",
         description="what `gene_dropout` makes of a gene: the training mean, the others scaled up, or a learnt mask",
     )
-    linear_branch: bool = Field(
-        False, description="add a linear map of the profile, started at the training profiles' principal components"
+    components: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="principal components of the training profiles, whitened and frozen, of which a trained linear map "
+        "is one more token and what pooling starts from; 0 for none",
     )
 
 
@@ -59,6 +63,11 @@ class ImageEncoder(Section):
         {}, description="keyword arguments of `timm.create_model`, such as patch_size, depth, embed_dim, num_heads"
     )
     weights: bool = Field(False, description="start from timm's published weights")
+    texture: bool = Field(
+        False,
+        description="in pre-training, start from a linear map of colour and texture statistics, to which the ViT is "
+        "added through a gate that starts closed: for few patients",
+    )
 
     @field_validator("options")
     @classmethod
@@ -113,6 +122,11 @@ class Pretrain(Optimisation):
     embed_dim: int = Field(128, ge=2, le=MAX_WIDTH, description="width of the space that genes and images share")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
     images_per_patient: int = Field(4, ge=1, description="images of each patient in a batch")
+    bags: bool = Field(
+        True,
+        description="pool the images of a patient by attention before they are compared with its genes; without it "
+        "each image is compared by itself",
+    )
     micro_batch: int | None = Field(
         None,
         ge=1,

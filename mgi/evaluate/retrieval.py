@@ -1,6 +1,5 @@
-"""Retrieval across modalities: how often an image finds its own patient's genes, beside chance."""
+"""Retrieval across modalities: how often images find their own patient's genes, beside chance and a yardstick."""
 
-from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +7,19 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from mgi.config import EvaluateOptions
 from mgi.errors import CheckpointError, CohortError
+from mgi.evaluate.ranks import Ranking, measure, normalise, rank_queries
 from mgi.model.alignment import Aligner
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
 from mgi.train.data import iterate_images, read_roles
 from mgi.train.device import prepare_torch
 from mgi.train.profiles import read_profiles
-from mgi.train.validation import embed_genes, embed_images
+from mgi.train.validation import embed_genes, pool_bags, project_images
 
 COLUMNS = ["case_id", "fold", "kind", "vector"]
-RANKS = (1, 5)
-QUERIES_AT_ONCE = 4096
+DIRECTIONS = (("image", "gene"), ("patient", "gene"), ("gene", "image"), ("gene", "patient"))
 
 
 def embed(
@@ -33,9 +33,7 @@ def embed(
 ) -> None:
     """Embed the images and the genes of a fold's paired test patients in the space of a pre-trained model.
 
-    Writes one row per image and one per patient's genes: case_id, fold, kind (`image` or `gene`), source_id, x, y, z
-    (null for genes) and vector, a fixed-size list of float32 of unit length. `device` is `cpu`, `cuda`, or None for
-    what this machine has.
+    The table is that of `write_embeddings`. `device` is `cpu`, `cuda`, or None for what this machine has.
 
     Raises
     ------
@@ -51,19 +49,56 @@ def embed(
     profiles = read_profiles(expression, set(tested))
     description = model.description
     checkpoint.check_unit(description, profiles.unit, folder)
-    genes, names, means = description.genes, description.gene_names, model.gene_encoder.mean
-    profiles = profiles.match(genes, names, means, description.options.max_missing_genes, folder)
+    profiles = profiles.match(
+        description.genes,
+        description.gene_names,
+        model.gene_encoder.mean,
+        description.options.max_missing_genes,
+        folder,
+    )
     place = prepare_torch(description.options, device, genes=True)
     model = model.to(place.device)
     cases = [case for case in tested if case in profiles.row]
     frames, vectors = [], []
     for images in iterate_images(sources, set(cases)):
         checkpoint.check_images(description, images.image_px, images.mpp, folder, sources)
-        frames.append(images.frame.assign(kind="image"))
-        vectors.append(embed_images(model, images, np.arange(len(images)), place))
-    vectors.append(embed_genes(model, profiles, cases, place))
-    frame = pd.concat([*frames, pd.DataFrame({"case_id": cases, "kind": "gene"})])
-    stacked = torch.cat(vectors).numpy()
+        frames.append(images.frame)
+        vectors.append(project_images(model, images, np.arange(len(images)), place))
+    projected = torch.cat(vectors)
+    seen, patient = np.unique(pd.concat(frames).case_id.to_numpy(dtype=str), return_inverse=True)
+    bags = pool_bags(model, projected, torch.from_numpy(patient), len(seen)).numpy()
+    genes = embed_genes(model, profiles, cases, place).numpy()
+    write_embeddings(fold, frames, projected.numpy(), (seen.tolist(), bags), (cases, genes), output)
+
+
+def write_embeddings(
+    fold: int,
+    frames: list[pd.DataFrame],
+    images: np.ndarray,
+    patients: tuple[list[str], np.ndarray],
+    genes: tuple[list[str], np.ndarray],
+    output: Path,
+) -> None:
+    """Write embeddings of a fold, scaled to unit length.
+
+    One row per image, one per patient's images together and one per patient's genes: case_id, fold, kind (`image`,
+    `patient` or `gene`), source_id, x, y, z (null but for images) and vector, a fixed-size list of float32.
+
+    Parameters
+    ----------
+    fold : int
+    frames : list of DataFrame
+        case_id, source_id, x, y and z of the images.
+    images : ndarray, [images, dim]
+    patients, genes : tuple of list of str and ndarray
+        Cases, and their vectors [cases, dim].
+    output : Path
+    """
+    kinds = [
+        pd.DataFrame({"case_id": cases, "kind": kind}) for kind, (cases, _) in (("patient", patients), ("gene", genes))
+    ]
+    frame = pd.concat([*(part.assign(kind="image") for part in frames), *kinds])
+    stacked = normalise(np.concatenate([images, patients[1], genes[1]])).astype(np.float32)
     table = pa.table(
         {
             "case_id": pa.array(frame.case_id, pa.string()),
@@ -77,53 +112,22 @@ def embed(
     write_table(table, output)
 
 
-def rank_queries(
-    queries: np.ndarray, gallery: np.ndarray, query_cases: np.ndarray, gallery_cases: np.ndarray
-) -> np.ndarray:
-    """Count the entries of other cases that are at least as near to each query as the nearest of its own case.
-
-    Nearness is cosine similarity. Queries may be images and the gallery genes, or the other way round. A query whose
-    case has no entry in the gallery is left out. A tie with another case counts against the query, so a collapsed
-    embedding recalls nothing: recall at k is the share of ranks below k.
-
-    Parameters
-    ----------
-    queries, gallery : ndarray, [n, d] and [m, d]
-        Vectors of any length.
-    query_cases, gallery_cases : ndarray of str, [n] and [m]
-
-    Returns
-    -------
-    int64 ndarray, [queries with an answer]
-    """
-    answered = np.isin(query_cases, gallery_cases)
-    _, codes = np.unique(np.concatenate([query_cases[answered], gallery_cases]), return_inverse=True)
-    query_codes, gallery_codes = np.split(codes, [answered.sum()])
-    queries, gallery = _normalise(np.asarray(queries)[answered]), _normalise(np.asarray(gallery))
-    nearer = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        chunk = slice(start, start + QUERIES_AT_ONCE)
-        similarity = queries[chunk] @ gallery.T
-        own = query_codes[chunk, None] == gallery_codes[None, :]
-        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
-        nearer[chunk] = ((similarity >= best) & ~own).sum(axis=1)
-    return nearer
-
-
-def retrieval_table(embeddings: list[Path], output: Path) -> None:
+def retrieval_table(embeddings: list[Path], output: Path, options: EvaluateOptions | None = None) -> None:
     """Measure retrieval in the shared space of every fold and write it as CSV.
 
-    Rows: for each pre-training variant its folds and `all`, three directions, k of 1 and 5. Directions:
-    `image-to-gene`, each image among the genes of the fold's patients; `patient-to-gene`, the mean of a patient's
-    normalised image vectors among them; `gene-to-image`, each patient's genes among the images. Columns: variant,
-    fold, direction, k, recall, chance (the expected recall of a random order of the gallery), n_queries, n_gallery.
-    `all` pools the queries of the folds, each in its own fold's gallery; its n_gallery is the mean gallery, rounded.
+    Rows: for each variant its folds and `all`, four directions and each k of `RANKS`. Directions: `image-to-gene`, each
+    image among the genes of the fold's patients; `patient-to-gene`, a patient's images together among them;
+    `gene-to-image`, each patient's genes among the images; `gene-to-patient`, among the patients. Columns: variant,
+    fold, direction and those of `measure`. `all` pools the queries of the folds, each in its own fold's gallery.
 
     Parameters
     ----------
     embeddings
         .../{variant}/fold{k}/embeddings.parquet; each table is one space, and the folder above the fold's names the
         variant.
+    output : Path
+    options : EvaluateOptions or None
+        Bootstrap samples and the seed of bootstrap and permutations.
 
     Raises
     ------
@@ -132,70 +136,39 @@ def retrieval_table(embeddings: list[Path], output: Path) -> None:
     MissingInputError
         If a table is missing or lacks a column.
     """
-    rows: list[dict[str, object]] = []
+    options = options or EvaluateOptions()
+    found: dict[str, list[tuple[str, dict[str, Ranking]]]] = {}
     for path in map(Path, embeddings):
         table = read_table(path, "embeddings", COLUMNS).to_pandas()
         for fold, vectors in table.groupby("fold"):
-            rows += [{"variant": path.absolute().parts[-3]} | row for row in _fold_rows(int(fold), vectors)]
-    if not rows:
+            rankings = _rank_directions(vectors)
+            if rankings:
+                found.setdefault(path.absolute().parts[-3], []).append((str(fold), rankings))
+    if not found:
         raise CohortError(f"no case has both images and genes in {', '.join(map(str, embeddings))}")
-    table = pd.DataFrame(rows)
-    groups = table.groupby(["variant", "direction", "k"], sort=False)
-    pooled = pd.DataFrame([dict(zip(groups.keys, key, strict=True)) | _pool(group) for key, group in groups])
-    write_csv(pd.concat([table, pooled]), output, "%.6g")
+    rows: list[dict[str, object]] = []
+    for variant, folds in found.items():
+        groups = [(fold, [rankings]) for fold, rankings in folds]
+        groups.append(("all", [rankings for _, rankings in folds]))
+        for fold, every in groups:
+            for direction in every[0]:
+                measured = measure([one[direction] for one in every], options.bootstrap_samples, options.seed)
+                rows += [{"variant": variant, "fold": fold, "direction": direction, **row} for row in measured]
+    write_csv(pd.DataFrame(rows), output, "%.6g")
 
 
-def _fold_rows(fold: int, table: pd.DataFrame) -> list[dict[str, object]]:
-    images, genes = table[table["kind"] == "image"], table[table["kind"] == "gene"]
-    image_vectors, image_cases = _vectors(images)
-    gene_vectors, gene_cases = _vectors(genes)
-    if not np.isin(gene_cases, image_cases).any():
-        return []
-    patients, member = np.unique(image_cases, return_inverse=True)
-    means = np.zeros((len(patients), image_vectors.shape[1]), dtype=np.float32)
-    np.add.at(means, member, image_vectors)
-    directions = {
-        "image-to-gene": (image_vectors, gene_vectors, image_cases, gene_cases),
-        "patient-to-gene": (means, gene_vectors, patients, gene_cases),
-        "gene-to-image": (gene_vectors, image_vectors, gene_cases, image_cases),
-    }
-    rows = []
-    for direction, (queries, gallery, query_cases, gallery_cases) in directions.items():
-        rank = rank_queries(queries, gallery, query_cases, gallery_cases)
-        for k in RANKS:
-            rows.append({
-                "fold": fold, "direction": direction, "k": k, "recall": float((rank < k).mean()),
-                "chance": _chance(query_cases, gallery_cases, k), "n_queries": len(rank), "n_gallery": len(gallery),
-            })  # fmt: skip
-    return rows
-
-
-def _vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit vectors [n, d] float32 and case identifiers [n]."""
-    vectors = np.stack(rows["vector"].to_list()).astype(np.float32) if len(rows) else np.zeros((0, 1), np.float32)
-    return _normalise(vectors), rows["case_id"].to_numpy(dtype=str)
-
-
-def _normalise(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-
-
-def _chance(query_cases: np.ndarray, gallery_cases: np.ndarray, k: int) -> float:
-    """Average over queries 1 - C(m - a, k) / C(m, k), the recall at random with a of m entries their own."""
-    cases, own = np.unique(gallery_cases, return_counts=True)
-    m, entries = len(gallery_cases), dict(zip(cases, own, strict=True))
-    miss = {case: comb(m - int(a), k) / comb(m, k) if k <= m else 0.0 for case, a in entries.items()}
-    answered, times = np.unique(query_cases[np.isin(query_cases, gallery_cases)], return_counts=True)
-    return float(np.average([1 - miss[case] for case in answered], weights=times))
-
-
-def _pool(folds: pd.DataFrame) -> dict[str, object]:
-    recall, chance = np.average(folds[["recall", "chance"]], weights=folds["n_queries"], axis=0)
+def _rank_directions(table: pd.DataFrame) -> dict[str, Ranking]:
+    """Rank the gallery of every direction in one fold's embeddings; nothing where no case has images and genes."""
+    spaces = {kind: _read_vectors(table[table["kind"] == kind]) for kind in ("image", "patient", "gene")}
+    if not np.isin(spaces["gene"][1], spaces["image"][1]).any():
+        return {}
     return {
-        "fold": "all",
-        "recall": float(recall),
-        "chance": float(chance),
-        "n_queries": int(folds["n_queries"].sum()),
-        "n_gallery": round(folds["n_gallery"].mean()),
+        f"{query}-to-{answer}": rank_queries(spaces[query][0], spaces[answer][0], spaces[query][1], spaces[answer][1])
+        for query, answer in DIRECTIONS
     }
+
+
+def _read_vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors [n, d] float32 and case identifiers [n]."""
+    vectors = np.stack(rows["vector"].to_list()).astype(np.float32) if len(rows) else np.zeros((0, 1), np.float32)
+    return vectors, rows["case_id"].to_numpy(dtype=str)

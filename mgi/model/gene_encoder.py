@@ -66,14 +66,16 @@ class GeneEncoder(nn.Module):
     dropped_genes : {"mean", "mask"}
         What gene dropout does with a gene: set it to the training mean, the others scaled up in return; or replace its
         value by a learnt vector, the others as they are.
-    linear_branch : bool
-        Add a linear map of the profile to the pooled vector, and append it to the tokens. It starts at the principal
-        components of the training profiles.
+    components : int
+        Principal components of the training profiles, whitened and frozen; a trained linear map of them is the last
+        token. The pooled vector starts as that token: what the others pool to is added through a gate that starts
+        closed, since few patients do not tell thousands of genes apart. 0 for none.
     """
 
     mean: Tensor
     scale: Tensor
     permutation: Tensor
+    loadings: Tensor
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class GeneEncoder(nn.Module):
         order: Order = "genome",
         pooling: Literal["mean", "attention"] = "mean",
         dropped_genes: Literal["mean", "mask"] = "mean",
-        linear_branch: bool = False,
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.n_genes, self.dim, self.stride, self.order = n_genes, dim, stride, order
@@ -115,13 +117,18 @@ class GeneEncoder(nn.Module):
         self.score = nn.Linear(dim, 1) if pooling == "attention" else None
         if self.score is not None:
             nn.init.zeros_(self.score.weight)
-        self.branch = nn.Linear(n_genes, dim, bias=False) if linear_branch else None
+        self.component_map = nn.Linear(components, dim, bias=False) if components else None
+        if self.component_map is not None:
+            nn.init.orthogonal_(self.component_map.weight)
+            self.register_buffer("loadings", torch.zeros(components, n_genes))
+            self.gate = nn.Parameter(torch.zeros(dim))
 
     @torch.no_grad()
     def fit_standardisation(self, values: Tensor, prior: float = 0.0) -> None:
         """Take mean and standard deviation per gene from training profiles [cases, genes]; constant genes become 0.
 
-        A linear branch starts at the principal components of these profiles, each scaled to unit variance.
+        The components are those of these profiles, each scaled to unit variance; of n cases there are at most n - 1,
+        and those beyond are 0.
 
         Parameters
         ----------
@@ -138,11 +145,11 @@ class GeneEncoder(nn.Module):
             scale = torch.where(varying, shrunk, scale)
         self.mean.copy_(values.mean(dim=0))
         self.scale.copy_(torch.where(scale > 1e-6, scale, torch.inf))
-        if self.branch is not None:
-            _, strength, components = torch.linalg.svd(self._standardise(values), full_matrices=False)
-            count = min(self.dim, len(values) - 1, self.n_genes)
-            weight = components[:count] * (len(values) ** 0.5 / strength[:count].clamp(min=1e-6))[:, None]
-            self.branch.weight[:count] = weight.to(self.branch.weight)
+        if self.component_map is not None:
+            _, strength, directions = torch.linalg.svd(self._standardise(values), full_matrices=False)
+            count = min(len(self.loadings), len(values) - 1, self.n_genes)
+            whitened = directions[:count] * (len(values) ** 0.5 / strength[:count].clamp(min=1e-6))[:, None]
+            self.loadings.zero_()[:count] = whitened.to(self.loadings)
 
     def forward(self, values: Tensor, gene_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Encode raw profiles.
@@ -155,7 +162,7 @@ class GeneEncoder(nn.Module):
 
         Returns
         -------
-        tokens : Tensor, [batch, tokens, dim]; ceil(genes / stride) of them, or one; one more with a linear branch
+        tokens : Tensor, [batch, tokens, dim]; ceil(genes / stride) of them, or one; one more with components
         pooled : Tensor, [batch, dim]
         """
         values, dropped = self._drop(self._standardise(values), gene_dropout)
@@ -165,10 +172,10 @@ class GeneEncoder(nn.Module):
             filled = values if dropped is None or self.mask is None else values + dropped * self.mask
             tokens = self.norm(self.network(filled)).unsqueeze(1)
         pooled = tokens.mean(dim=1) if self.score is None else _weighted_mean(tokens, self.score(tokens))
-        if self.branch is None:
+        if self.component_map is None:
             return tokens, pooled
-        linear = self.branch(values)
-        return torch.cat([tokens, linear.unsqueeze(1)], dim=1), pooled + linear
+        linear = self.component_map(F.linear(values, self.loadings))
+        return torch.cat([tokens, linear.unsqueeze(1)], dim=1), linear + self.gate * pooled
 
     def _standardise(self, values: Tensor) -> Tensor:
         return ((values - self.mean) / self.scale).clamp(-MAX_Z, MAX_Z)

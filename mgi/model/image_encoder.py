@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mgi.errors import ConfigError
+from mgi.model.texture import STATISTICS, measure_texture
 
 
 @cache
@@ -31,6 +32,10 @@ def import_timm() -> ModuleType:
     return timm
 
 
+# Share of a statistic's variance below which a component of theirs is noise and is not scaled up.
+MIN_VARIANCE = 0.01
+
+
 class ImageEncoder(nn.Module):
     """A timm ViT with a pooled vector and a map of features.
 
@@ -44,6 +49,9 @@ class ImageEncoder(nn.Module):
         Keyword arguments of `timm.create_model`, such as `patch_size` or `depth`.
     weights : bool
         Start from timm's published weights.
+    texture : bool
+        Start the pooled vector as a linear map of colour and texture statistics, whitened over training images; the
+        ViT's is added through a gate that starts closed, since few patients do not teach a ViT what texture is.
 
     Attributes
     ----------
@@ -59,8 +67,17 @@ class ImageEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    texture_mean: Tensor
+    texture_whitening: Tensor
 
-    def __init__(self, name: str, image_px: int, options: dict[str, Any] | None = None, weights: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        image_px: int,
+        options: dict[str, Any] | None = None,
+        weights: bool = False,
+        texture: bool = False,
+    ) -> None:
         super().__init__()
         settings = {"img_size": image_px} | (options or {})
         timm = import_timm()
@@ -91,10 +108,29 @@ class ImageEncoder(nn.Module):
         config = self.vit.default_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.texture_map = nn.Linear(STATISTICS, self.dim, bias=False) if texture else None
+        if texture:
+            self.register_buffer("texture_mean", torch.zeros(STATISTICS))
+            self.register_buffer("texture_whitening", torch.eye(STATISTICS))
+            self.gate = nn.Parameter(torch.zeros(self.dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool images [batch, 3, height, width] in 0..1 to [batch, dim]."""
-        return self.vit((images - self.mean) / self.std)
+        pooled = self.vit((images - self.mean) / self.std)
+        if self.texture_map is None:
+            return pooled
+        texture = (measure_texture(images) - self.texture_mean) @ self.texture_whitening
+        return self.texture_map(texture) + self.gate * pooled
+
+    @torch.no_grad()
+    def fit_texture(self, statistics: Tensor) -> None:
+        """Fit the whitening of the texture statistics [images, STATISTICS] of training images."""
+        scale = statistics.std(dim=0, correction=0).clamp(min=1e-6)
+        self.texture_mean.copy_(statistics.mean(dim=0))
+        standardised = ((statistics - self.texture_mean.to(statistics)) / scale).double()
+        variance, directions = torch.linalg.eigh(standardised.T @ standardised / len(statistics))
+        whitening = directions / (variance.clamp(min=0) + MIN_VARIANCE).sqrt()
+        self.texture_whitening.copy_(whitening / scale[:, None])
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the middle and last layers' tokens as a map [batch, map_dim, height / patch, width / patch]."""

@@ -213,12 +213,18 @@ def _retrieval_table(path: Path) -> Table | None:
     table = read_csv(path, "the retrieval")
     pooled = table[(table["fold"].astype(str) == "all") & (table["k"] == 1)]
     rows = [
-        [row.variant, row.direction, f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}",
+        [row.variant, row.direction, f"{row.recall:.3f}", format_interval(row.low, row.high),
+         f"{row.chance:.3f}", format_p_value(row.p_value), f"{row.median_rank:g}", f"{row.hubness:.2f}",
          f"{row.n_queries:,}", f"{row.n_gallery:,}"]
         for row in iterate_rows(pooled)
     ]  # fmt: skip
-    headings = ["pre-training", "direction", "recall@1", "chance", "times chance", "queries", "gallery"]
-    caption = "How often an image finds its own patient's genes first among the test patients of its fold."
+    headings = ["pre-training", "direction", "recall@1", "95% interval", "chance", "p", "median rank", "hubness",
+                "queries", "gallery"]  # fmt: skip
+    caption = (
+        "How often images find their own patient's genes first among those of the test patients of their fold, and "
+        "genes their images. Hubness: the share of queries that the two most frequent answers take. ridge-yardstick: "
+        "ridge regression of colour and texture statistics on ten principal components of the genes."
+    )
     return Table(headings, rows, caption, text={1})
 
 

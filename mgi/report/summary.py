@@ -114,11 +114,12 @@ def _retrieval(retrieval: pd.DataFrame) -> Table:
     table = Table(title="Retrieval among a fold's test patients, recall@1", title_justify="left")
     table.add_column("pre-training", no_wrap=True)
     table.add_column("direction", no_wrap=True)
-    for heading in ("recall@1", "chance", "times chance", "queries", "gallery"):
+    for heading in ("recall@1", "95% interval", "chance", "median rank", "gallery"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in iterate_rows(pooled):
-        numbers = [f"{row.recall:.3f}", f"{row.chance:.3f}", f"{row.recall / row.chance:.1f}"]
-        table.add_row(Text(row.variant), row.direction, *numbers, str(row.n_queries), str(row.n_gallery))
+        interval = format_interval(row.low, row.high)
+        numbers = [f"{row.recall:.3f}", interval, f"{row.chance:.3f}", f"{row.median_rank:g}", str(row.n_gallery)]
+        table.add_row(Text(row.variant), row.direction, *numbers)
     return table
 
 

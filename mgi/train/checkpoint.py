@@ -30,7 +30,7 @@ def build_gene_encoder(options: GeneEncoderOptions, n_genes: int) -> GeneEncoder
 
 def build_image_encoder(options: ImageEncoderOptions, image_px: int, weights: bool = False) -> ImageEncoder:
     """Build the ViT that the options describe, without published weights unless asked."""
-    return ImageEncoder(options.name, image_px, options.options, weights)
+    return ImageEncoder(options.name, image_px, options.options, weights, options.texture)
 
 
 def build_aligner(description: AlignerDescription, weights: bool = False) -> Aligner:
@@ -38,7 +38,7 @@ def build_aligner(description: AlignerDescription, weights: bool = False) -> Ali
     options = description.options
     genes = build_gene_encoder(options.gene_encoder, len(description.genes))
     images = build_image_encoder(options.image_encoder, description.image_px, weights)
-    return Aligner(genes, images, options.embed_dim)
+    return Aligner(genes, images, options.embed_dim, options.bags)
 
 
 def build_segmenter(description: SegmenterDescription, weights: bool = False) -> Segmenter:

@@ -1,11 +1,13 @@
 """Contrastive pre-training of the gene encoder and the image encoder on a fold's paired training patients."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgi import __version__
@@ -13,6 +15,7 @@ from mgi.config import PretrainOptions
 from mgi.console import log
 from mgi.errors import CohortError
 from mgi.model.alignment import Aligner, symmetric_info_nce
+from mgi.model.texture import measure_texture
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, to_tensor
 from mgi.train.data import Images, read_images, read_roles, spread
@@ -23,15 +26,18 @@ from mgi.train.gradients import backward_in_parts
 from mgi.train.loop import Score, TrainingRun, parameter_groups
 from mgi.train.profiles import Profiles, read_profiles
 from mgi.train.resume import code_hash
-from mgi.train.validation import effective_rank, embed_genes, embed_images
+from mgi.train.validation import BATCH, effective_rank, embed_genes, pool_bags, project_images
 
 VAL_IMAGES_PER_PATIENT = 16
+# A recall or loss over fewer patients is mostly chance.
+MIN_VAL_PATIENTS = 10
+TEXTURE_IMAGES = 1024
 
 
 def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: Path, fold: str, output: Path) -> None:
     """Train an `Aligner` and write model.safetensors, config.json and metrics.csv to `output`.
 
-    The validation patients choose the step; where fewer than two of them are paired, the last step is kept. Processes
+    The validation patients choose the step; where fewer than ten of them are paired, the last step is kept. Processes
     started by torchrun share each batch, and the first of them writes.
 
     Raises
@@ -68,7 +74,17 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0], options.sd_prior)
     model = model.to(place.device)
     batches = PatientBatches(images, profiles, paired["train"], options, place, ranks)
-    log.info("pre-training on %d patients, %d images", len(paired["train"]), len(images))
+    if options.image_encoder.texture:
+        model.image_encoder.fit_texture(batches.measure_texture())
+    held_out, rows, _ = batches.select_held_out(paired["val"])
+    log.info("pre-training on %d patients, %d images", len(batches.patients), len(images))
+    if options.batch_patients > len(batches.patients):
+        log.info("every batch holds all of them, fewer than the %d patients asked for", options.batch_patients)
+    if 0 < len(held_out) < MIN_VAL_PATIENTS:
+        log.warning(
+            "fold %s has %d paired validation patients: fewer than %d are too few to choose a step by, so the last "
+            "step is kept", fold, len(held_out), MIN_VAL_PATIENTS,
+        )  # fmt: skip
     identity = {
         "configuration": description.model_dump(mode="json", exclude={"code", "mgi"}),
         "device or precision": f"{place.device.type} {place.dtype} {ranks.world}",
@@ -80,6 +96,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     run = TrainingRun(model, options, identity, output, parameter_groups(model, options), size, ranks)
     run.optimiser.register_step_post_hook(lambda *_: model.limit_logit_scale())
     run.train(options.seed, partial(batches.backward, model), partial(_validate, model, batches, paired["val"]))
+    _warn_of_no_learning(run.history, len(held_out), len(held_out) if options.bags else len(rows))
     if ranks.first:
         checkpoint.save(model, description, output)
     run.finish()
@@ -123,25 +140,29 @@ class PatientBatches:
         """Compute the gradient of one step's loss, through this process's share of the batch, and return the loss."""
         cases, pictures = self._ahead(step)
         count, each = self.patients_per_step, self.options.images_per_patient
-        patient = torch.arange(count, device=self.place.device).repeat_interleave(each)
+        own = torch.arange(len(cases), device=self.place.device).repeat_interleave(each)
+        per_patient = 1 if self.options.bags else each
+        patient = torch.arange(count, device=self.place.device).repeat_interleave(per_patient)
         values, _ = self.profiles.of(cases)
         inputs = to_tensor(pictures, self.place.device)
         parts = self.options.micro_batch or len(inputs)
 
-        def embed_pictures(part: Tensor) -> Tensor:
+        def project_pictures(part: Tensor) -> Tensor:
             with self.place.autocast():
-                return model.embed_images(part)
+                return model.project_images(part)
 
         def embed_profiles(part: Tensor) -> Tensor:
             with self.place.autocast():
                 return model.embed_genes(part, self.options.gene_dropout)
 
         def loss_of(images: Tensor, genes: Tensor) -> Tensor:
-            images, genes = self.ranks.gather(images, count, each), self.ranks.gather(genes, count)
-            return symmetric_info_nce(images, genes, patient, self.ranks.once(model.logit_scale).exp())
+            # A patient is one process's, so bags are pooled before they are gathered.
+            vectors, _ = model.contrast(images, own, len(cases))
+            vectors, genes = self.ranks.gather(vectors, count, per_patient), self.ranks.gather(genes, count)
+            return symmetric_info_nce(vectors, genes, patient, self.ranks.once(model.logit_scale).exp())
 
         groups = [
-            [partial(embed_pictures, part) for part in inputs.split(parts)],
+            [partial(project_pictures, part) for part in inputs.split(parts)],
             [partial(embed_profiles, part) for part in values.to(self.place.device).split(parts)],
         ]
         return backward_in_parts(groups, loss_of, self.place.device)
@@ -161,6 +182,14 @@ class PatientBatches:
         part = slice(own.start * options.images_per_patient, own.stop * options.images_per_patient)
         return cases[own], augmentation.share(part).apply(self.images.load(rows[part], self._pool))
 
+    def measure_texture(self) -> Tensor:
+        """Return the texture statistics of evenly spread images of the patients, [images, STATISTICS] on the CPU."""
+        rows = spread(np.concatenate([self.rows[case] for case in self.patients]), TEXTURE_IMAGES)
+        return torch.cat([
+            measure_texture(to_tensor(self.images.load(part, self._pool), torch.device("cpu")))
+            for part in np.array_split(rows, -(-len(rows) // BATCH))
+        ])  # fmt: skip
+
     def select_held_out(self, patients: list[str]) -> tuple[list[str], np.ndarray, Tensor]:
         """Return other patients that have images, evenly spread images of theirs, and which belongs to which."""
         cases = [case for case in patients if case in self.rows]
@@ -175,15 +204,32 @@ def _validate(model: Aligner, batches: PatientBatches, patients: list[str]) -> t
     """Return what selects the step, the negated contrastive loss over held-out patients, and what is recorded.
 
     `val_recall` is how often an image finds its patient's genes first, `val_rank` the effective rank of the images'
-    embeddings: it falls towards 1 where they collapse. With fewer than two patients there is nothing to contrast.
+    embeddings: it falls towards 1 where they collapse. Fewer than ten patients select nothing; with fewer than two
+    there is nothing to contrast.
     """
     measured = {"temperature": (-model.logit_scale).exp().item()}
     cases, rows, patient = batches.select_held_out(patients)
     if len(cases) < 2:
         return None, measured
-    images = embed_images(model, batches.images, rows, batches.place)
+    projected = project_images(model, batches.images, rows, batches.place)
+    images, owner = F.normalize(projected, dim=-1), patient
+    contrasted = images
     genes = embed_genes(model, batches.profiles, cases, batches.place)
-    loss = symmetric_info_nce(images, genes, patient, model.logit_scale.exp().cpu()).item()
+    if batches.options.bags:
+        contrasted, owner = pool_bags(model, projected, patient, len(cases)), torch.arange(len(cases))
+    loss = symmetric_info_nce(contrasted, genes, owner, model.logit_scale.exp().cpu()).item()
     nearest = (images @ genes.T).argmax(dim=1)
     recall = (nearest == patient).float().mean().item()
-    return (-loss,), {"val_loss": loss, "val_recall": recall, "val_rank": effective_rank(images)} | measured
+    measured |= {"val_loss": loss, "val_recall": recall, "val_rank": effective_rank(images)}
+    return ((-loss,) if len(cases) >= MIN_VAL_PATIENTS else None), measured
+
+
+def _warn_of_no_learning(history: list[dict[str, float]], patients: int, vectors: int) -> None:
+    """Warn where no validation loss is below that of embeddings which know nothing."""
+    uninformed = (math.log(max(patients, 1)) + math.log(max(vectors, 1))) / 2
+    losses = [row["val_loss"] for row in history if "val_loss" in row]
+    if losses and min(losses) >= uninformed:
+        log.warning(
+            "the validation loss of pre-training is %.3f at best and %.3f without any knowledge: these encoders have "
+            "learnt nothing that holds for other patients", min(losses), uninformed,
+        )  # fmt: skip

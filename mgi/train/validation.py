@@ -24,14 +24,38 @@ BATCH = 32
 
 
 @torch.inference_mode()
-def embed_images(model: Aligner, images: Images, rows: np.ndarray, place: Place) -> Tensor:
-    """Embed some rows of `images`, a batch at a time, as unit vectors float32 [rows, embed_dim] on the CPU."""
+def project_images(model: Aligner, images: Images, rows: np.ndarray, place: Place) -> Tensor:
+    """Project some rows of `images`, a batch at a time, to float32 [rows, embed_dim] on the CPU.
+
+    Scaled to unit length they are the images' embeddings; `pool_bags` makes a patient's embedding of them.
+    """
     vectors = []
     for start in range(0, len(rows), BATCH):
         pictures = to_tensor(images.load(rows[start : start + BATCH]), place.device)
         with place.autocast():
-            vectors.append(model.embed_images(pictures).float().cpu())
+            vectors.append(model.project_images(pictures).float().cpu())
     return torch.cat(vectors)
+
+
+@torch.inference_mode()
+def pool_bags(model: Aligner, vectors: Tensor, patient: Tensor, patients: int) -> Tensor:
+    """Pool projected images to a unit vector for each patient, float32 [patients, embed_dim] on the CPU.
+
+    Parameters
+    ----------
+    model : Aligner
+    vectors : Tensor, [images, embed_dim]
+    patient : Tensor, [images], int64
+        The patient of each image; every patient has one.
+    patients : int
+    """
+    device = model.logit_scale.device
+    pooled = []
+    for index in range(patients):
+        # One by one: a weight for each image and patient would not fit for many slides.
+        own = vectors[patient == index].to(device)
+        pooled.append(model.pool_bags(own, torch.zeros(len(own), dtype=torch.int64, device=device), 1).cpu())
+    return torch.cat(pooled)
 
 
 @torch.inference_mode()

@@ -51,7 +51,14 @@ CPU = Place(torch.device("cpu"))
 def test_embeddings_cover_the_test_patients_images_and_genes(cohort, pretrained, tmp_path):
     embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "embeddings.parquet")
     table = pq.read_table(tmp_path / "embeddings.parquet").to_pandas()
-    assert table.groupby("kind").size().to_dict() == {"image": 2 * IMAGES, "gene": 2}
+    assert table.groupby("kind").size().to_dict() == {"image": 2 * IMAGES, "patient": 2, "gene": 2}
+    model, images = mgi.load(pretrained), read_images(cohort.sources, {CASES[6]})
+    with torch.inference_mode():
+        projected = model.project_images(to_tensor(images.load(np.arange(IMAGES)), CPU.device))
+        expected = model.pool_bags(projected, torch.zeros(IMAGES, dtype=torch.int64), 1)
+    patients = table[table.kind == "patient"]
+    assert patients.case_id.tolist() == CASES[6:]
+    np.testing.assert_allclose(patients.vector.iloc[0], expected[0].numpy(), atol=1e-6)
     genes = table[table.kind == "gene"]
     assert genes.case_id.tolist() == CASES[6:] and genes.source_id.isna().all()
     with torch.inference_mode():

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from mgi.errors import CohortError, MissingInputError
-from mgi.evaluate.retrieval import _chance, rank_queries, retrieval_table
+from mgi.evaluate.ranks import RANKS, Ranking, compute_chance, measure, rank_queries
+from mgi.evaluate.retrieval import retrieval_table, write_embeddings
 from mgi.tables import write_table
 
 
@@ -21,22 +22,19 @@ def shared_space(
     return vectors * rng.uniform(0.1, 9, (len(owner), 1)), genes, names[owner], names
 
 
-def write_embeddings(path: Path, fold: int, space: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> Path:
+def write_space(path: Path, fold: int, space: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> Path:
+    """Write images and genes, and for each patient the mean of its images' unit vectors."""
     images, genes, image_cases, gene_cases = space
-    table = pd.DataFrame(
-        {
-            "case_id": np.concatenate([image_cases, gene_cases]),
-            "fold": np.int32(fold),
-            "kind": ["image"] * len(images) + ["gene"] * len(genes),
-            "vector": [*images.astype(np.float32), *genes.astype(np.float32)],
-        }
-    )
-    write_table(table, path)
+    unit = images / np.linalg.norm(images, axis=1, keepdims=True)
+    cases = sorted(set(image_cases))
+    bags = np.stack([unit[image_cases == case].mean(0) for case in cases])
+    frame = pd.DataFrame({"case_id": image_cases, "source_id": "S", "x": 0, "y": 0, "z": np.arange(len(images))})
+    write_embeddings(fold, [frame], images, (cases, bags), (gene_cases.tolist(), genes), path)
     return path
 
 
 def recall_at_k(*space, k=1) -> float:
-    return float((rank_queries(*space) < k).mean())
+    return float((rank_queries(*space).rank < k).mean())
 
 
 def plain_recall(queries, gallery, query_cases, gallery_cases, k: int) -> float:
@@ -68,7 +66,13 @@ def test_perfect_embedding_recalls_all_and_a_collapsed_one_nothing() -> None:
 def test_queries_without_an_answer_are_left_out() -> None:
     images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(0), noise=0.0)
     assert recall_at_k(images, genes[:5], image_cases, gene_cases[:5]) == 1
-    assert len(rank_queries(images, genes, np.full(len(images), "nobody"), gene_cases)) == 0
+    assert len(rank_queries(images, genes, np.full(len(images), "nobody"), gene_cases).rank) == 0
+
+
+def rank_labels(query_cases, gallery_cases) -> Ranking:
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(size=(len(query_cases), 4)), rng.normal(size=(len(gallery_cases), 4))
+    return rank_queries(queries, gallery, query_cases, gallery_cases)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -83,26 +87,91 @@ def test_chance_equals_the_recall_of_random_vectors(k: int) -> None:
             for _ in range(400)
         ]
     )
-    assert _chance(cases, images, k) == pytest.approx(simulated, abs=0.02)
-    assert _chance(images, cases, k) == pytest.approx(k / 10)
+    assert compute_chance(rank_labels(cases, images), k) == pytest.approx(simulated, abs=0.02)
+    assert compute_chance(rank_labels(images, cases), k) == pytest.approx(k / 10)
 
 
 def test_chance_weighs_patients_by_their_queries() -> None:
     cases = np.array(["A"] * 9 + ["B"])
-    assert _chance(cases, cases, 1) == pytest.approx(0.9 * 0.9 + 0.1 * 0.1)
-    assert _chance(np.array(["A", "B"]), cases, 20) == 1
+    assert compute_chance(rank_labels(cases, cases), 1) == pytest.approx(0.9 * 0.9 + 0.1 * 0.1)
+    assert compute_chance(rank_labels(np.array(["A", "B"]), cases), 20) == 1
+
+
+def test_ranks_of_all_cases_equal_a_loop_also_with_ties() -> None:
+    rng = np.random.default_rng(3)
+    queries, gallery = np.eye(3)[rng.integers(0, 3, 30)], np.eye(3)[rng.integers(0, 3, 17)]
+    names = np.array([f"C{n}" for n in range(6)])
+    query_cases, gallery_cases = rng.permutation(np.resize(names, 30)), rng.permutation(np.resize(names, 17))
+    ranking = rank_queries(queries, gallery, query_cases, gallery_cases)
+    hits = np.zeros((len(RANKS), 6, 6), dtype=int)
+    for query, case, rank in zip(queries, query_cases, ranking.rank, strict=True):
+        cosine = gallery @ query
+        for other, name in enumerate(names):
+            best = cosine[gallery_cases == name].max()
+            found = int(((cosine >= best) & (gallery_cases != name)).sum())
+            hits[:, list(names).index(case), other] += found < np.array(RANKS)
+            assert name != case or found == rank
+    np.testing.assert_array_equal(ranking.hits, hits)
+
+
+def test_ranks_do_not_depend_on_how_many_queries_are_ranked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = shared_space(np.random.default_rng(5))
+    whole = rank_queries(*space)
+    monkeypatch.setattr("mgi.evaluate.ranks.MAX_SIMILARITIES", 30)
+    parts = rank_queries(*space)
+    for name in ("rank", "case", "hits", "answers", "entries"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_measures_of_a_worked_case() -> None:
+    east, north, west = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.1]
+    queries, gallery = np.array([east, east, north, east]), np.array([east, north, west])
+    ranking = rank_queries(queries, gallery, np.array(["A", "B", "B", "C"]), np.array(["A", "B", "C"]))
+    assert ranking.rank.tolist() == [0, 1, 0, 2] and ranking.answers.tolist() == [3, 1, 0]
+    first = measure([ranking], 100, 0)[0]
+    assert first["recall"] == 0.5 and first["median_rank"] == 1.5
+    assert first["mrr"] == pytest.approx((1 + 1 / 2 + 1 + 1 / 3) / 4)
+    assert first["hubness"] == 1 and first["chance"] == pytest.approx(1 / 3)
+    assert (first["n_queries"], first["n_gallery"], first["low"]) == (4, 3, None), "no interval of three patients"
+
+
+def test_p_value_is_the_share_of_permutations_that_recall_as_much() -> None:
+    east, north, south = [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]
+    gallery, names = np.array([east, north, south]), np.array(["A", "B", "C"])
+    # Of the six permutations one recalls all three, three recall one.
+    assert measure([rank_queries(gallery, gallery, names, names)], 100, 0)[0]["p_value"] == pytest.approx(
+        1 / 6, abs=0.02
+    )
+    one = rank_queries(gallery, np.array([east, south, north]), names, names)
+    assert measure([one], 100, 0)[0]["p_value"] == pytest.approx(4 / 6, abs=0.02)
+    images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(6), noise=0.5)
+    assert measure([rank_queries(images, genes, image_cases, gene_cases)], 100, 0)[0]["p_value"] == 1e-4
+    collapsed = rank_queries(np.ones_like(images), np.ones_like(genes), image_cases, gene_cases)
+    assert measure([collapsed], 100, 0)[0]["p_value"] == 1
+
+
+def test_interval_resamples_patients_and_not_their_images() -> None:
+    rng = np.random.default_rng(2)
+    names = np.array([f"C{n:02d}" for n in range(12)])
+    # Half of the patients are recalled by all of their images, the others by none.
+    genes = np.eye(12)
+    images = np.repeat(np.where(np.arange(12)[:, None] < 6, genes, genes[(np.arange(12) + 1) % 12]), 100, axis=0)
+    first = measure([rank_queries(images, genes, np.repeat(names, 100), names)], 4000, 0)[0]
+    drawn = rng.binomial(12, 0.5, 20_000) / 12
+    assert first["recall"] == 0.5
+    assert (first["low"], first["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.09)
 
 
 def test_table_pools_folds_by_their_queries(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     spaces = [shared_space(rng, patients=6, images=4), shared_space(rng, patients=12, images=9, noise=3.0)]
     paths = [
-        write_embeddings(tmp_path / "mgi" / f"fold{fold}" / "embeddings.parquet", fold, space)
+        write_space(tmp_path / "mgi" / f"fold{fold}" / "embeddings.parquet", fold, space)
         for fold, space in enumerate(spaces)
     ]
     retrieval_table(paths, tmp_path / "retrieval.csv")
     table = pd.read_csv(tmp_path / "retrieval.csv").set_index(["fold", "direction", "k"])
-    assert len(table) == 3 * 3 * 2 and set(table["variant"]) == {"mgi"}
+    assert len(table) == 3 * 4 * 3 and set(table["variant"]) == {"mgi"}
     first, second, pooled = (table.loc[(fold, "image-to-gene", 1)] for fold in ("0", "1", "all"))
     assert (first["n_queries"], second["n_queries"], pooled["n_queries"]) == (24, 108, 132)
     assert (first["chance"], second["chance"]) == pytest.approx((1 / 6, 1 / 12), abs=1e-5)
@@ -114,7 +183,7 @@ def test_table_pools_folds_by_their_queries(tmp_path: Path) -> None:
 def test_variants_with_the_same_folds_keep_their_own_spaces(tmp_path: Path) -> None:
     spaces = {"good": shared_space(np.random.default_rng(1), noise=0.0), "poor": shared_space(np.random.default_rng(2))}
     spaces["poor"] = (-spaces["poor"][0], *spaces["poor"][1:])
-    paths = [write_embeddings(tmp_path / name / "fold0" / "e.parquet", 0, space) for name, space in spaces.items()]
+    paths = [write_space(tmp_path / name / "fold0" / "e.parquet", 0, space) for name, space in spaces.items()]
     retrieval_table(paths, tmp_path / "retrieval.csv")
     table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1 and direction == 'image-to-gene'")
     recall = table.set_index("variant")["recall"]
@@ -123,33 +192,25 @@ def test_variants_with_the_same_folds_keep_their_own_spaces(tmp_path: Path) -> N
 
 def test_linked_folder_keeps_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "elsewhere/run7").mkdir(parents=True)
-    write_embeddings(tmp_path / "elsewhere/run7/embeddings.parquet", 0, shared_space(np.random.default_rng(7)))
+    write_space(tmp_path / "elsewhere/run7/embeddings.parquet", 0, shared_space(np.random.default_rng(7)))
     (tmp_path / "pretrain/mgi").mkdir(parents=True)
     (tmp_path / "pretrain/mgi/fold0").symlink_to(tmp_path / "elsewhere/run7")
     retrieval_table([tmp_path / "pretrain/mgi/fold0/embeddings.parquet"], tmp_path / "retrieval.csv")
     assert set(pd.read_csv(tmp_path / "retrieval.csv").variant) == {"mgi"}
 
 
-def test_every_image_of_a_patient_weighs_the_same(tmp_path: Path) -> None:
-    first, second = np.eye(2, dtype=np.float32)
-    images = np.stack([first, first, first, 100 * second, second])
-    space = (images, np.stack([first, second]), np.array(["A", "A", "A", "A", "B"]), np.array(["A", "B"]))
-    retrieval_table([write_embeddings(tmp_path / "e.parquet", 0, space)], tmp_path / "retrieval.csv")
-    table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1").set_index("direction")["recall"]
-    assert table["patient-to-gene"] == 1 and table["image-to-gene"] == 0.8
-
-
 def test_mean_of_a_patients_images_beats_single_images(tmp_path: Path) -> None:
-    path = write_embeddings(tmp_path / "e.parquet", 0, shared_space(np.random.default_rng(1), 40, 20, noise=2.5))
+    path = write_space(tmp_path / "e.parquet", 0, shared_space(np.random.default_rng(1), 40, 20, noise=2.5))
     retrieval_table([path], tmp_path / "retrieval.csv")
     table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1").set_index("direction")["recall"]
     assert table["patient-to-gene"] > table["image-to-gene"] + 0.1
+    assert table["gene-to-patient"] > table["image-to-gene"] + 0.1
 
 
 def test_fold_without_a_pair_is_refused(tmp_path: Path) -> None:
     images, genes, image_cases, _ = shared_space(np.random.default_rng(0))
     others = np.array([f"other{n}" for n in range(len(genes))])
-    path = write_embeddings(tmp_path / "e.parquet", 0, (images, genes, image_cases, others))
+    path = write_space(tmp_path / "e.parquet", 0, (images, genes, image_cases, others))
     with pytest.raises(CohortError, match="no case has both"):
         retrieval_table([path], tmp_path / "retrieval.csv")
 
@@ -162,7 +223,7 @@ def test_foreign_table_is_refused_by_its_columns(tmp_path: Path) -> None:
 
 def test_linked_fold_folder_keeps_the_variants_own_name(tmp_path: Path) -> None:
     space = shared_space(np.random.default_rng(0), 6, 2)
-    write_embeddings(tmp_path / "elsewhere" / "store" / "x" / "embeddings.parquet", 0, space)
+    write_space(tmp_path / "elsewhere" / "store" / "x" / "embeddings.parquet", 0, space)
     (tmp_path / "mgi").mkdir()
     (tmp_path / "mgi" / "fold0").symlink_to(tmp_path / "elsewhere" / "store" / "x")
     retrieval_table([tmp_path / "mgi" / "fold0" / "embeddings.parquet"], tmp_path / "retrieval.csv")

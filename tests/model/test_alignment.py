@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mgi.model.alignment import Aligner, symmetric_info_nce
+from mgi.model.alignment import Aligner, BagPooling, symmetric_info_nce
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 from tests.model.test_segmenter import TINY_VIT
@@ -49,7 +49,12 @@ def test_loss_is_computed_in_float32_under_autocast():
 @pytest.fixture
 def aligner() -> Aligner:
     torch.manual_seed(3)
-    return Aligner(GeneEncoder(20, 16, 1, stride=5), ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT), 8).eval()
+    return make_aligner()
+
+
+def make_aligner(bags: bool = True) -> Aligner:
+    genes, images = GeneEncoder(20, 16, 1, stride=5), ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT)
+    return Aligner(genes, images, 8, bags).eval()
 
 
 BATCH = (torch.rand(4, 3, 32, 32), torch.randn(2, 20), torch.tensor([0, 0, 1, 1]))
@@ -68,12 +73,41 @@ def test_embeddings_are_projected_pooled_vectors_of_unit_length(aligner):
     assert aligner.gene_projection.bias is None and aligner.image_projection.bias is None
 
 
-def test_forward_is_the_loss_of_the_embeddings_at_the_learnt_temperature(aligner):
-    images, values, patient = BATCH
-    torch.nn.init.constant_(aligner.logit_scale, 1.0)
-    embeddings = aligner.embed_images(images), aligner.embed_genes(values)
-    expected = symmetric_info_nce(*embeddings, patient, torch.tensor(math.e))
-    torch.testing.assert_close(aligner(images, values, patient), expected)
+@pytest.mark.parametrize("bags", [True, False])
+def test_forward_is_the_loss_of_bags_or_images_at_the_learnt_temperature(bags):
+    torch.manual_seed(3)
+    model, (images, values, patient) = make_aligner(bags), BATCH
+    torch.nn.init.constant_(model.logit_scale, 1.0)
+    vectors, owner = model.embed_images(images), patient
+    if bags:
+        torch.nn.init.normal_(model.bag_pooling.score.weight)
+        vectors, owner = model.pool_bags(model.project_images(images), patient, 2), torch.arange(2)
+    expected = symmetric_info_nce(vectors, model.embed_genes(values), owner, torch.tensor(math.e))
+    torch.testing.assert_close(model(images, values, patient), expected)
+
+
+def test_bag_pooling_equals_gated_attention_within_each_bag():
+    torch.manual_seed(4)
+    pooling, vectors, bag = BagPooling(6), torch.randn(7, 6), torch.tensor([1, 0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(
+        pooling(vectors, bag, 3), torch.stack([vectors[bag == index].mean(0) for index in range(3)])
+    )
+    torch.nn.init.normal_(pooling.score.weight)
+    expected = []
+    for index in range(3):
+        own = vectors[bag == index]
+        content = (own @ pooling.content.weight.T + pooling.content.bias).tanh()
+        gate = (own @ pooling.gate.weight.T + pooling.gate.bias).sigmoid()
+        scores = [math.exp((pooling.score.weight[0] @ row).item()) for row in content * gate]
+        expected.append(sum(score * row for score, row in zip(scores, own, strict=True)) / sum(scores))
+    torch.testing.assert_close(pooling(vectors, bag, 3), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_bags_without_attention_average_unit_vectors():
+    vectors = torch.tensor([[3.0, 0.0], [0.0, 100.0], [0.0, -5.0]])
+    model = make_aligner(bags=False)
+    pooled = model.pool_bags(vectors, torch.tensor([0, 0, 1]), 2)
+    torch.testing.assert_close(pooled, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0]]))
 
 
 def test_gene_dropout_reaches_the_encoder(aligner):

@@ -227,29 +227,34 @@ def test_attention_pooling_starts_at_the_mean_and_follows_its_scores():
     torch.testing.assert_close(pooled, torch.einsum("bt,btd->bd", weights, tokens))
 
 
-def test_linear_branch_is_a_last_token_and_part_of_the_pooled_vector():
-    torch.manual_seed(0)
-    model, values = encoder(linear_branch=True), profiles()
-    plain = encoder()
-    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "branch" not in name})
+@pytest.mark.parametrize("kind", KINDS)
+def test_components_are_a_last_token_and_what_the_pooled_vector_starts_from(kind):
+    model, values = encoder(kind=kind, components=4), profiles()
+    model.fit_standardisation(profiles(10))
+    plain = encoder(kind=kind)
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
     tokens, pooled = model(values)
-    linear = values @ model.branch.weight.T
+    linear = model._standardise(values) @ model.loadings.T @ model.component_map.weight.T
     torch.testing.assert_close(tokens, torch.cat([plain(values)[0], linear[:, None]], dim=1))
-    torch.testing.assert_close(pooled, plain(values)[1] + linear)
+    torch.testing.assert_close(pooled, linear)
+    torch.nn.init.constant_(model.gate, 0.5)
+    torch.testing.assert_close(model(values)[1], linear + 0.5 * plain(values)[1])
 
 
-def test_linear_branch_starts_at_whitened_principal_components():
-    model, train = encoder(linear_branch=True), profiles(10) * torch.linspace(0.5, 3, GENES)
-    before = model.branch.weight.clone()
+def test_components_are_whitened_and_in_the_order_of_their_strength():
+    model, train = encoder(components=12), profiles(10) * torch.linspace(0.5, 3, GENES)
     model.fit_standardisation(train)
-    components = model.branch(model._standardise(train))[:, :9]
-    torch.testing.assert_close(components.T @ components / 10, torch.eye(9), rtol=1e-3, atol=1e-3)
-    assert torch.equal(model.branch.weight[9:], before[9:])
     standardised = model._standardise(train)
-    explained = (standardised @ F.normalize(model.branch.weight[:9], dim=1).T).square().sum(0)
-    assert (explained.diff() < 1e-3).all()
-    strengths = torch.linalg.svdvals(standardised)[:9].square()
-    torch.testing.assert_close(explained, strengths, rtol=1e-3, atol=1e-3)
+    components = standardised @ model.loadings.T
+    torch.testing.assert_close(components[:, :9].T @ components[:, :9] / 10, torch.eye(9), rtol=1e-3, atol=1e-3)
+    assert not model.loadings[9:].any(), "ten profiles have nine components"
+    explained = (standardised @ F.normalize(model.loadings[:9], dim=1).T).square().sum(0)
+    torch.testing.assert_close(explained, torch.linalg.svdvals(standardised)[:9].square(), rtol=1e-3, atol=1e-3)
+
+
+def test_components_are_frozen_and_saved():
+    model = encoder(components=4)
+    assert "loadings" in model.state_dict() and "loadings" not in dict(model.named_parameters())
 
 
 def test_embedding_is_kept_from_weight_decay():

@@ -8,6 +8,7 @@ import torch
 
 from mgi.errors import ConfigError
 from mgi.model.image_encoder import ImageEncoder, import_timm
+from mgi.model.texture import measure_texture
 
 TINY_VIT = {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
@@ -84,6 +85,24 @@ def test_feature_map_is_the_middle_and_last_layers_normed_tokens_in_their_places
     model.vit.forward_features((images - 0.5) / 0.5)
     expected = [model.vit.norm(outputs[layer])[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for layer in (2, 3)]
     torch.testing.assert_close(maps, torch.cat(expected, dim=1))
+
+
+def test_texture_is_whitened_and_the_vit_enters_through_a_gate_that_starts_closed():
+    torch.manual_seed(0)
+    model = ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT, texture=True).eval()
+    images = torch.rand(60, 3, 1, 1) * torch.rand(60, 3, 32, 32) ** torch.linspace(0.2, 3, 60).view(-1, 1, 1, 1)
+    statistics = measure_texture(images)
+    model.fit_texture(statistics)
+    texture = (statistics - statistics.mean(0)) @ model.texture_whitening
+    spread = texture.var(0, correction=0)
+    assert (spread.diff() > -1e-4).all() and 0.97 < spread[-1] <= 1 and spread.max() < 1.001
+    covariance = texture.T @ texture / 60
+    torch.testing.assert_close(covariance, spread.diag(), atol=1e-3, rtol=0)
+    linear = texture @ model.texture_map.weight.T
+    torch.testing.assert_close(model(images), linear, rtol=1e-4, atol=1e-4)
+    torch.nn.init.constant_(model.gate, 2.0)
+    torch.testing.assert_close(model(images), linear + 2 * model.vit((images - 0.5) / 0.5), rtol=1e-4, atol=1e-4)
+    assert model.dim == model.map_dim == 24 and "texture_whitening" in model.state_dict()
 
 
 def test_one_layer_is_its_own_middle():

@@ -27,7 +27,7 @@ def main(settings: dict, data: Path, output: Path) -> None:
 
         def keep_and_clip(parameters, norm):
             if step == 0:
-                stage = "pretrain" if hasattr(self.model, "logit_scale") else "finetune"
+                stage = self.folder.name
                 named = self.model.named_parameters()
                 seen[stage] = {name: value.grad.clone() for name, value in named if value.grad is not None}
                 seen[stage]["loss"] = losses[0]
@@ -38,7 +38,8 @@ def main(settings: dict, data: Path, output: Path) -> None:
 
     TrainingRun._update = record
     paths = (data / "sources.parquet", data / "expression.parquet", data / "splits.parquet", "0")
-    pre.pretrain(PretrainOptions(**settings["pretrain"]), *paths, output / "pretrain")
+    for stage in ("pretrain", "images"):
+        pre.pretrain(PretrainOptions(**settings[stage]), *paths, output / stage)
     fine.finetune(FinetuneOptions(**settings["finetune"]), *paths, None, output / "finetune")
     torch.save(seen, output / f"rank{os.environ.get('RANK', '0')}.pt")
 

@@ -18,6 +18,7 @@ COMMON = TINY | {"steps": 2, "gene_dropout": 0.0, "intensity_jitter": 0.2}
 SETTINGS = {
     # Three patients, and so shares of two and of one.
     "pretrain": COMMON | {"embed_dim": 8, "batch_patients": 3, "images_per_patient": 2},
+    "images": COMMON | {"embed_dim": 8, "batch_patients": 3, "images_per_patient": 2, "bags": False},
     "finetune": COMMON | {"channels": [8, 8, 16], "batch_images": 5, "lr": 1e-3, "patient_dropout": 0.4},
 }
 
@@ -39,7 +40,7 @@ def runs(cohort, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("stage", SETTINGS)
 def test_two_processes_have_the_loss_and_gradient_of_one(stage, runs):
     alone = torch.load(runs[0] / "rank0.pt")[stage]
     for rank in (0, 1):
@@ -49,7 +50,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one(stage, runs):
             torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("stage", SETTINGS)
 def test_first_process_writes_what_one_process_writes(stage, runs):
     alone, together = (folder / stage for folder in runs)
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import mgi
+from mgi.train import pretrain as pre
+from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
 from mgi.train.device import Place
 from mgi.train.gradients import backward_in_parts
@@ -14,13 +16,22 @@ from tests.tables import CASES
 CPU = Place(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("bags", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 100])
-def test_micro_batches_have_the_gradient_of_the_whole_batch(size, cohort, pretrained, pretrain_options):
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
+    size, bags, cohort, pretrained, pretrain_options, monkeypatch
+):
     images, profiles = read_images(cohort.sources, set(CASES)), read_profiles(cohort.expression)
+    # Encoded in float64: in float32 parts and whole are rounded differently.
+    monkeypatch.setattr(pre, "to_tensor", lambda *given: to_tensor(*given).double())
 
     def gradient(micro_batch):
-        options = pretrain_options.model_copy(update={"micro_batch": micro_batch, "gene_dropout": 0.0})
-        model = mgi.load(pretrained)
+        options = pretrain_options.model_copy(update={"micro_batch": micro_batch, "gene_dropout": 0.0, "bags": bags})
+        model = mgi.load(pretrained).double()
+        if bags:
+            torch.nn.init.constant_(model.bag_pooling.float().score.weight, 1.0)
+        else:
+            model.bag_pooling = None
         loss = PatientBatches(images, profiles, CASES[:3], options, CPU).backward(model, 1)
         return loss, {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 

@@ -6,6 +6,8 @@ import torch
 
 import mgi
 from mgi.config import PretrainOptions
+from mgi.model.texture import measure_texture
+from mgi.train import pretrain as pre
 from mgi.train.data import read_images
 from mgi.train.device import Place
 from mgi.train.pretrain import PatientBatches, pretrain
@@ -72,6 +74,29 @@ def test_genes_are_standardised_by_the_paired_training_patients(pretrained, coho
     pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path)
     shrunk = mgi.load(tmp_path).gene_encoder.scale
     assert shrunk.std() < 0.5 * encoder.scale.std()
+
+
+def test_too_few_validation_patients_keep_the_last_step_and_are_named(
+    cohort, pretrain_options, tmp_path, caplog, monkeypatch
+):
+    kept = {}
+    for least in (2, 3):
+        monkeypatch.setattr(pre, "MIN_VAL_PATIENTS", least)
+        score = (-1.0,) if least == 2 else None
+        monkeypatch.setattr(pre, "_validate", lambda *_, score=score: (score, {}))
+        pretrain(pretrain_options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path / str(least))
+        kept[least] = mgi.load(tmp_path / str(least)).image_projection.weight
+        assert ("2 paired validation patients: fewer than 3" in caplog.text) is (least == 3)
+    assert not torch.equal(kept[2], kept[3])
+
+
+def test_texture_is_whitened_over_the_paired_training_patients(cohort, pretrain_options, tmp_path):
+    encoder = pretrain_options.image_encoder.model_copy(update={"texture": True})
+    options = pretrain_options.model_copy(update={"steps": 1, "image_encoder": encoder})
+    pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path)
+    images = read_images(cohort.sources, {case for case in CASES[:4] if case != UNPAIRED})
+    statistics = measure_texture(torch.from_numpy(images.load(np.arange(18))).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(mgi.load(tmp_path).image_encoder.texture_mean, statistics.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_model_describes_what_it_was_trained_on(pretrained):

@@ -185,6 +185,7 @@ def test_nan_loss_or_gradient_stops_and_keeps_last_good_state(spoilt, cohort, fi
 
 def test_pretraining_validates_by_loss_of_held_out_patients(cohort, pretrained, pretrain_options, monkeypatch):
     monkeypatch.setattr("mgi.train.validation.BATCH", 5)
+    monkeypatch.setattr("mgi.train.pretrain.MIN_VAL_PATIENTS", 2)
     model = mgi.load(pretrained)
     images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
     batches = PatientBatches(images, profiles, CASES[4:6], pretrain_options, CPU)

@@ -30,15 +30,16 @@ class Rigged(torch.nn.Module):
         self.images, self.genes = images, genes
         self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(2.0)))
 
-    def embed_images(self, pictures):
+    def project_images(self, pictures):
         return self.images[: len(pictures)]
 
     def embed_genes(self, values):
         return self.genes[: len(values)]
 
 
-def test_recall_is_the_share_of_images_whose_own_genes_are_nearest(cohort):
-    options = PretrainOptions(**TINY)
+def test_recall_is_the_share_of_images_whose_own_genes_are_nearest(cohort, monkeypatch):
+    monkeypatch.setattr(pre, "MIN_VAL_PATIENTS", 2)
+    options = PretrainOptions(**TINY, bags=False)
     batches = PatientBatches(
         read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression), CASES[4:6], options, CPU
     )
@@ -57,6 +58,26 @@ def test_recall_is_the_share_of_images_whose_own_genes_are_nearest(cohort):
     gene_to_image = -((4 * 2 / 6 - first) + (5 * 2 / 6 - second)) / 2
     assert measured["val_loss"] == pytest.approx((image_to_gene + gene_to_image) / 2, rel=1e-5)
     assert score == (-measured["val_loss"],)
+
+
+def test_loss_of_bags_is_that_of_the_patients(cohort, monkeypatch):
+    monkeypatch.setattr(pre, "MIN_VAL_PATIENTS", 2)
+    images, profiles = read_images(cohort.sources, set(CASES[4:6])), read_profiles(cohort.expression)
+    batches = PatientBatches(images, profiles, CASES[4:6], PretrainOptions(**TINY), CPU)
+    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    model = Rigged(torch.stack([east] * 6 + [north] * 6), torch.stack([east, north]))
+    model.pool_bags = lambda vectors, bag, bags: vectors[:bags]
+    score, measured = pre._validate(model, batches, CASES[4:6])
+    assert measured["val_loss"] == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)
+    assert measured["val_recall"] == 1 and score == (-measured["val_loss"],)
+    monkeypatch.setattr(pre, "MIN_VAL_PATIENTS", 3)
+    assert pre._validate(model, batches, CASES[4:6]) == (None, measured)
+
+
+@pytest.mark.parametrize(("losses", "warned"), [([1.2, 0.7], True), ([0.68, 1.2], False), ([], False)])
+def test_warns_where_validation_is_never_better_than_knowing_nothing(losses, warned, caplog):
+    pre._warn_of_no_learning([{"val_loss": loss} for loss in losses], 2, 2)
+    assert ("0.693 without any knowledge" in caplog.text) is warned
 
 
 def test_one_held_out_patient_selects_nothing(cohort):

@@ -186,6 +186,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
         "split": 1,
         "pretrain": 5,
         "embed": 5,
+        "yardstick": 5,
         "retrieve": 1,
         "finetune": 25,
         "summarise": 5,

@@ -30,6 +30,32 @@ rule embed:
         "--splits {input.splits:q} --fold {wildcards.fold:q} --device {params.device:q} -o {output.embeddings:q} > {log:q} 2>&1"
 
 
+rule yardstick:
+    input:
+        images=image_tables,
+        sources="<results>/{cohort}/sources.parquet",
+        expression="<results>/{cohort}/expression.parquet",
+        genes="<results>/{cohort}/genes.parquet",
+        splits="<results>/{cohort}/splits.parquet",
+    output:
+        embeddings="<results>/{cohort}/evaluate/ridge-yardstick/fold{fold}/embeddings.parquet",
+    log:
+        "<logs>/{cohort}/yardstick/fold{fold}.log",
+    benchmark:
+        "<benchmarks>/{cohort}/yardstick/fold{fold}.tsv"
+    conda:
+        TRAINING_ENV
+    threads: 1
+    resources:
+        mem_mb=CFG.resources.train_mem_mb,
+        runtime=CFG.resources.train_runtime_min,
+    params:
+        mgi=mgi_command,
+    shell:
+        "{params.mgi:q} yardstick --sources {input.sources:q} --expression {input.expression:q} "
+        "--splits {input.splits:q} --fold {wildcards.fold:q} -o {output.embeddings:q} > {log:q} 2>&1"
+
+
 rule retrieve:
     input:
         embeddings=expand(
@@ -37,6 +63,7 @@ rule retrieve:
             variant=CFG.finetune[CFG.evaluate.reference].encoders,
             fold=PLAN.folds,
         ),
+        yardstick=expand("<results>/{{cohort}}/evaluate/ridge-yardstick/fold{fold}/embeddings.parquet", fold=PLAN.folds),
     output:
         report(
             "<results>/{cohort}/evaluate/retrieval.csv",
@@ -56,8 +83,9 @@ rule retrieve:
         runtime=CFG.resources.prepare_runtime_min,
     params:
         mgi=mgi_command,
+        options=options("evaluate"),
     shell:
-        "{params.mgi:q} retrieve {input.embeddings:q} -o {output:q} > {log:q} 2>&1"
+        "{params.mgi:q} retrieve {input.embeddings:q} {input.yardstick:q} --options {params.options:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule summarise:
