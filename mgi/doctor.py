@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mgi.check import check_inputs, check_models
+from mgi.check import MANIFEST, check_inputs, check_models
 from mgi.config import LOCAL, Config, load_config
 from mgi.errors import MGIError, MissingPackageError
 from mgi.names import first_few
@@ -186,9 +186,8 @@ def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
         return
     from mgi.prepare.slides import find_unusable
 
-    annotated = sum(len(plan.annotation_files(name)) for name in plan.batches)
     cases = len({slide.case_id for slide in own})
-    yield Finding(PASS, "slides", f"{len(own)} slides of {cases} cases; {annotated} have an annotation")
+    yield Finding(PASS, "slides", f"{len(own)} slides of {cases} cases; {len(plan.annotations)} have an annotation")
     reasons = find_unusable(own, slides)
     for reason, names in sorted(_group_by_kind(reasons).items()):
         state = FAIL if len(reasons) == len(own) else WARN
@@ -207,7 +206,7 @@ def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:
 def _check_mri(config: Config) -> Iterator[Finding]:
     if config.mri is None:
         return
-    from mgi.prepare.mri import find_series
+    from mgi.prepare.series import find_series
 
     try:
         yield Finding(PASS, "mri.folder", f"{config.mri.folder}: {len(find_series(config.mri.folder))} series")
@@ -276,9 +275,8 @@ def _check_gdc(config: Config) -> Iterator[Finding]:
             yield Finding(PASS, "gdc.token_file", config.gdc.token_file)
         except MGIError as error:
             yield Finding(FAIL, "gdc.token_file", str(error))
-    for address in config.gdc.mirrors:
-        if "://" not in address and not Path(address).is_dir():
-            yield Finding(FAIL, "gdc.mirrors", f"{address} does not exist", "create it or correct the key")
+    lacking, findings = _check_pinned_files(config)
+    yield from findings
     if config.gdc.api_url.startswith(LOCAL):
         yield _check_local_gdc(Path(config.gdc.api_url.removeprefix(LOCAL)))
         return
@@ -286,10 +284,50 @@ def _check_gdc(config: Config) -> Iterator[Finding]:
         with Server(config.gdc.api_url, allow_http=config.gdc.allow_http) as server:
             yield Finding(PASS, "gdc.api_url", f"{config.gdc.api_url}: {read_release(server, retry=False)}")
     except MGIError as error:
+        if lacking == 0:
+            yield Finding(WARN, "gdc.api_url", str(error), "not needed: the mirrors have every pinned file")
+            return
         yield Finding(
             FAIL, "gdc.api_url", str(error),
             "check the network and the proxy of this machine; compute nodes often have none, login nodes do",
         )  # fmt: skip
+
+
+def _check_pinned_files(config: Config) -> tuple[int | None, list[Finding]]:
+    """Count the pinned files and those of them that each mirror on this machine has.
+
+    Returns the number that no such mirror has, None where a project is not pinned, and the findings.
+    """
+    from mgi.acquire.manifest import read_manifest
+    from mgi.acquire.sources import Folder
+
+    assert config.gdc is not None
+    findings, tables = [], []
+    for project in config.gdc.projects:
+        path = Path(MANIFEST.format(project=project))
+        if not path.exists():
+            findings.append(Finding(PASS, "gdc.projects", f"{project} is not pinned yet: the first run pins it"))
+            continue
+        try:
+            tables.append(read_manifest(path))
+        except MGIError as error:
+            findings.append(Finding(FAIL, "gdc.projects", str(error)))
+            continue
+        cases = tables[-1]["case_id"].nunique()
+        findings.append(Finding(PASS, "gdc.projects", f"{path} pins {len(tables[-1])} files of {cases} cases"))
+    pinned = {(str(row.file_id), str(row.file_name)) for table in tables for row in table.itertuples()}
+    lacking = set(pinned)
+    for address in config.gdc.mirrors:
+        if "://" in address:
+            continue
+        if not Path(address).is_dir():
+            findings.append(Finding(FAIL, "gdc.mirrors", f"{address} does not exist", "create it or correct the key"))
+        elif pinned:
+            there = {pair for pair in pinned if Folder(Path(address)).find(*pair)}
+            lacking -= there
+            state = PASS if there else WARN
+            findings.append(Finding(state, "gdc.mirrors", f"{address} has {len(there)} of {len(pinned)} pinned files"))
+    return (len(lacking) if len(tables) == len(config.gdc.projects) else None), findings
 
 
 def _check_local_gdc(folder: Path) -> Finding:

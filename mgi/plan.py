@@ -19,12 +19,13 @@ from mgi.config import Config, load_config, read_yaml
 from mgi.delimited import read_delimited
 from mgi.errors import CohortError, ConfigError, ManifestError
 from mgi.names import check_name, first_few
-from mgi.prepare.annotations import check_annotations, find_annotation
+from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
+from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
-from mgi.prepare.mri import fingerprint
 from mgi.prepare.pairing import check_paired, describe_lacking
+from mgi.prepare.series import fingerprint
 from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
@@ -104,7 +105,7 @@ class Plan:
         for name in self.pinned:
             self._check_pinned(self._manifest_path(name))
         if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
-            _ = self.batches
+            _ = self.annotations
         _ = self.mri_state
 
         self._check_stratification()
@@ -138,6 +139,13 @@ class Plan:
             aliquots=gdc.aliquots,
             slides_per_case=gdc.slides_per_case,
         )
+
+    def _check_labelled(self) -> None:
+        """Refuse own slides of which too few are annotated for the folds."""
+        annotated = {slide.case_id for slide in self.own_slides if slide.source_id in self.annotations}
+        cases = pd.DataFrame({"group": sorted({slide.case_id for slide in self.own_slides})})
+        cases["labelled"] = cases["group"].isin(annotated)
+        check_enough(cases, cases["labelled"].to_numpy(), self.config.split.folds)
 
     # ---- acquire
 
@@ -185,7 +193,7 @@ class Plan:
         Raises
         ------
         CohortError
-            If none has expression.
+            If none has expression, or too few are annotated for the folds.
         ExpressionError
             If the table of expression cannot be used.
         """
@@ -202,6 +210,7 @@ class Plan:
             expressed = [case for one in tables for case in one.loc[one["data_type"] == EXPRESSION, "case_id"].dropna()]
         else:
             return []
+        self._check_labelled()
         imaged = [slide.case_id for slide in self.own_slides]
         check_paired(imaged, expressed, slides.own, where)
         return describe_lacking(imaged, expressed)
@@ -253,8 +262,6 @@ class Plan:
             If two files are one slide.
         SlideError
             If the table or folder of own slides cannot be used.
-        AnnotationError
-            If an annotation belongs to no slide.
         """
         slides = self.config.slides
         if slides is None:
@@ -270,9 +277,21 @@ class Plan:
                 for source_id in rows["source_id"]:
                     check_name(source_id, "slide", ManifestError)
                 found[name] = Batch(project, rows)
-        if slides.annotations:
-            check_annotations(slides.annotations, [name for one in found.values() for name in one.rows["source_id"]])
         return found
+
+    @cached_property
+    def annotations(self) -> dict[str, Path]:
+        """The annotations of all slides, by source_id.
+
+        Raises
+        ------
+        AnnotationError
+            If an annotation belongs to no slide, or a slide has two.
+        """
+        folder = self.config.slides.annotations if self.config.slides else None
+        names = [name for batch in self.batches.values() for name in batch.rows["source_id"]]
+        found = check_annotations(folder, names) if folder else {}
+        return found | {slide.source_id: slide.annotation for slide in self.own_slides if slide.annotation}
 
     @cached_property
     def own_slides(self) -> list[LocalSlide]:
@@ -299,12 +318,8 @@ class Plan:
 
     def annotation_files(self, source: str) -> list[str]:
         """List the annotations of a batch's slides: a slide that gains one, or whose own changes, is tiled again."""
-        folder = self.config.slides.annotations if self.config.slides else None
-        found = []
-        for row in self.batch(source).rows.to_dict("records"):
-            path = row.get("annotation") or (find_annotation(folder, row["source_id"]) if folder else None)
-            found += [str(path)] if path else []
-        return found
+        names = self.batch(source).rows["source_id"]
+        return [str(self.annotations[name]) for name in names if name in self.annotations]
 
     def tile_options(self, source: str) -> str:
         """Return the options of `mgi slide tile` for a batch as JSON: what is stated of other slides is left out."""

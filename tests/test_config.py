@@ -25,7 +25,7 @@ from mgi.config import (
 from mgi.errors import ConfigError, MissingInputError
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ["config.yaml", "tcga-lgg-mri.yaml", "tcga-brca.yaml"]
+SHIPPED = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 REPAIR = "python -m mgi config --write config"
 
 

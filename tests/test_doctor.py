@@ -13,9 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from mgi import doctor
+from mgi.acquire.manifest import SLIDES
 from mgi.cli import app
 from mgi.doctor import FAIL, PASS, WARN
 from mgi.simulate.cohort import RELEASE
+from tests.conftest import ROOT
+from tests.prepare.conftest import tissue_picture, write_manifest, write_slide
 
 
 def states(config=None) -> dict[str, tuple[str, str]]:
@@ -125,7 +128,7 @@ def test_names_the_path_of_the_scan(tmp_path, monkeypatch, numba, state):
     ("module", "subject", "changes"),
     [
         ("torch", "device", {"device": "cuda"}),
-        ("mgi.prepare.mri", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
+        ("mgi.prepare.series", "mri.folder", {"mri": {"folder": "m"}, "slides": None}),
         ("mgi.acquire.gdc", "gdc.api_url", {"simulate": None, "gdc": {"projects": ["TCGA-SIM"]}}),
     ],
 )
@@ -178,3 +181,47 @@ def test_the_command_prints_a_line_each_and_exits_with_1_on_a_failure(tmp_path):
     result = CliRunner().invoke(app, ["doctor", "--config", str(configured(tmp_path, sede=1))])
     assert result.exit_code == 1
     assert [line[:4] for line in result.stdout.splitlines()] == [PASS] * 5 + [WARN] * 2 + [FAIL]
+
+
+@pytest.fixture
+def own_slides(tmp_path, monkeypatch):
+    """A configuration of five own slides, of which one is damaged and one states no mpp, and expression of four."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(5):
+        path = write_slide(tmp_path / f"slides/P{number}.svs", tissue_picture(256, 256), 0.5 if number else None)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/P{number}.geojson").write_text("[]")
+    path.write_bytes(b"\0" * 100)
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 5)))
+    (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
+    raw = yaml.safe_load((ROOT / "config/own-slides.yaml").read_text())
+    raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
+    raw["slides"] = {"folder": "slides", "annotations": "annotations", "mpp": 1.0, "tile_px": 128}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path / "own.yaml"
+
+
+def test_every_own_slide_is_opened(own_slides):
+    found = [(one.state, one.found) for one in doctor.examine(own_slides) if one.subject in ("slides", "inputs")]
+    assert found[0] == (PASS, "5 slides of 5 cases; 5 have an annotation")
+    assert found[1][0] == WARN and found[1][1].startswith("1 of 5 will be left out, 'P0': no mpp: its metadata state")
+    assert found[2] == (WARN, "1 of 5 will be left out, 'P4': unreadable: not a slide that OpenSlide reads")
+    assert found[3] == (WARN, "1 of 5 cases with images have no expression: 'P0'") and len(found) == 4
+
+
+def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror/a.svs").touch()
+    path = tmp_path / "resources/gdc/TCGA-SIM/manifest.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [{"file_name": name, "data_type": SLIDES, "case_id": "TCGA-S1-0001"} for name in ("a.svs", "b.svs")]
+    write_manifest(path, rows)
+    raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text())
+    raw["gdc"] = {"projects": ["TCGA-SIM"], "mirrors": ["mirror"], "api_url": "http://127.0.0.1:9"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+    found = states(tmp_path / "own.yaml")
+    assert found["gdc.projects"] == (PASS, "resources/gdc/TCGA-SIM/manifest.parquet pins 2 files of 1 cases; ")
+    assert found["gdc.mirrors"] == (PASS, "mirror has 1 of 2 pinned files; ") and found["gdc.api_url"][0] == FAIL
+    (tmp_path / "mirror/b.svs").touch()
+    assert states(tmp_path / "own.yaml")["gdc.api_url"][0] == WARN

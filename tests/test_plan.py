@@ -232,17 +232,21 @@ def test_constraint_matches_exactly_these_names(names, pattern):
 def own(make_plan, tmp_path):
     """Make the plan of own slides in a folder and a table of expression of some cases."""
     (tmp_path / "slides").mkdir()
-    for name in ("A_1.svs", "A_2.png", "B_1.tif"):
+    (tmp_path / "annotations").mkdir()
+    for name in ("A_1.svs", "A_2.png", "B_1.tif", "C_1.svs", "D_1.svs"):
         (tmp_path / "slides" / name).touch()
+        (tmp_path / "annotations" / name).with_suffix(".geojson").touch()
     (tmp_path / "positions.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
 
-    def make(cases=("A", "B"), **slides) -> Plan:
+    def make(cases=("A", "B", "C", "D"), **slides) -> Plan:
         (tmp_path / "table.csv").write_text("".join(["case_id,TP53,EGFR\n", *(f"{case},1.5,2\n" for case in cases)]))
 
         def change(config):
             del config["gdc"]
             config["expression"] = {"table": "table.csv", "positions": "positions.tsv", "table_unit": "log2"}
-            config["slides"] = {"per_job": 2, "folder": "slides", "case_pattern": "([^_]+)_"} | slides
+            config["slides"] = {
+                "per_job": 2, "folder": "slides", "case_pattern": "([^_]+)_", "annotations": "annotations"
+            } | slides  # fmt: skip
 
         return make_plan(change, slides=())
 
@@ -252,8 +256,9 @@ def own(make_plan, tmp_path):
 def test_own_slides_are_batched_without_a_manifest(own):
     plan = own()
     assert plan.projects == [] and plan.slide_files("A_1") == ["slides/A_1.svs", "slides/A_2.png"]
-    assert list(plan.batches) == ["A_1", "B_1"] and plan.batch("B_1").project is None
-    assert plan.source_options() == ["--per-job=2", "--slides=slides", "--case-pattern=([^_]+)_"]
+    assert list(plan.batches) == ["A_1", "B_1", "D_1"] and plan.batch("B_1").project is None
+    given = ["--annotations=annotations", "--case-pattern=([^_]+)_"]
+    assert plan.source_options() == ["--per-job=2", "--slides=slides", *given]
     assert plan.warnings() == []
     assert load_config(json.loads(plan.check_options())).slides.folder == "slides"
 
@@ -263,7 +268,7 @@ def test_job_is_told_what_is_stated_of_its_own_slides(own, tmp_path):
     (tmp_path / "slides.csv").write_text(
         "case_id,slide,mpp,annotation,site\nA,slides/A_1.svs,0.25,a.geojson,Ulm\nB,slides/B_1.tif,,,\n"
     )
-    plan = own(table="slides.csv", folder=None, case_pattern=None, per_job=1)
+    plan = own(table="slides.csv", folder=None, case_pattern=None, annotations=None, per_job=1)
     stated = {"A_1": {"mpp": 0.25, "annotation": "a.geojson", "site": "Ulm"}}
     assert json.loads(plan.tile_options("A_1"))["stated"] == stated
     assert json.loads(plan.tile_options("B_1"))["stated"] == {"B_1": {}}
@@ -279,15 +284,16 @@ def test_job_is_told_the_mpp_of_its_slides_alone(make_plan, tmp_path):
 
 def test_own_slides_without_expression_are_named(own):
     (sentence,) = own(cases=["A", "C"]).warnings()
-    assert sentence == "1 of 2 cases with images have no expression: 'B'"
+    assert sentence == "2 of 4 cases with images have no expression: 'B', 'D'"
     with pytest.raises(CohortError, match="no case has both images and expression"):
         own(cases=["X", "Y"]).warnings()
 
 
 def test_own_slides_are_checked_beside_the_star_counts_of_the_gdc(own, make_plan, tmp_path):
     def change(config):
-        config["slides"] = {"folder": "slides", "case_pattern": "([^_]+)_"}
+        config["slides"] = {"folder": "slides", "case_pattern": "([^_]+)_", "annotations": "annotations"}
 
+    own()
     with pytest.raises(CohortError, match="the pinned manifests such as 'TCGA-AA-0001'"):
         make_plan(change).warnings()
     assert "slides" not in make_plan(change).config.query_options("TCGA-AA")["data_types"]
@@ -299,7 +305,7 @@ def test_own_slides_are_checked_beside_the_star_counts_of_the_gdc(own, make_plan
         ({"table": "table.csv"}, "'slides.table' and 'slides.folder' both"),
         ({"case_pattern": "("}, "'slides.case_pattern' is no regular expression"),
         ({"case_pattern": "(a)(b)"}, "has 2 groups"),
-        ({"case_pattern": "Z"}, "does not match 3 of 3 slides"),
+        ({"case_pattern": "Z"}, "does not match 5 of 5 slides"),
         ({"fetch_from": "idc"}, "'slides.fetch_from' fetches slides"),
         ({"folder": "absent"}, "'slides.folder' is absent, which does not exist"),
         ({"folder": None}, "'slides.case_pattern' reads the names"),
@@ -308,3 +314,9 @@ def test_own_slides_are_checked_beside_the_star_counts_of_the_gdc(own, make_plan
 def test_own_slides_that_cannot_be_used_are_refused(own, slides, message):
     with pytest.raises(MGIError, match=message):
         own(**slides)
+
+
+def test_too_few_annotated_slides_are_refused_before_a_run(own, tmp_path):
+    (tmp_path / "annotations/D_1.geojson").unlink()
+    with pytest.raises(CohortError, match="3 labelled patients are too few for 2 folds"):
+        own().warnings()

@@ -19,7 +19,7 @@ from mgi.cli.common import (
     flag,
     require_inputs,
 )
-from mgi.config import Evaluate, EvaluateOptions, PredictOptions, load_options
+from mgi.config import Evaluate, EvaluateOptions, PredictOptions, ProbeOptions, load_options
 from mgi.errors import MissingPackageError
 
 DESCRIPTION = "config.json"
@@ -73,6 +73,32 @@ def retrieve(
     from mgi.evaluate.retrieval import retrieval_table
 
     retrieval_table(embeddings, output, chosen)
+
+
+@app.command(
+    epilog="Example: mgi probe fold0 fold1 --sources S --expression E --splits P --labels L --columns grade -o o.csv"
+)
+def probe(
+    models: Annotated[list[Path], typer.Argument(help="Folders of a pre-training variant's folds.")],
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    labels: Annotated[str | None, flag(ProbeOptions, "labels")] = None,
+    columns: Annotated[list[str] | None, flag(ProbeOptions, "columns")] = None,
+    options: Options = "{}",
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
+    device: Device = None,
+) -> None:
+    """Predict labels from frozen embeddings, beside permuted labels and an untrained encoder."""
+    chosen = load_options(
+        ProbeOptions, options, labels=labels, columns=columns or None, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    from mgi.evaluate.probe import probe as run
+
+    run(models, sources, expression, splits, chosen, output, device)
 
 
 @app.command(epilog="Example: mgi summarise finetune/mgi/fold*/predictions.parquet -o finetune/mgi/summary.json")
@@ -135,7 +161,7 @@ def evaluate(
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
-    image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each (*_N.tif).")],
+    image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the cases.")] = None,
     case_id: Annotated[
@@ -144,14 +170,19 @@ def predict(
     default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
     min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
     min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
+    channel: Annotated[list[str] | None, flag(PredictOptions, "channels")] = None,
+    allow_missing: Annotated[bool | None, flag(PredictOptions, "allow_missing")] = None,
     device: Device = None,
 ) -> None:
-    """Segment slides or MRI series: an overlay (PNG), masks and, of a slide, GeoJSON for QuPath.
+    """Segment slides or MRI series: an overlay (PNG), masks, probabilities of MRI, and GeoJSON of slides for QuPath.
 
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
     images those that are complete already are left as they are.
     """
-    chosen = load_options(PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area)
+    chosen = load_options(
+        PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
+        channels=channel or None, allow_missing=allow_missing,
+    )  # fmt: skip
     require_inputs(folder_of_a_model=model, expression_table=expression)
     try:
         from mgi.evaluate.predict import predict as run

@@ -17,12 +17,18 @@ def simulate(
     seed: Annotated[int | None, flag(SimulateOptions, "seed")] = None,
     genes: Annotated[int | None, flag(SimulateOptions, "genes")] = None,
     slide_px: Annotated[int | None, flag(SimulateOptions, "slide_px")] = None,
+    tumour_by: Annotated[str | None, flag(SimulateOptions, "tumour_by")] = None,
+    switch_sd: Annotated[float | None, flag(SimulateOptions, "switch_sd")] = None,
+    switch_genes: Annotated[int | None, flag(SimulateOptions, "switch_genes")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Make a small cohort in the GDC's own formats, with planted coupling of genes and images."""
     from mgi.simulate.cohort import simulate_cohort
 
-    chosen = load_options(SimulateOptions, options, cases=cases, seed=seed, genes=genes, slide_px=slide_px)
+    chosen = load_options(
+        SimulateOptions, options, cases=cases, seed=seed, genes=genes, slide_px=slide_px, tumour_by=tumour_by,
+        switch_sd=switch_sd, switch_genes=switch_genes,
+    )  # fmt: skip
     simulate_cohort(out, **chosen.model_dump(), workers=workers)
 
 

@@ -18,7 +18,7 @@ from mgi.config.acquire import (
     SimulateOptions,
 )
 from mgi.config.cohort import Config, Resources, load_config, load_options
-from mgi.config.evaluate import Evaluate, EvaluateOptions, PredictOptions
+from mgi.config.evaluate import Evaluate, EvaluateOptions, PredictOptions, Probe, ProbeOptions
 from mgi.config.prepare import (
     Expression,
     MaskValues,
@@ -54,8 +54,8 @@ __all__ = [
     "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "LOCAL", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END",
     "Config", "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc",
     "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
-    "Pretrain", "PretrainOptions", "QueryOptions", "Resources", "RunOptions", "Section", "Server", "Simulate",
-    "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "StatedSlide", "TableImport", "TileJob",
-    "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml", "reference_files",
-    "write_reference",
+    "Pretrain", "PretrainOptions", "Probe", "ProbeOptions", "QueryOptions", "Resources", "RunOptions", "Section",
+    "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "StatedSlide",
+    "TableImport", "TileJob", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml",
+    "reference_files", "write_reference",
 ]  # fmt: skip

@@ -24,6 +24,15 @@ class Simulate(Section):
     cases: int = Field(48, ge=2, description="patients, with one or two slides each")
     genes: int = Field(2000, ge=1000, le=60660, description="genes in each STAR table")
     slide_px: int = Field(2048, ge=512, le=16384, description="edge of a slide at level 0, pixels of 0.5 microns")
+    tumour_by: Literal["bit", "look"] = Field(
+        "bit",
+        description="what decides which of the two textures is the tumour: a bit that only the switch genes tell, or a "
+        "look factor that its genes tell and the tissue shows faintly",
+    )
+    switch_sd: float = Field(
+        2.0, ge=0, le=10, description="difference that the bit makes to the switch genes, standard deviations; 0: none"
+    )
+    switch_genes: int = Field(200, ge=0, le=200, description="switch genes")
 
 
 class Server(Section):

@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
-from mgi.config.evaluate import Bootstrap, Evaluate
+from mgi.config.evaluate import Bootstrap, Evaluate, Probe
 from mgi.config.names import Name
 from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping
@@ -60,6 +60,7 @@ class Config(RunOptions, Cohort):
         min_length=1, description="fine-tuning variants, each stating how it differs from its base"
     )
     evaluate: Evaluate = Field(Evaluate(), description="comparison and report")
+    probe: Probe = Field(Probe(), description="labels that the embeddings of pre-training are asked for")
     resources: Resources = Field(Resources(), description="memory and time of jobs")
 
     @model_validator(mode="before")
@@ -192,6 +193,10 @@ class Config(RunOptions, Cohort):
         """Return the options of `mgi summarise` and `mgi compare`."""
         return _select(self.evaluate, Bootstrap) | {"seed": self.seed}
 
+    def probe_options(self) -> dict[str, Any]:
+        """Return the options of `mgi probe`."""
+        return _select(self.probe, Probe) | self.evaluate_options()
+
     def needs_pretraining(self, variant: str) -> bool:
         """Whether `variant` starts from pre-trained weights that it uses."""
         chosen = self.finetune[variant]
@@ -207,6 +212,7 @@ class Config(RunOptions, Cohort):
         if self.gdc is not None:
             given |= {"gdc.exclude": self.gdc.exclude, "gdc.token_file": self.gdc.token_file}
         given |= {f"split.{key}": getattr(self.split, key) for key in ("stratify_table", "site_table")}
+        given["probe.labels"] = self.probe.labels
         if self.slides is not None:
             given |= {f"slides.{key}": getattr(self.slides, key) for key in ("table", "folder", "mpp_table")}
         return {key: path for key, path in given.items() if path and not self._is_simulated(path)}

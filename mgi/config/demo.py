@@ -22,24 +22,28 @@ DEMO: dict[str, Any] = {
     "split": {"folds": 2, "stratify_table": "resources/simulated/truth.parquet", "stratify_column": "bit"},
     "pretrain": {
         "mgi": {
-            "steps": 100,
-            "lr": 1e-3,
+            "steps": 150,
+            "lr": 3e-3,
             "weight_decay": 0.2,
             "warmup_steps": 20,
-            "val_every": 20,
-            "gene_dropout": 0.6,
-            "batch_patients": 24,
+            "val_every": 50,
+            "gene_dropout": 0.5,
+            "batch_patients": 20,
             "embed_dim": 32,
-            "gene_encoder": {"dim": 64, "depth": 2, "stride": 40, "state_dim": 8},
+            "gene_encoder": {"dim": 32, "depth": 1, "stride": 2, "state_dim": 8, "components": 10},
             "image_encoder": {
                 "name": "vit_tiny_patch16_224",
                 "options": {"patch_size": 8, "depth": 3, "embed_dim": 96, "num_heads": 3},
+                "texture": True,
             },
         },
         "transformer": {"base": "mgi", "gene_encoder": {"kind": "transformer"}},
         "mlp": {"base": "mgi", "gene_encoder": {"kind": "mlp"}},
         "linear": {"base": "mgi", "gene_encoder": {"kind": "linear"}},
         "shuffled-order": {"base": "mgi", "gene_encoder": {"order": "shuffled-fixed"}},
+        "single-images": {"base": "mgi", "bags": False},
+        "no-components": {"base": "mgi", "gene_encoder": {"components": 0}},
+        "no-texture": {"base": "mgi", "image_encoder": {"texture": False}},
     },
     "finetune": {
         "mgi": {
@@ -59,6 +63,10 @@ DEMO: dict[str, Any] = {
         "no-vit": {"base": "image-only", "vit": False},
     },
     "evaluate": {},
+    "probe": {
+        "labels": "resources/simulated/truth.parquet",
+        "columns": ["bit", *(f"look_{index}" for index in range(6))],
+    },
     "resources": {"prepare_mem_mb": 2000, "prepare_runtime_min": 30, "train_mem_mb": 4000, "train_runtime_min": 60},
 }
 
@@ -83,6 +91,8 @@ COMMENTS: dict[str, str] = {
     "split.stratify_table": "Here the planted truth.",
     "pretrain.transformer": "The paper's comparison: other encoders of the genes.",
     "pretrain.shuffled-order": "Whether genomic order matters.",
+    "pretrain.single-images": "What bags, components of the genes and texture statistics each bring.",
+    "probe.labels": "Here the planted truth.",
     "finetune.mgi": "The method: pre-trained encoders, matched genes.",
     "finetune.no-pretraining": "The same from random weights.",
     "finetune.image-only": "The same without genes: what the image alone can tell a model whose ViT was pre-trained "

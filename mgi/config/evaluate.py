@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
+from mgi.config.prepare import Sequences
 from mgi.config.section import Section, sentence
 from mgi.config.train import Seed
 
@@ -44,9 +45,42 @@ class EvaluateOptions(Bootstrap, Seed):
     """The options of `mgi summarise`, `mgi compare` and `mgi evaluate`, complete."""
 
 
+class Probe(Section):
+    """What the frozen embeddings of pre-training are asked; made as `results/{cohort}/evaluate/probe.csv`."""
+
+    labels: str | None = Field(
+        None, description="a table with case_id and labels of the patients; null probes the tissue-source site alone"
+    )
+    columns: list[str] = Field(
+        [],
+        description="its columns to probe: numbers of more than 10 distinct values are quantities (R²), the rest "
+        "classes (AUROC)",
+    )
+    images_per_source: int = Field(
+        64, ge=1, description="most images of a slide or series that are embedded, evenly spread"
+    )
+    resamples: int = Field(100, ge=1, le=100_000, description="draws of the few patients of each class that are fitted")
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if (self.labels is None) == bool(self.columns):
+            raise sentence("'{at}labels' and '{at}columns' go together: give both or neither")
+        return self
+
+
+class ProbeOptions(Probe, Bootstrap, Seed):
+    """The options of `mgi probe`, complete."""
+
+
 class PredictOptions(Section):
     """How one image is segmented: the options of `mgi predict`."""
 
     default_mpp: float | None = Field(None, gt=0, description="level-0 microns per pixel of a slide that states none")
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    channels: Sequences = Field(
+        ["t1", "flair", "t1ce"], description="NIfTI sequences of the three channels, as in training"
+    )
+    allow_missing: bool = Field(
+        False, description="segment a case that has no profile in the table by its images alone; false refuses it"
+    )
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")

@@ -1,7 +1,7 @@
 """What the files become: expression, tiles or slices, folds."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -203,14 +203,15 @@ class Slides(TileOptions):
         return self
 
 
+Sequences = Annotated[list[Literal["t1", "t1ce", "t2", "flair"]], Field(min_length=3, max_length=3)]
+
+
 class MriOptions(Section):
     """How MRI series become slices: the options of `mgi mri import`."""
 
     image_px: int = Field(128, ge=32, le=4096, description="edge of a slice after resampling, pixels")
-    channels: list[Literal["t1", "t1ce", "t2", "flair"]] = Field(
+    channels: Sequences = Field(
         ["t1", "flair", "t1ce"],
-        min_length=3,
-        max_length=3,
         description="NIfTI sequences that become the three channels; kaggle_3m has its own",
     )
     labels: list[int] = Field([], description="NIfTI labels that are tumour; empty: all but 0")

@@ -49,7 +49,7 @@ class GeneEncoder(Section):
         ge=0,
         le=1024,
         description="principal components of the training profiles, whitened and frozen, of which a trained linear map "
-        "is one more token and what pooling starts from; 0 for none",
+        "is added to every token and is what pooling starts from; 0 for none",
     )
 
 

@@ -15,15 +15,16 @@ from mgi.barcodes import Barcode
 from mgi.config import MriOptions, PredictOptions, TileOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, MGIError, SlideError
-from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
+from mgi.evaluate.overlay import add_legend, draw_outline
 from mgi.evaluate.regions import Batches, assemble_plane, fit_to_slide, make_geojson, remove_small
+from mgi.evaluate.series import list_series_files, write_series
 from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
-from mgi.prepare.kaggle import SLICE_NAME, mask_name
-from mgi.prepare.mri import Series, import_series
+from mgi.prepare.mri import import_series
 from mgi.prepare.reader import open_slide, read_downsampled, scanned_bounds
+from mgi.prepare.series import open_series
 from mgi.prepare.slides import tile_slides
 from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table
@@ -51,8 +52,12 @@ def predict(
     Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within one pixel of the
     prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; and `masks/{slide}_mask.tiff`, 0 or 255
     over the whole slide at a whole number of level-0 pixels per pixel. `output` and the folder of masks in it are each
-    a folder of annotations as tiling reads it. Of a series: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as
-    in kaggle_3m, and `{series}.png`, every slice with its number. Masks that lie beside the slices are not read.
+    a folder of annotations as tiling reads it.
+
+    Of a series of slices: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as in kaggle_3m, and
+    `{series}_probability.tiff`, a page for each. Of NIfTI: `{series}_seg.nii.gz`, 0 or 1, and
+    `{series}_probability.nii.gz`, voxel for voxel on the grid of the first channel's file. Of both `{series}.png`,
+    every slice with its number. Masks that lie beside the images are not read.
 
     The files of an image appear together once all are complete. Of several images those that are complete already are
     left as they are, and one that fails does not stop the others.
@@ -62,7 +67,8 @@ def predict(
     folder
         Folder of a fine-tuned model, or of its variant.
     image
-        A slide that OpenSlide reads, or the folder of one series in the layout of kaggle_3m; or several.
+        A slide that OpenSlide reads, or the folder of one MRI series, as slices in the layout of kaggle_3m or as NIfTI;
+        or several.
     output
         Folder to write to: not the image's own, and none that holds files of these names.
     expression, case_id
@@ -93,7 +99,7 @@ def predict(
         _check_kind(model, path, folder)
     left = [index for index, path in enumerate(images) if not _is_complete(path, output, len(images))]
     profiles = read_profiles_for(model, expression, folder, set(cases))
-    _check_cases(model, cases, profiles, expression, folder)
+    _check_cases(model, cases, profiles, expression, folder, (options or PredictOptions()).allow_missing)
     model, place = move_to_device(model, device)
     failed = []
     for index in left:
@@ -138,9 +144,10 @@ def _is_complete(image: Path, output: Path, n_images: int) -> bool:
     own = image if image.is_dir() else image.parent
     if output.resolve() == own.resolve():
         raise ConfigError(f"--output is {output}, the folder of the image itself: name another folder")
-    files = list((_series_files if image.is_dir() else _slide_files)(image, output).values())
-    existing = [path for path in files if path.exists()]
-    if existing and n_images > 1 and len(existing) == len(files):
+    files = list_series_files(open_series(image, ""), output) if image.is_dir() else _slide_files(image, output)
+    paths = list(files.values())
+    existing = [path for path in paths if path.exists()]
+    if existing and n_images > 1 and len(existing) == len(paths):
         log.info("%s is there already", image.name)
         return True
     if existing:
@@ -148,12 +155,16 @@ def _is_complete(image: Path, output: Path, n_images: int) -> bool:
     return False
 
 
-def _check_cases(model: Segmenter, cases: list[str], profiles: Profiles, expression: Path | None, folder: Path) -> None:
+def _check_cases(
+    model: Segmenter, cases: list[str], profiles: Profiles, expression: Path | None, folder: Path, allow_missing: bool
+) -> None:
     """Raise `CohortError` for cases without a profile, and warn of cases that the model was trained on."""
     if expression is not None and model.gene_encoder is not None:
         missing = [case for case in cases if case not in profiles.row]
-        if missing:
+        if missing and not allow_missing:
             raise CohortError(f"{expression} has no profile of the case {first_few(missing)}: correct --case-id")
+        if missing:
+            log.warning("%s has no profile of %s: segmented by the images alone", expression, first_few(missing))
     trained = sorted(set(cases) & set(model.description.cases))
     if trained:
         log.warning("the model in %s was trained on %s: how well it does there says nothing of new patients",
@@ -168,7 +179,9 @@ def _predict_image(
     with _stage(output) as aside:
         table = aside / "images.parquet"
         if image.is_dir():
-            import_series(Series(image.name, case, image), table, MriOptions(image_px=description.image_px))
+            series = open_series(image, case)
+            importing = MriOptions(image_px=description.image_px, channels=options.channels)
+            shape = import_series(series, table, importing)
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
@@ -178,7 +191,8 @@ def _predict_image(
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
-            files, words = _write_series(image, images, batches, model, aside), f"{len(images)} slices"
+            files = write_series(series, shape, images, batches, description.threshold, aside, options.channels[0])
+            words = f"{len(images)} slices"
         else:
             files, words = _write_slide(image, images, batches, model, aside, options.min_area)
         for path in files:
@@ -212,13 +226,6 @@ def _slide_files(image: Path, output: Path) -> dict[str, Path]:
     }
 
 
-def _series_files(image: Path, output: Path) -> dict[int | str, Path]:
-    """Path of the mask of each slice, by its number, and of the picture."""
-    numbered = ((SLICE_NAME.search(path.name), path.name) for path in image.iterdir())
-    masks: dict[int | str, Path] = {int(match[1]): output / mask_name(name) for match, name in numbered if match}
-    return masks | {"picture": output / f"{image.name}.png"}
-
-
 def _write_slide(
     path: Path, images: Images, batches: Batches, model: Segmenter, output: Path, min_area: float
 ) -> tuple[list[Path], str]:
@@ -247,25 +254,3 @@ def _write_slide(
     return list(files.values()), (
         f"{area:.2f} mm2 of tumour in {len(images)} tiles; {removed} regions below {min_area:g} um2 left out"
     )
-
-
-def _write_series(path: Path, images: Images, batches: Batches, model: Segmenter, output: Path) -> list[Path]:
-    """Write the files of a series, and return them."""
-    files, pictures = _series_files(path, output), []
-    edge, threshold = model.description.image_px, model.description.threshold
-    probability = np.empty((len(images), edge, edge), np.float32)
-    for rows, values in batches:
-        probability[rows] = values
-    for row, (z, size) in enumerate(images.frame[["z", "size"]].itertuples(index=False)):
-        shape = (int(size), int(size))
-        mask = np.asarray(Image.fromarray(probability[row]).resize(shape, Image.Resampling.BILINEAR)) >= threshold
-        Image.fromarray(mask * np.uint8(255)).save(files[int(z)], "TIFF")
-        picture = Image.fromarray(images.load(np.array([row]))[0]).resize(shape)
-        pictures.append(draw_number(draw_outline(picture, mask), int(z)))
-    columns = int(np.ceil(np.sqrt(len(pictures))))
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * width, number // columns * height))
-    add_legend(sheet).save(files["picture"], "PNG")
-    return list(files.values())

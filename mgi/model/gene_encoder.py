@@ -67,9 +67,10 @@ class GeneEncoder(nn.Module):
         What gene dropout does with a gene: set it to the training mean, the others scaled up in return; or replace its
         value by a learnt vector, the others as they are.
     components : int
-        Principal components of the training profiles, whitened and frozen; a trained linear map of them is the last
-        token. The pooled vector starts as that token: what the others pool to is added through a gate that starts
-        closed, since few patients do not tell thousands of genes apart. 0 for none.
+        Principal components of the training profiles, whitened and frozen. A linear map of them is added to every
+        token, so that whatever attends to any of thousands finds it. The pooled vector starts as another such map: what
+        the tokens pool to is added through a gate that starts closed, since few patients do not tell thousands of genes
+        apart. Two maps, since alignment forgets the genes that do not show in images. 0 for none.
     """
 
     mean: Tensor
@@ -119,7 +120,9 @@ class GeneEncoder(nn.Module):
             nn.init.zeros_(self.score.weight)
         self.component_map = nn.Linear(components, dim, bias=False) if components else None
         if self.component_map is not None:
-            nn.init.orthogonal_(self.component_map.weight)
+            self.token_map = nn.Linear(components, dim, bias=False)
+            for linear in (self.component_map, self.token_map):
+                nn.init.orthogonal_(linear.weight)
             self.register_buffer("loadings", torch.zeros(components, n_genes))
             self.gate = nn.Parameter(torch.zeros(dim))
 
@@ -162,7 +165,7 @@ class GeneEncoder(nn.Module):
 
         Returns
         -------
-        tokens : Tensor, [batch, tokens, dim]; ceil(genes / stride) of them, or one; one more with components
+        tokens : Tensor, [batch, tokens, dim]; ceil(genes / stride) of them, or one
         pooled : Tensor, [batch, dim]
         """
         values, dropped = self._drop(self._standardise(values), gene_dropout)
@@ -174,8 +177,8 @@ class GeneEncoder(nn.Module):
         pooled = tokens.mean(dim=1) if self.score is None else _weighted_mean(tokens, self.score(tokens))
         if self.component_map is None:
             return tokens, pooled
-        linear = self.component_map(F.linear(values, self.loadings))
-        return torch.cat([tokens, linear.unsqueeze(1)], dim=1), linear + self.gate * pooled
+        whitened = F.linear(values, self.loadings)
+        return tokens + self.token_map(whitened).unsqueeze(1), self.component_map(whitened) + self.gate * pooled
 
     def _standardise(self, values: Tensor) -> Tensor:
         return ((values - self.mean) / self.scale).clamp(-MAX_Z, MAX_Z)

@@ -132,8 +132,8 @@ def find_annotation(folder_or_file: Path | str, source_id: str) -> Path | None:
     return path if path.is_file() else _match(path, [source_id])[0].get(source_id)
 
 
-def check_annotations(folder: Path | str, source_ids: Iterable[str]) -> None:
-    """Check that every annotation of a folder belongs to one slide, and report the files that are not annotations.
+def check_annotations(folder: Path | str, source_ids: Iterable[str]) -> dict[str, Path]:
+    """Return the annotations of a folder by slide, each of which must belong to one; log the files that are none.
 
     Raises
     ------
@@ -153,6 +153,7 @@ def check_annotations(folder: Path | str, source_ids: Iterable[str]) -> None:
     if unused:
         log.warning("%d files in %s are not used as annotations: %s", len(unused), folder, first_few(unused))
     log.info("%d slides have an annotation in %s", len(found), folder)
+    return found
 
 
 def _match(folder: Path, source_ids: Iterable[str]) -> tuple[dict[str, Path], list[str], list[str]]:

@@ -37,7 +37,7 @@ def assign_roles(cases: pd.DataFrame, folds: int, val_fraction: float, seed: int
     """
     useful = (cases["labelled"] & cases["tumour"]).to_numpy()
     labelled = cases["labelled"].to_numpy()
-    _check_enough(cases, useful, folds)
+    check_enough(cases, useful, folds)
     shares = np.full(folds, 1 / folds)
     test_fold = _deal(cases, shares, np.random.default_rng(seed))
     groups = cases["group"].to_numpy()
@@ -56,8 +56,22 @@ def _serves_as_test(groups: np.ndarray, labelled: np.ndarray, useful: np.ndarray
     return bool((labelled & test).any() and len(set(groups[useful & ~test])) >= 2)
 
 
-def _check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int) -> None:
-    """Raise `CohortError` where no deal can give every fold a test, a val and a training patient."""
+def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int) -> None:
+    """Check that some deal can give every fold a test, a val and a training patient.
+
+    Parameters
+    ----------
+    cases : DataFrame
+        A case per row: group (what stays together) and labelled (bool).
+    useful : bool array [cases]
+        Which are labelled and have tumour.
+    folds : int
+
+    Raises
+    ------
+    CohortError
+        If none can.
+    """
     by_patient = cases["group"].is_unique
     labelled = cases["group"][cases["labelled"]].nunique()
     with_tumour = cases["group"][useful].nunique()

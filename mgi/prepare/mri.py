@@ -1,17 +1,8 @@
-"""Brain MRI as slices with tumour masks: NIfTI in the layout of BraTS, or kaggle_3m, in a folder or a zip.
+"""Brain MRI as slices with tumour masks: NIfTI in the layout of BraTS, or kaggle_3m, in a folder or a zip."""
 
-A series is a folder of slices, or the NIfTI files of one name, at any depth. Its case is the TCGA barcode that its name
-begins with, else its name.
-"""
-
-import hashlib
 import json
-import os
-import re
-import zipfile
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +12,15 @@ from PIL import Image
 from mgi.codecs import encode_mask, encode_png
 from mgi.config import MriOptions
 from mgi.console import log, progress
-from mgi.errors import CohortError, MissingInputError, MriError
-from mgi.files import is_system_file
-from mgi.names import check_case_ids, check_name, first_few, quote
-from mgi.prepare.kaggle import Place, is_slice, read_volume
-from mgi.prepare.nifti import group_files, read_scan
-from mgi.prepare.rasters import Readable
+from mgi.errors import MriError
+from mgi.names import first_few
+from mgi.prepare.kaggle import read_volume
+from mgi.prepare.nifti import read_scan
+from mgi.prepare.series import Series, find_series
 from mgi.tables import image_table, write_sources
 
-WHERE_TO_GET_IT = (
-    "get the set 'LGG MRI Segmentation' by M. Buda from Kaggle, "
-    "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
-    "the folder kaggle_3m in it, or give a folder of NIfTI files, {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz"
-)
-TCGA_SERIES = re.compile(r"^(TCGA)[_-]([A-Z0-9]{2})[_-]([A-Z0-9]{4})(?![A-Za-z0-9])")
 PERCENTILES = (1.0, 99.0)
 FOREGROUND_SHARE = 0.1
-MAX_FILES = 10**6
-
-
-@dataclass(frozen=True)
-class Series:
-    """One MRI series.
-
-    Attributes
-    ----------
-    source_id, case_id : str
-    folder : Path or zipfile.Path
-        Where its slices lie.
-    sequences : dict of str to file
-        The NIfTI files by sequence; empty where the series is a folder of slices.
-    """
-
-    source_id: str
-    case_id: str
-    folder: Place
-    sequences: dict[str, Readable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +36,8 @@ class Slices:
     mask : uint8 array [slices, height, width] of 0 and 1, or None
     record : dict
         What there is to record of the series.
+    shape : (int, int)
+        Height and width of a slice before it was padded to a square.
     """
 
     numbers: np.ndarray
@@ -79,125 +45,7 @@ class Slices:
     foreground: np.ndarray
     mask: np.ndarray | None
     record: dict[str, Any]
-
-
-def find_series(folder: Path | str) -> list[Series]:
-    """List the series of a folder, or of a zip that holds one, by name.
-
-    Raises
-    ------
-    MissingInputError
-        If it is not there, is neither, or holds no series.
-    CohortError
-        If two series belong to one case.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise MissingInputError(f"MRI folder not found: {folder}; {WHERE_TO_GET_IT}")
-    slices: dict[str, list[tuple[Place, list[str]]]] = defaultdict(list)
-    volumes: list[Readable] = []
-    for place, names in _walk(folder):
-        if numbered := [name for name in names if is_slice(name)]:
-            slices[place.name].append((place, numbered))
-        volumes += [place / name for name in names if name.lower().endswith((".nii", ".nii.gz"))]
-    scans, unknown = group_files(volumes)
-    if unknown:
-        log.warning("%d NIfTI files are of no sequence that is read: %s", len(unknown), first_few(unknown))
-    found = [Series(name, _case_of(name), places[0][0]) for name, places in slices.items() if _are_copies(name, places)]
-    # A single file beside the scans, such as an atlas, is no series.
-    found += [Series(name, _case_of(name), Path(), files) for name, files in scans.items() if set(files) != {"seg"}]
-    if not found:
-        raise MissingInputError(
-            f"{folder} holds no patient folder such as TCGA_CS_4941_19960909 or BraTS20_Training_001; {WHERE_TO_GET_IT}"
-        )
-    found.sort(key=lambda series: series.source_id)
-    by_case: dict[str, Series] = {}
-    for series in found:
-        check_name(series.source_id, "name of a series", CohortError)
-        other = by_case.setdefault(series.case_id, series)
-        if other is not series:
-            raise CohortError(
-                f"two MRI folders belong to the case {series.case_id}: {other.source_id} and {series.source_id}; "
-                "keep one"
-            )
-    check_case_ids(by_case, f"the folder {folder}", CohortError)
-    return found
-
-
-def _case_of(name: str) -> str:
-    match = TCGA_SERIES.match(name)
-    return "-".join(match.groups()) if match else name
-
-
-def _are_copies(name: str, places: list[tuple[Place, list[str]]]) -> bool:
-    """Check that folders of one name hold the same slices: the archive on Kaggle holds every patient twice."""
-    contents = [[(file, _size_of(place / file)) for file in files] for place, files in places]
-    if any(content != contents[0] for content in contents[1:]):
-        raise CohortError(f"two MRI folders are both {name}: {places[0][0]} and {places[1][0]}; keep one")
-    return True
-
-
-def _size_of(file: Place) -> int:
-    return file.root.getinfo(file.at).file_size if isinstance(file, zipfile.Path) else file.stat().st_size
-
-
-def _walk(folder: Path) -> Iterator[tuple[Place, list[str]]]:
-    """Yield each folder with the names of its files, those nearest to the top first."""
-    if folder.is_dir():
-        found = [
-            (Path(place), sorted(name for name in names if not is_system_file(name)))
-            for place, folders, names in os.walk(folder)
-            if not folders.sort()
-        ]
-        yield from sorted(found, key=lambda entry: (len(entry[0].parts), entry[0]))
-        return
-    try:
-        archive = zipfile.ZipFile(folder)
-        entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, MemoryError, OverflowError) as error:
-        raise MissingInputError(f"{folder} is neither a folder nor a whole zip; {WHERE_TO_GET_IT}") from error
-    if len(entries) > MAX_FILES:
-        raise MissingInputError(f"{folder} holds {len(entries)} entries, more than {MAX_FILES}")
-    inside: dict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        _check_entry(entry.filename, folder)
-        parent, _, name = entry.filename.rpartition("/")
-        if name and not any(is_system_file(part) for part in entry.filename.split("/")):
-            inside[parent].append(name)
-    # Every folder is an entry of its own here; else `iterdir` would not find it.
-    for parent in sorted(inside, key=lambda parent: (parent.count("/"), parent)):
-        yield zipfile.Path(archive, f"{parent}/" if parent else ""), sorted(inside[parent])
-
-
-def _check_entry(name: str, folder: Path) -> None:
-    """Raise `MissingInputError` where an entry of a zip has no proper name, such as `/a`, `a//b` or `../a`."""
-    parts = name.removesuffix("/").split("/")
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise MissingInputError(f"{folder} has an entry without a proper name, {quote(name)}; pack it again")
-
-
-def fingerprint(folder: Path | str) -> str:
-    """Return a hash of the names, sizes and times of the files of a folder or zip, which are not read.
-
-    Raises
-    ------
-    MissingInputError, CohortError
-        As `find_series` does.
-    """
-    top, series = Path(folder), find_series(folder)
-    files: list[Any] = [top]
-    if top.is_dir():
-        files = []
-        for one in series:
-            if one.sequences:
-                files += sorted(one.sequences.values(), key=str)
-            else:
-                files += sorted(path for path in one.folder.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
-    content = hashlib.sha256()
-    for path in files:
-        state = path.stat()
-        content.update(f"{path.relative_to(top)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return content.hexdigest()
+    shape: tuple[int, int]
 
 
 def import_mri(folder: Path | str, output: Path | str, sources: Path | str | None, options: MriOptions) -> None:
@@ -240,21 +88,19 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
 
 
-def import_series(series: Series, output: Path | str, options: MriOptions) -> None:
-    """Import the slices of one series without masks, as `import_mri` does: to be segmented.
+def import_series(series: Series, output: Path | str, options: MriOptions) -> tuple[int, int]:
+    """Import the slices of one series without masks, as `import_mri` does; return a slice's own height and width.
 
     Raises
     ------
     MriError
-        If the series cannot be used, or its slices are not square.
+        If the series cannot be used.
     """
     slices = _read_series(series, options, labelled=False)
-    height, width = slices.image.shape[1:3]
-    if height != width:
-        raise MriError(f"not square: slices are {width} x {height}; pad them")
     with image_table(output) as add:
         for row in _iterate_rows(series, slices, options.image_px):
             add(row)
+    return slices.shape
 
 
 def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> Slices:
@@ -269,7 +115,7 @@ def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> 
     dropped = {"files not read": len(volume.unused)} if volume.unused else {}
     record = {"has_tumour": tumour > 0, "tumour_px": tumour, "dropped": json.dumps(dropped)}
     mask = None if volume.mask is None else _pad(volume.mask)
-    return Slices(volume.numbers, _pad(image), _pad(foreground), mask, record)
+    return Slices(volume.numbers, _pad(image), _pad(foreground), mask, record, (image.shape[1], image.shape[2]))
 
 
 def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
@@ -286,7 +132,8 @@ def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
         mask = _pad(mask)
     unused = sorted(set(series.sequences) - {*options.channels, "seg"})
     record["dropped"] = json.dumps({"sequences not read": len(unused)} if unused else {})
-    return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record)
+    shape = (image.shape[1], image.shape[2])
+    return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record, shape)
 
 
 def _pad(planes: np.ndarray) -> np.ndarray:

@@ -9,10 +9,20 @@ import numpy as np
 import openslide
 import tifffile
 
+from mgi.codecs import decode_image
+
 JPEG = 7
 MAX_STORED_TILE_PX = 4096 * 4096
 CACHED_PX = 2**25
 SAMPLE_PX = 256
+RGB = 2
+COMPONENTS = 3
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+# Baseline and extended sequential frames.
+FRAMES = (0xC0, 0xC1)
+START_OF_SCAN = 0xDA
+# Adobe's segment says whether colours are transformed, which a decoder would guess otherwise.
+ADOBE_RGB, ADOBE_YCC = (b"\xff\xee\0\x0eAdobe\0d\0\0\0\0" + transform for transform in (b"\0", b"\1"))
 
 
 class NativeLevel:
@@ -29,6 +39,8 @@ class NativeLevel:
     def __init__(self, file: int, page: tifffile.TiffPage) -> None:
         self._file, self._page = file, page
         self.edges = page.tilewidth, page.tilelength
+        # Whether the stored bytes, made into files, decode to the same pixels: set after trying one.
+        self.copies = False
         self._across = -(-page.imagewidth // page.tilewidth)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._most = max(4, CACHED_PX // (page.tilewidth * page.tilelength))
@@ -53,6 +65,28 @@ class NativeLevel:
                 pixels[top : top + part.shape[0], left : left + part.shape[1]] = part
         return pixels
 
+    def copy_tile(self, x: float, y: float, edge: int) -> bytes | None:
+        """Return the JPEG file of a square window in pixels of the level, where it is exactly one whole stored tile.
+
+        Its pixels are those that `read` returns. None where the window is no such tile.
+
+        Raises
+        ------
+        OpenSlideError
+            If the tile is damaged, as far as its header and end tell.
+        """
+        fits = self.edges == (edge, edge) and x % edge == 0 and y % edge == 0
+        if not fits or not self.copies or x + edge > self._page.imagewidth or y + edge > self._page.imagelength:
+            return None
+        index = int(y) // edge * self._across + int(x) // edge
+        try:
+            return join_tables(self._load(index), self._page.jpegtables, self._page.photometric == RGB, edge)
+        except ValueError as error:
+            raise openslide.OpenSlideError(f"tile {index} is damaged: {error}") from error
+
+    def _load(self, index: int) -> bytes:
+        return os.pread(self._file, self._page.databytecounts[index], self._page.dataoffsets[index])
+
     def _tile(self, index: int) -> np.ndarray:
         with self._lock:
             if (held := self._cache.get(index)) is not None:
@@ -60,8 +94,7 @@ class NativeLevel:
                 return held
         page = self._page
         try:
-            content = os.pread(self._file, page.databytecounts[index], page.dataoffsets[index])
-            decoded = page.decode(content, index, jpegtables=page.jpegtables)[0]
+            decoded = page.decode(self._load(index), index, jpegtables=page.jpegtables)[0]
             if decoded is None:
                 raise ValueError("it is empty")
             tile = decoded[0]
@@ -97,10 +130,60 @@ def open_native(path: Path, slide: openslide.OpenSlide, file: int) -> dict[int, 
                 downsample = slide.level_downsamples[level]
                 there = slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
                 if np.array_equal(np.asarray(there)[..., :3], native.read(x, y, width, height)):
+                    native.copies = _decodes_alike(native, x, y)
                     found[level] = native
     except Exception:  # tifffile on foreign bytes raises almost anything; OpenSlide reads the slide, or says why not
         return {}
     return found
+
+
+def _decodes_alike(native: NativeLevel, x: int, y: int) -> bool:
+    """Return whether the file of a stored tile decodes, as files of tiles are read, to the pixels of the level."""
+    edge = native.edges[0]
+    native.copies = True
+    content = native.copy_tile(x, y, edge)
+    return content is not None and np.array_equal(decode_image(content), native.read(x, y, edge, edge))
+
+
+def join_tables(content: bytes, tables: bytes | None, is_rgb: bool, edge: int) -> bytes:
+    """Make a JPEG file of a tile whose tables the TIFF keeps apart.
+
+    Parameters
+    ----------
+    content : bytes
+        An abbreviated or whole JPEG stream.
+    tables : bytes, optional
+        A stream of tables alone.
+    is_rgb : bool
+        Whether its components are red, green and blue, rather than luma and chroma.
+    edge : int
+        Width and height that it must have, pixels.
+
+    Raises
+    ------
+    ValueError
+        If it is no complete stream of a baseline JPEG of three components and this size.
+    """
+    if content[:2] != SOI or content.rstrip(b"\0\xff")[-1:] != EOI[1:]:
+        raise ValueError("it is no complete JPEG stream")
+    if _read_frame(content) != (edge, edge, COMPONENTS):
+        raise ValueError("its frame is of another size")
+    middle = tables[len(SOI) : -len(EOI)] if tables else b""
+    return SOI + (ADOBE_RGB if is_rgb else ADOBE_YCC) + middle + content[len(SOI) :]
+
+
+def _read_frame(content: bytes) -> tuple[int, int, int] | None:
+    """Return height, width and components of a JPEG stream's frame; None where it has none before its scan."""
+    place = len(SOI)
+    while content[place : place + 1] == b"\xff" and place + 9 < len(content):
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker in FRAMES:
+            height, width = (int.from_bytes(content[place + k : place + k + 2], "big") for k in (5, 7))
+            return height, width, content[place + 9]
+        if marker == START_OF_SCAN:
+            return None
+        place += 2 + length
+    return None
 
 
 def _is_native(page: tifffile.TiffPage) -> bool:

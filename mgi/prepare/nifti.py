@@ -104,6 +104,22 @@ def read_scan(files: dict[str, Readable], channels: Sequence[str], labelled: boo
     return Scan(image, labels, (width, height, depth))
 
 
+def write_planes(planes: np.ndarray, reference: Path, path: Path) -> None:
+    """Write planes as `read_scan` cuts them, [slices, height, width], on the grid of a NIfTI file, voxel for voxel."""
+    import nibabel as nib
+
+    image: Any = nib.load(reference)
+    image = image.slicer[..., 0] if len(image.shape) > 3 else image
+    volume = planes.transpose(2, 1, 0)[::-1, ::-1]
+    turn = nib.orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), nib.io_orientation(image.affine))
+    turned = nib.orientations.apply_orientation(volume, turn)
+    written = nib.Nifti1Image(np.ascontiguousarray(turned), image.affine)
+    written.header.set_xyzt_units(*image.header.get_xyzt_units())
+    written.set_qform(image.affine, int(image.header["qform_code"]))
+    written.set_sform(image.affine, int(image.header["sform_code"]))
+    nib.save(written, path)
+
+
 def _voxel_mm(affine: np.ndarray) -> tuple[float, float, float]:
     """Return the edges of a voxel."""
     right, front, head = np.linalg.norm(affine[:3, :3], axis=0).tolist()

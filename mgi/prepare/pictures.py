@@ -2,12 +2,15 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
+
+from mgi.prepare.native import NativeLevel
 
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB")
@@ -38,6 +41,8 @@ class Picture:
     """
 
     level_count = 1
+    # It has no tiles of its own.
+    native: Mapping[int, NativeLevel] = MappingProxyType({})
     level_downsamples = (1.0,)
 
     def __init__(self, pixels: np.ndarray, properties: dict[str, str]) -> None:
@@ -50,9 +55,9 @@ class Picture:
         """Return the only level."""
         return 0
 
-    def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> Image.Image:
+    def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
         """Read a window within the picture, of width and height `size`."""
-        return Image.fromarray(self._pixels[y : y + size[1], x : x + size[0]])
+        return np.ascontiguousarray(self._pixels[y : y + size[1], x : x + size[0]])
 
 
 def is_picture(path: Path) -> bool:

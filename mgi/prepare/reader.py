@@ -21,6 +21,7 @@ MAX_PX_PER_BYTE = 4000
 BLOCK_PX = 2048
 # A level that is a hair too coarse, as 4.0003 for 4, is the level meant.
 LEVEL_TOLERANCE = 1.01
+OPAQUE = 255
 # How much coarser than the tiles level 0 may be.
 MAX_UPSAMPLING = 1.25
 MAX_ANISOTROPY = 0.05
@@ -45,20 +46,20 @@ class Slide(openslide.OpenSlide):
 
     native: Mapping[int, NativeLevel]
 
-    def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> Image.Image:
-        """Read a window as `read_region` does, as RGB; what was not scanned is white.
+    def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
+        """Read a window as `read_region` does, as uint8 [H, W, 3]; what was not scanned is white.
 
         `x` and `y` are pixels of level 0, `size` is width and height in pixels of `level`, all within the slide.
         """
         downsample = self.level_downsamples[level]
         if level in self.native and x % downsample == 0 and y % downsample == 0:
-            return Image.fromarray(self.native[level].read(int(x / downsample), int(y / downsample), *size))
-        pixels = self.read_region((x, y), level, size)
-        image = pixels.convert("RGB")
-        if np.asarray(pixels)[..., 3].min() < 255:
-            white = Image.new("RGB", image.size, (255, 255, 255))
-            image = Image.composite(image, white, pixels.getchannel("A"))
-        return image
+            return self.native[level].read(int(x / downsample), int(y / downsample), *size)
+        pixels = np.asarray(self.read_region((x, y), level, size))
+        colours, alpha = pixels[..., :3], pixels[..., 3:]
+        if alpha.min() == OPAQUE:
+            return np.ascontiguousarray(colours)
+        white = Image.new("RGBA", size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB"))
 
 
 @contextmanager
@@ -195,9 +196,9 @@ def _metadata_mpp(properties: Mapping[str, str]) -> tuple[float | None, str]:
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels read from a level, with the place of their top-left corner in level-0 pixels."""
+    """Pixels read from a level, uint8 [H, W, 3], with the place of their top-left corner in level-0 pixels."""
 
-    image: Image.Image
+    pixels: np.ndarray
     x: int
     y: int
     downsample: float
@@ -207,13 +208,12 @@ class Region:
         left, top, right, bottom = (
             (edge - origin) / self.downsample for edge, origin in zip(box, (self.x, self.y) * 2, strict=True)
         )
-        inside = (max(left, 0), max(top, 0), min(right, self.image.width), min(bottom, self.image.height))
+        height, width = self.pixels.shape[:2]
+        inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
         if (right - left, bottom - top) == size and all(edge == int(edge) for edge in inside):
             # At its own scale, on whole pixels, resampling would change nothing.
-            return np.ascontiguousarray(
-                self.image.crop((int(inside[0]), int(inside[1]), int(inside[2]), int(inside[3])))
-            )
-        return np.asarray(self.image.resize(size, resampling, box=inside))
+            return self.pixels[int(inside[1]) : int(inside[3]), int(inside[0]) : int(inside[2])]
+        return np.asarray(Image.fromarray(self.pixels).resize(size, resampling, box=inside))
 
 
 def read_region(slide: Slide | Picture, level: int, box: tuple[float, ...]) -> Region:

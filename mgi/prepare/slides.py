@@ -35,6 +35,7 @@ from mgi.prepare.tissue import thumbnail_scale, tissue_mask
 from mgi.tables import image_table, source_of, write_sources
 
 PREVIEW_PX = 1600
+MAX_ROUNDING = 1e-6
 UNREADABLE = (openslide.OpenSlideError, IsolationError)
 
 
@@ -213,8 +214,13 @@ def _survey(
     resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
     tissue = tissue_mask(read_downsampled(slide, scale, beat), scale * resolution.mpp)
-    edge = options.tile_px * options.mpp / resolution.mpp
+    edge = _snap(options.tile_px * options.mpp / resolution.mpp)
     return resolution, tissue, make_grid(slide.dimensions, tissue, edge, overlap, options.partial_tiles)
+
+
+def _snap(edge: float) -> float:
+    """Return a whole number that an edge misses by rounding alone."""
+    return float(round(edge)) if abs(edge - round(edge)) < MAX_ROUNDING else edge
 
 
 def _spool_tiles(

@@ -1,9 +1,10 @@
 """The tiles of a slide: their grid, their pixels and masks, and the tumour in none of them."""
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from math import isclose
 from typing import Any
 
 import imagecodecs
@@ -17,6 +18,9 @@ from mgi.prepare.pictures import Picture
 
 LANCZOS_RADIUS = 3
 THREADS = 2
+TILES_PER_TASK = 8
+# Tasks that may be done before their tiles are taken.
+TASKS_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -78,35 +82,36 @@ def make_grid(
 def iterate_tiles(
     slide: reader.Slide | Picture, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the kept tiles by y, then x, as rows of a table of images, reading blocks of several tiles at once."""
+    """Yield the kept tiles by y, then x, as rows of a table of images; each is read by itself."""
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
-    margin = LANCZOS_RADIUS * grid.edge / tile_px + slide.level_downsamples[level]
-    if grid.edge == tile_px:
-        # At the slide's own resolution the filter reaches nothing.
-        margin = 0.0
-    per_block = max(1, int(reader.BLOCK_PX * slide.level_downsamples[level] / grid.edge))
+    downsample = slide.level_downsamples[level]
+    # The filter reaches beyond a tile's edge; at the level's own scale there is none.
+    at_scale = isclose(grid.edge, tile_px * downsample, rel_tol=1e-9)
+    margin = 0.0 if at_scale else LANCZOS_RADIUS * grid.edge / tile_px + downsample
+    stored = slide.native.get(level) if at_scale else None
+    dimensions = slide.dimensions
 
-    def cut_block(top: int, left: int) -> list[dict[str, Any]]:
-        rows, columns = np.nonzero(kept[top : top + per_block, left : left + per_block])
-        if not len(rows):
-            return []
-        x, y = grid.x[columns + left], grid.y[rows + top]
-        # The filter reaches beyond a tile's edge: without the margin, tiles would depend on the block they are in.
-        box = (x.min() - margin, y.min() - margin, x.max() + grid.edge + margin, y.max() + grid.edge + margin)
-        region = reader.read_region(slide, level, box)
-        tiles = []
-        for k, fraction in enumerate(grid.tissue[rows + top, columns + left]):
-            place = {"x": int(x[k]), "y": int(y[k]), "size": grid.edge, "tissue_fraction": fraction}
-            inside = _count_inside(x[k], y[k], grid.edge, tile_px, slide.dimensions)
-            pixels = _resample(region, x[k], y[k], grid.edge, tile_px, inside)
-            mask = _encode_mask(annotation, x[k], y[k], grid.edge, tile_px, inside)
-            tiles.append(place | {"image": _encode_image(pixels), "mask": mask})
-        return tiles
+    def cut(x: int, y: int, fraction: float) -> dict[str, Any]:
+        inside = _count_inside(x, y, grid.edge, tile_px, dimensions)
+        image = stored.copy_tile(x / downsample, y / downsample, tile_px) if stored else None
+        if image is None:
+            box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
+            region = reader.read_region(slide, level, box)
+            image = _encode_image(_resample(region, x, y, grid.edge, tile_px, inside))
+        mask = _encode_mask(annotation, x, y, grid.edge, tile_px, inside)
+        return {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
 
+    rows, columns = np.nonzero(kept)
+    places = list(zip(grid.x[columns].tolist(), grid.y[rows].tolist(), grid.tissue[kept].tolist(), strict=True))
     with ThreadPoolExecutor(THREADS) as threads:
-        for top in range(0, len(grid.y), per_block):
-            blocks = threads.map(partial(cut_block, top), range(0, len(grid.x), per_block))
-            yield from sorted((tile for block in blocks for tile in block), key=lambda tile: (tile["y"], tile["x"]))
+        waiting: deque[Future[list[dict[str, Any]]]] = deque()
+        for start in range(0, len(places), TILES_PER_TASK):
+            task = places[start : start + TILES_PER_TASK]
+            waiting.append(threads.submit(lambda tiles: [cut(*tile) for tile in tiles], task))
+            if len(waiting) > TASKS_AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def _encode_image(pixels: np.ndarray) -> bytes:

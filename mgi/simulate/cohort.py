@@ -2,7 +2,9 @@
 
 Six latent look factors per patient each drive a module of genes and the look of the tissue. One balanced bit per
 patient, drawn independently of them, drives a switch module of genes and decides which of two equally large textures of
-every slide is annotated as the tumour: the images alone cannot tell.
+every slide is annotated as the tumour: the images alone cannot tell. In a second truth that bit is whether one look
+factor is above its median; its genes tell the factor and the tissue shows it faintly, so that aligning images and genes
+can help.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from mgi.errors import ConfigError
 from mgi.files import atomic_write
 from mgi.geojson import outline, tumour_feature
 from mgi.simulate import tissue
-from mgi.simulate.genes import draw_counts, draw_genes, make_rng, normalise, write_annotation
+from mgi.simulate.genes import SWITCH_MODULE_GENES, draw_counts, draw_genes, make_rng, normalise, write_annotation
 from mgi.tables import write_table
 
 PROJECT = "TCGA-SIM"
@@ -32,21 +34,39 @@ ANNOTATION_FILE_ID = "00000000-0000-4000-8000-000000000036"
 ANNOTATION_NAME = "simulated.annotation.gtf.gz"
 RELEASE = "Simulated 1.0"
 MPP = 0.5
+# The look factor of the second truth (size of nuclei), and how much of it the tissue shows.
+FAINT_FACTOR, FAINT_SHARE = 3, 0.25
 SITES = ("S1", "S2", "S3", "S4", "S5", "S6")
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What is planted in one patient, and the names of its files."""
+    """What is planted in one patient, and the names of its files.
+
+    `look` drives the genes, `shown` the tissue.
+    """
 
     index: int
     case_id: str
     bit: int
     look: np.ndarray
+    shown: np.ndarray
     slides: int
+    switch_sd: float
 
 
-def simulate_cohort(out: Path, *, cases: int, seed: int, genes: int, slide_px: int, workers: int) -> None:
+def simulate_cohort(
+    out: Path,
+    *,
+    cases: int,
+    seed: int,
+    genes: int,
+    slide_px: int,
+    workers: int,
+    tumour_by: str = "bit",
+    switch_sd: float = 2.0,
+    switch_genes: int = SWITCH_MODULE_GENES,
+) -> None:
     """Write a simulated cohort; the same arguments give the same bytes, for any number of workers.
 
     Parameters
@@ -64,6 +84,11 @@ def simulate_cohort(out: Path, *, cases: int, seed: int, genes: int, slide_px: i
         Edge of a slide at level 0, pixels of 0.5 microns.
     workers
         Processes.
+    tumour_by : {"bit", "look"}
+        What decides which texture is the tumour.
+    switch_sd, switch_genes
+        Difference that the bit makes to its genes, in standard deviations within a class, and their number; the second
+        truth has no such genes.
 
     Raises
     ------
@@ -74,8 +99,8 @@ def simulate_cohort(out: Path, *, cases: int, seed: int, genes: int, slide_px: i
     with atomic_write(out / "status.json") as aside:
         status = {"data_release": RELEASE, "status": "OK", "tag": "1.0", "version": 1}
         aside.write_text(json.dumps(status, indent=1) + "\n")
-    gene_table, exons = draw_genes(seed, genes)
-    patients = _patients(seed, cases)
+    gene_table, exons = draw_genes(seed, genes, switch_genes if tumour_by == "bit" else 0)
+    patients = _patients(seed, cases, tumour_by, switch_sd)
     annotation = out / "data" / ANNOTATION_FILE_ID / ANNOTATION_NAME
     write_annotation(annotation, gene_table, exons)
     records = [_record(annotation, "Gene Annotation", "GTF", "Transcriptome Profiling", [])]
@@ -109,14 +134,25 @@ def _file_id(seed: int, name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{PROJECT} {seed} {name}"))
 
 
-def _patients(seed: int, cases: int) -> list[Patient]:
-    """Draw the patients; bit and look come from separate streams, so neither tells of the other."""
+def _patients(seed: int, cases: int, tumour_by: str = "bit", switch_sd: float = 2.0) -> list[Patient]:
+    """Draw the patients; bit and look come from separate streams, so neither tells of the other in the first truth."""
     look = make_rng(seed, 1).standard_normal((cases, tissue.LOOK_FACTORS))
-    bits = make_rng(seed, 2).permutation(np.arange(cases) % 2)
+    bits, shown = make_rng(seed, 2).permutation(np.arange(cases) % 2), look.copy()
+    if tumour_by == "look":
+        bits = (look[:, FAINT_FACTOR] > np.median(look[:, FAINT_FACTOR])).astype(int)
+        shown[:, FAINT_FACTOR] *= FAINT_SHARE
     rng = make_rng(seed, 3)
     sites, two_slides = rng.integers(len(SITES), size=cases), rng.random(cases) < 1 / 3
     return [
-        Patient(i, f"TCGA-{SITES[sites[i]]}-{i + 1:04d}", int(bits[i]), look[i], 1 + int(two_slides[i]))
+        Patient(
+            index=i,
+            case_id=f"TCGA-{SITES[sites[i]]}-{i + 1:04d}",
+            bit=int(bits[i]),
+            look=look[i],
+            shown=shown[i],
+            slides=1 + int(two_slides[i]),
+            switch_sd=switch_sd,
+        )
         for i in range(cases)
     ]
 
@@ -160,7 +196,7 @@ def _write_patient(patient: Patient, out: Path, seed: int, genes: pd.DataFrame, 
     """Write one patient's STAR table, slides and annotations; return the records of the files."""
     records = [_write_expression(patient, out, seed, genes)]
     for number in range(1, patient.slides + 1):
-        pixels, regions = tissue.draw_slide(make_rng(seed, 6, patient.index, number), patient.look, slide_px)
+        pixels, regions = tissue.draw_slide(make_rng(seed, 6, patient.index, number), patient.shown, slide_px)
         barcode = f"{patient.case_id}-01Z-00-DX{number}"
         name = f"{barcode}.{_file_id(seed, barcode).upper()}.svs"
         path = out / "data" / _file_id(seed, name) / name
@@ -199,7 +235,7 @@ def _case(patient: Patient, sample: str, portion: dict) -> dict:
 def _write_expression(patient: Patient, out: Path, seed: int, genes: pd.DataFrame) -> dict:
     """Write a STAR table as the GDC does."""
     rng = make_rng(seed, 5, patient.index)
-    counts = draw_counts(rng, patient.look, patient.bit, genes)
+    counts = draw_counts(rng, patient.look, patient.bit, genes, patient.switch_sd)
     table = genes[["gene_id", "gene_name", "gene_type"]].copy()
     table["unstranded"] = counts
     table["stranded_first"] = rng.binomial(counts, 0.5)

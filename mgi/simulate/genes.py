@@ -12,7 +12,6 @@ from mgi.simulate.tissue import LOOK_FACTORS
 LOOK_MODULE_GENES = 100
 SWITCH_MODULE_GENES = 200
 LOOK_LOADING = 1.5
-SWITCH_DIFFERENCE = 2.0
 DISPERSION = 0.1
 PAR_Y_GENES = 2
 
@@ -31,8 +30,8 @@ def make_rng(seed: int, *keys: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, *keys]))
 
 
-def draw_genes(seed: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw the genes of a cohort.
+def draw_genes(seed: int, count: int, switch_genes: int = SWITCH_MODULE_GENES) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw the genes of a cohort, `switch_genes` of which follow the planted bit.
 
     Returns
     -------
@@ -55,6 +54,8 @@ def draw_genes(seed: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     genes["gene_id"] += np.char.add(".", rng.integers(1, 20, count).astype(str))
     _plant_modules(rng, genes)
+    # The same genes and means whatever their number, so that cohorts of a dose-response differ in the effect alone.
+    genes.loc[genes.index[genes.module == "switch"][switch_genes:], ["module", "sign"]] = [None, 0]
     exons = _place_genes(rng, genes)
     _add_par_twins(genes)
     return genes, exons
@@ -138,8 +139,12 @@ def write_annotation(path: Path, genes: pd.DataFrame, exons: pd.DataFrame) -> No
     path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
 
 
-def draw_counts(rng: np.random.Generator, look: np.ndarray, bit: int, genes: pd.DataFrame) -> np.ndarray:
+def draw_counts(
+    rng: np.random.Generator, look: np.ndarray, bit: int, genes: pd.DataFrame, switch_sd: float
+) -> np.ndarray:
     """Draw negative-binomial counts, int64 [genes]: Poisson of a Gamma, with the modules moved on the log scale.
+
+    `switch_sd` is the difference between the two values of the bit.
 
     The unit of a module's effect is the standard deviation of a gene's log2 counts within a class, from the trigamma
     function of the Gamma's shape and, by the delta method, the Poisson's share.
@@ -147,7 +152,7 @@ def draw_counts(rng: np.random.Generator, look: np.ndarray, bit: int, genes: pd.
     mean = np.exp2(genes.log2_mean.to_numpy())
     within = np.sqrt(special.polygamma(1, 1 / DISPERSION) + 1 / np.maximum(mean, 1)) / np.log(2)
     driver = {f"look_{factor}": LOOK_LOADING * value for factor, value in enumerate(look)}
-    driver["switch"] = SWITCH_DIFFERENCE * (bit - 0.5)
+    driver["switch"] = switch_sd * (bit - 0.5)
     effect = genes.module.map(driver).fillna(0).to_numpy(float) * genes.sign.to_numpy() * within
     library = np.exp(rng.normal(0, 0.3))
     gamma = rng.gamma(1 / DISPERSION, DISPERSION, len(genes))

@@ -228,14 +228,15 @@ def test_attention_pooling_starts_at_the_mean_and_follows_its_scores():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_components_are_a_last_token_and_what_the_pooled_vector_starts_from(kind):
+def test_components_are_added_to_every_token_and_what_the_pooled_vector_starts_from(kind):
     model, values = encoder(kind=kind, components=4), profiles()
     model.fit_standardisation(profiles(10))
     plain = encoder(kind=kind)
     plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
     tokens, pooled = model(values)
-    linear = model._standardise(values) @ model.loadings.T @ model.component_map.weight.T
-    torch.testing.assert_close(tokens, torch.cat([plain(values)[0], linear[:, None]], dim=1))
+    whitened = model._standardise(values) @ model.loadings.T
+    linear = whitened @ model.component_map.weight.T
+    torch.testing.assert_close(tokens, plain(values)[0] + (whitened @ model.token_map.weight.T)[:, None])
     torch.testing.assert_close(pooled, linear)
     torch.nn.init.constant_(model.gate, 0.5)
     torch.testing.assert_close(model(values)[1], linear + 0.5 * plain(values)[1])

@@ -70,7 +70,8 @@ def test_points_alone_are_refused(tmp_path):
 
 def test_real_coarse_mask_covers_its_sixteenth(data_dir):
     path = find_annotation(data_dir / "annotations", "TCGA-AC-A23C-01Z-00-DX1")
-    pixels = np.asarray(Image.open(path))
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
     # The slide's size is that of the mask times 16, less what the last pixel may lack.
     annotation = read_annotation(path, (pixels.shape[1] * 16 - 7, pixels.shape[0] * 16 - 9))
     mask = annotation.mask(9600, 6400, 4096, 256)

@@ -17,7 +17,8 @@ from PIL import Image
 from mgi.codecs import encode_mask, encode_png
 from mgi.config import MriOptions
 from mgi.prepare.annotations import read_annotation
-from mgi.prepare.mri import find_series, import_mri
+from mgi.prepare.mri import import_mri
+from mgi.prepare.series import find_series
 from mgi.tables import IMAGES_SCHEMA
 from mgi.train.data import read_image_table
 from tests.fuzzing import check_damaged

@@ -17,7 +17,8 @@ from mgi.codecs import decode_mask
 from mgi.config import MriOptions
 from mgi.errors import CohortError, MissingInputError, MriError
 from mgi.prepare.kaggle import read_volume
-from mgi.prepare.mri import find_series, fingerprint, import_mri
+from mgi.prepare.mri import import_mri
+from mgi.prepare.series import find_series, fingerprint
 
 NAME = "TCGA_CS_4941_19960909"
 OTHER = "TCGA_DU_5849_19950405"

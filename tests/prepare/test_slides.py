@@ -6,16 +6,19 @@ import signal
 import time
 
 import numpy as np
+import openslide
 import pyarrow.parquet as pq
 import pytest
+import pyvips
 import tifffile
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from mgi.codecs import decode_image, decode_mask
 from mgi.config import TileOptions
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.masks import stitch
-from mgi.prepare import isolation, reader, slides
+from mgi.prepare import isolation, reader, slides, tiling, tissue
 from mgi.prepare.slides import preview, tile_slides
 from mgi.prepare.tissue import tissue_mask
 from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA
@@ -370,3 +373,74 @@ def test_native_tiles_are_the_pixels_of_openslide(tmp_path, size):
             x, y = width // 5, height // 7
             window = slide.native[level].read(x, y, width // 2, height // 3)
             assert np.array_equal(window, expected[y : y + height // 3, x : x + width // 2])
+
+
+def noisy_slide(path, quality, stored_px=64):
+    """Write noise on tissue as an SVS of RGB (quality 90 and above) or YCbCr tiles."""
+    noise = np.random.default_rng(3).integers(-40, 40, (500, 700, 3))
+    pixels = (np.array([200, 110, 175]) + noise).clip(0, 255).astype(np.uint8)
+    image = pyvips.Image.new_from_array(pixels).copy()
+    image.set_type(pyvips.GValue.gstr_type, "image-description", "Aperio Image Library v11|AppMag = 20|MPP = 0.5")
+    edges = {"tile_width": stored_px, "tile_height": stored_px}
+    image.tiffsave(str(path), tile=True, pyramid=True, compression="jpeg", Q=quality, **edges)
+    return path
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+@pytest.mark.parametrize("mpp", [0.5, 1.0])
+def test_tiles_that_are_the_slides_own_are_copied(tmp_path, monkeypatch, quality, mpp):
+    """Their pixels are OpenSlide's, to the bit."""
+    slide = noisy_slide(tmp_path / f"{CASE}.svs", quality)
+    monkeypatch.setattr(tiling, "_encode_image", lambda _: pytest.fail("encoded again"))
+    tiles = tiled([slide], tmp_path / "t.parquet", mpp=mpp, min_tissue=0.9)
+    assert len(tiles) == {0.5: 10 * 7, 1.0: 5 * 3}[mpp]
+    with openslide.OpenSlide(slide) as opened:
+        for tile in tiles.itertuples():
+            window = opened.read_region((tile.x, tile.y), {0.5: 0, 1.0: 1}[mpp], (64, 64))
+            assert np.array_equal(decode_image(tile.image), np.asarray(window.convert("RGB")))
+
+
+def test_copied_tiles_have_the_masks_of_their_places(tmp_path):
+    slide = noisy_slide(tmp_path / f"{CASE}.svs", 75)
+    ring = [[32, 32], [160, 32], [160, 160], [32, 160], [32, 32]]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    tiles = tiled([slide], tmp_path / "t.parquet", annotations=str(tmp_path / "a.geojson"))
+    assert sum(decode_mask(mask).sum() for mask in tiles["mask"]) == 128 * 128
+
+
+@pytest.mark.parametrize("given", [{"tile_px": 32}, {"mpp": 0.51}, {"tile_px": 128}])
+def test_tiles_that_are_not_the_slides_own_are_read(tmp_path, monkeypatch, given):
+    slide = noisy_slide(tmp_path / f"{CASE}.svs", 75)
+    encode = tiling._encode_image
+    monkeypatch.setattr(tiling, "_encode_image", lambda pixels: b"read" + encode(pixels))
+    tiles = tiled([slide], tmp_path / "t.parquet", **given)
+    assert len(tiles) and all(image.startswith(b"read") for image in tiles.image)
+
+
+def test_partial_tile_is_not_copied(tmp_path):
+    slide = noisy_slide(tmp_path / f"{CASE}.svs", 75)
+    tiles = tiled([slide], tmp_path / "t.parquet", partial_tiles=True, min_tissue=0)
+    assert len(tiles) == 11 * 8
+    corner = decode_image(tiles[(tiles.x == 640) & (tiles.y == 448)].image.iloc[0])
+    assert corner[:, 61:].min() > 240 and corner[53:].min() > 240 and corner[:51, :59].mean() < 200
+
+
+@pytest.mark.parametrize("spoil", [lambda part: part[:-20] + b"\0" * 20, lambda part: b"\0" * len(part)])
+def test_damaged_stored_tile_costs_its_slide(tmp_path, spoil):
+    slide = noisy_slide(tmp_path / f"{CASE}.svs", 75)
+    with tifffile.TiffFile(slide) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
+    content = bytearray(slide.read_bytes())
+    content[offset : offset + length] = spoil(bytes(content[offset : offset + length]))
+    slide.write_bytes(content)
+    assert tiled([slide], tmp_path / "t.parquet", tmp_path / "s.parquet").empty
+    (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert record["status"] == "failed" and "tile 3 is damaged" in record["reason"]
+
+
+def test_median_and_morphology_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    values, mask = rng.random((60, 71)).astype(np.float32), rng.random((60, 71)) > 0.4
+    assert np.array_equal(tissue._filter_median(values), ndimage.median_filter(values, size=3))
+    assert np.array_equal(tissue._open(mask), ndimage.binary_opening(mask))
+    assert np.array_equal(tissue._dilate(mask), ndimage.binary_dilation(mask))

@@ -47,6 +47,34 @@ def test_same_seed_same_bytes_for_any_number_of_workers(cohort, tmp_path):
     assert digests(tmp_path / "again") == digests(cohort)
 
 
+def test_slides_do_not_depend_on_the_effect_of_the_switch(cohort, tmp_path):
+    simulate.simulate_cohort(tmp_path / "null", **TINY, workers=1, switch_sd=0.0)
+    for path in cohort.glob("data/*/*.svs"):
+        assert (tmp_path / "null" / path.relative_to(cohort)).read_bytes() == path.read_bytes()
+
+
+def test_fewer_switch_genes_are_a_part_of_the_module(cohort, tmp_path):
+    simulate.simulate_cohort(tmp_path / "few", **{**TINY, "cases": 2}, workers=1, switch_genes=10)
+    modules = [
+        pd.read_parquet(folder / "truth_genes.parquet").set_index("gene_id") for folder in (cohort, tmp_path / "few")
+    ]
+    whole, few = (table[table.module == "switch"] for table in modules)
+    assert len(few) == 10 and few.equals(whole.loc[few.index])
+    assert modules[1].query("module != 'switch'").equals(modules[0].query("module != 'switch'"))
+
+
+def test_second_truth_is_decided_by_a_look_factor_that_the_tissue_shows_faintly():
+    first, second = (simulate._patients(3, 40, tumour_by, 2.0) for tumour_by in ("bit", "look"))
+    for before, after in zip(first, second, strict=True):
+        assert (before.look == after.look).all() and (before.shown == before.look).all()
+        assert after.shown[simulate.FAINT_FACTOR] == 0.25 * after.look[simulate.FAINT_FACTOR]
+        others = np.arange(6) != simulate.FAINT_FACTOR
+        assert (after.shown[others] == after.look[others]).all()
+    factor = np.array([patient.look[simulate.FAINT_FACTOR] for patient in second])
+    bits = np.array([patient.bit for patient in second])
+    assert bits.sum() == 20 and factor[bits == 1].min() > factor[bits == 0].max()
+
+
 def test_seed_changes_slides_and_counts(cohort, tmp_path):
     simulate.simulate_cohort(tmp_path / "other", **{**TINY, "cases": 2, "seed": 8}, workers=1)
     assert not set(digests(tmp_path / "other").values()) & {
@@ -140,11 +168,12 @@ def test_modules_are_scattered_protein_coding_genes_of_the_stated_sizes(cohort):
     assert planted.groupby("module").sign.mean().abs().max() < 0.4
 
 
-def test_genes_tell_factors_and_bit_as_strongly_as_stated():
+@pytest.mark.parametrize("switch_sd", [2.0, 0.5, 0.0])
+def test_genes_tell_factors_and_bit_as_strongly_as_stated(switch_sd):
     genes, _ = gene_model.draw_genes(0, 2000)
     patients = simulate._patients(0, 400)
     counts = np.stack(
-        [gene_model.draw_counts(gene_model.make_rng(0, 5, p.index), p.look, p.bit, genes) for p in patients]
+        [gene_model.draw_counts(gene_model.make_rng(0, 5, p.index), p.look, p.bit, genes, switch_sd) for p in patients]
     )
     log_counts = np.log2(np.maximum(counts, 0.5)) - np.log2(counts.sum(axis=1, keepdims=True))
     bits = np.array([patient.bit for patient in patients])
@@ -154,7 +183,7 @@ def test_genes_tell_factors_and_bit_as_strongly_as_stated():
     signed = log_counts[:, switch] * genes.sign.to_numpy()[switch]
     within = np.sqrt((signed[bits == 0].var(axis=0) + signed[bits == 1].var(axis=0)) / 2)
     difference = (signed[bits == 1].mean(axis=0) - signed[bits == 0].mean(axis=0)) / within
-    assert difference.mean() == pytest.approx(gene_model.SWITCH_DIFFERENCE, rel=0.1)
+    assert difference.mean() == pytest.approx(switch_sd, rel=0.1, abs=0.03)
 
     for factor in range(tissue.LOOK_FACTORS):
         module = (genes.module == f"look_{factor}").to_numpy()

@@ -88,6 +88,43 @@ rule retrieve:
         "{params.mgi:q} retrieve {input.embeddings:q} {input.yardstick:q} --options {params.options:q} -o {output:q} > {log:q} 2>&1"
 
 
+rule probe:
+    input:
+        images=image_tables,
+        sources="<results>/{cohort}/sources.parquet",
+        expression="<results>/{cohort}/expression.parquet",
+        genes="<results>/{cohort}/genes.parquet",
+        splits="<results>/{cohort}/splits.parquet",
+        labels=given(CFG.probe.labels),
+        models=expand(
+            "<results>/{{cohort}}/pretrain/{variant}/fold{fold}/{file}",
+            variant=CFG.finetune[CFG.evaluate.reference].encoders,
+            fold=PLAN.folds,
+            file=["model.safetensors", "config.json"],
+        ),
+    output:
+        "<results>/{cohort}/evaluate/probe.csv",
+    log:
+        "<logs>/{cohort}/probe.log",
+    benchmark:
+        "<benchmarks>/{cohort}/probe.tsv"
+    conda:
+        TRAINING_ENV
+    threads: CFG.threads
+    resources:
+        mem_mb=CFG.resources.train_mem_mb,
+        runtime=CFG.resources.train_runtime_min,
+        gpu=PLAN.gpus,
+    params:
+        mgi=mgi_command,
+        folders=lambda wildcards, input: sorted({Path(model).parent for model in input.models}),
+        options=options("probe"),
+        device=CFG.device,
+    shell:
+        "{params.mgi:q} probe {params.folders:q} --sources {input.sources:q} --expression {input.expression:q} "
+        "--splits {input.splits:q} --options {params.options:q} --device {params.device:q} -o {output:q} > {log:q} 2>&1"
+
+
 rule summarise:
     input:
         predictions=expand(
