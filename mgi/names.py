@@ -18,6 +18,11 @@ SHOWN = 3
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 
 
+def is_name(text: str) -> bool:
+    """Return whether `check_name` accepts a text."""
+    return len(text) <= MAX_NAME_LENGTH and _NAME.match(text) is not None
+
+
 def check_name(value: object, what: str, error: type[MGIError] = InvalidNameError) -> str:
     """Return `value` if it can safely become part of a path, a wildcard or a command.
 
@@ -35,7 +40,7 @@ def check_name(value: object, what: str, error: type[MGIError] = InvalidNameErro
     MGIError
         `error`, if it is no such name.
     """
-    if isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and _NAME.match(value):
+    if isinstance(value, str) and is_name(value):
         return value
     raise error(
         f"invalid {what} {quote(value)}: use ASCII letters, digits, '.', '_' and '-', starting with a letter or digit"

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
-from mgi.config.prepare import Sequences
+from mgi.config.prepare import Sequences, StatedSlide
 from mgi.config.section import Section, sentence
 from mgi.config.train import Seed
 
@@ -56,6 +56,11 @@ class Probe(Section):
         description="its columns to probe: numbers of more than 10 distinct values are quantities (R²), the rest "
         "classes (AUROC)",
     )
+    survival: list[str] = Field(
+        [],
+        max_length=2,
+        description="its two columns of survival, the time and whether the event was seen (0 or 1), for a C-index",
+    )
     images_per_source: int = Field(
         64, ge=1, description="most images of a slide or series that are embedded, evenly spread"
     )
@@ -63,8 +68,10 @@ class Probe(Section):
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        if (self.labels is None) == bool(self.columns):
-            raise sentence("'{at}labels' and '{at}columns' go together: give both or neither")
+        if (self.labels is None) == bool(self.columns or self.survival):
+            raise sentence("'{at}labels' goes together with '{at}columns' or '{at}survival': give both or neither")
+        if len(self.survival) == 1:
+            raise sentence("'{at}survival' names one column; it needs two, the time and the event")
         return self
 
 
@@ -83,4 +90,13 @@ class PredictOptions(Section):
     allow_missing: bool = Field(
         False, description="segment a case that has no profile in the table by its images alone; false refuses it"
     )
+    partial_tiles: bool = Field(
+        False, description="keep tiles that reach beyond the margins of a slide, as in training"
+    )
+    stated: dict[str, StatedSlide] = Field({}, description="the mpp of single slides, by their source_id")
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")
+    min_voxels: int = Field(
+        0,
+        ge=0,
+        description="smallest region of tumour in an MRI series that is kept, voxels in touching slices",
+    )

@@ -108,6 +108,12 @@ class TileOptions(Section):
         description="keep tiles that reach beyond the right and bottom margins of a slide: what lies beyond is white, "
         "is no tissue, and is left out of loss and metrics; for fields of a few tiles",
     )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        description="most tiles of a slide, spread evenly over its tissue; null keeps all. Tumour in the others counts "
+        "as missed",
+    )
     annotations: str | None = Field(
         None,
         min_length=1,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize
 from scipy.stats import rankdata
 
 from mgi.config import ProbeOptions
@@ -29,6 +30,8 @@ PENALTIES = 10.0 ** np.arange(-3, 2.5, 0.5)
 # A column of numbers with more distinct values than this is a quantity; fewer, and other text, are classes.
 MAX_CLASSES = 10
 SITE = "site"
+SURVIVAL = "survival"
+COX_PENALTY = 0.1
 
 
 @dataclass
@@ -37,28 +40,14 @@ class Target:
 
     Attributes
     ----------
-    name : str
-    values : Series, index case_id
-        Without the cases that have none: float64 for a quantity, text for classes.
+    metric : {"r2", "auroc", "c_index"}
+        How its prediction is measured: a quantity, classes or survival.
+    values : DataFrame, float64, index case_id
+        What is regressed, without the cases that have none: the quantity; 1 and 0 for each class; time and event.
     """
 
-    name: str
-    values: pd.Series
-
-    @property
-    def is_number(self) -> bool:
-        """Whether it is a quantity."""
-        return self.values.dtype.kind == "f"
-
-    def encode(self, cases: list[str]) -> np.ndarray:
-        """Return what is regressed: the quantity [cases, 1], or 1 and 0 for each class [cases, classes]."""
-        values = self.values.loc[cases].to_numpy()
-        return values[:, None] if self.is_number else (values[:, None] == self.classes).astype(np.float64)
-
-    @property
-    def classes(self) -> np.ndarray:
-        """The classes in order."""
-        return np.unique(self.values.to_numpy(dtype=str))
+    metric: str
+    values: pd.DataFrame
 
 
 def probe(
@@ -77,10 +66,10 @@ def probe(
     error. The tissue-source site is probed too where the splits name several.
 
     Columns: encoder (`trained`, or `random`: the same network before training, standardised alike), side (`image`: a
-    patient's images pooled; `gene`), target, metric (`r2` of a quantity, `auroc` of classes, averaged over them), shots
-    (`all`, or the patients of each class that were fitted, drawn anew `options.resamples` times), value, low and high
-    (bootstrap over patients; of shots the 2.5% and 97.5% of the draws), permuted (the mean for shuffled labels),
-    n_patients.
+    patient's images pooled; `gene`), target, metric (`r2` of a quantity, `auroc` of classes, averaged over them,
+    `c_index` of survival, by Cox regression), shots (`all`, or the patients of each class that were fitted, drawn anew
+    `options.resamples` times), value, low and high (bootstrap over patients; of shots the 2.5% and 97.5% of the draws),
+    permuted (the mean for shuffled labels), n_patients.
 
     Raises
     ------
@@ -100,17 +89,15 @@ def probe(
         place = prepare_torch(model.description.options, device, genes=True)
         for encoder, side, cases, vectors in _embed_patients(model, folder, sources, expression, roles, options, place):
             fitted = np.isin(cases, roles["train"] + roles["val"])
-            for target in targets.values():
+            for name, target in targets.items():
                 labelled = np.isin(cases, target.values.index)
                 fit, test = labelled & fitted, labelled & ~fitted
-                known = target.encode(cases[fit].tolist()), target.encode(cases[test].tolist())
-                found.setdefault((encoder, side, target.name), []).append(
-                    (vectors[fit], known[0], vectors[test], known[1])
-                )
+                known = (target.values.loc[cases[rows]].to_numpy() for rows in (fit, test))
+                found.setdefault((encoder, side, name), []).append((vectors[fit], vectors[test], *known))
     rows = [
         {"encoder": encoder, "side": side, "target": name} | row
         for (encoder, side, name), folds in found.items()
-        for row in _probe_target(folds, targets[name].is_number, options)
+        for row in _probe_target(folds, targets[name].metric, options)
     ]
     write_csv(pd.DataFrame(rows), output, "%.6g")
 
@@ -119,7 +106,8 @@ def _read_targets(options: ProbeOptions, splits: Path, cases: set[str]) -> dict[
     """Read the labels of `cases`, and their sites where there are several."""
     targets = {}
     if options.labels is not None:
-        frame = read_any_table(Path(options.labels), "table of labels", ["case_id", *options.columns], CohortError)
+        columns = [*options.columns, *options.survival]
+        frame = read_any_table(Path(options.labels), "table of labels", ["case_id", *columns], CohortError)
         frame = frame.dropna(subset=["case_id"]).drop_duplicates("case_id").set_index("case_id")
         frame = frame[frame.index.isin(cases)]
         if frame.empty:
@@ -127,20 +115,34 @@ def _read_targets(options: ProbeOptions, splits: Path, cases: set[str]) -> dict[
                 f"{options.labels} has none of the {len(cases)} patients, such as {first_few(sorted(cases))}"
             )
         targets = {column: _read_target(column, frame[column].dropna()) for column in options.columns}
+        if options.survival:
+            targets[SURVIVAL] = _read_survival(frame[options.survival].dropna())
     site = read_table(splits, "table of splits", ["case_id", SITE]).to_pandas().dropna().drop_duplicates("case_id")
-    site = site[site.case_id.isin(cases)]
-    if site[SITE].nunique() > 1:
-        targets.setdefault(SITE, Target(SITE, site.set_index("case_id")[SITE].astype(str)))
+    site = site[site.case_id.isin(cases)].set_index("case_id")[SITE]
+    if site.nunique() > 1:
+        targets.setdefault(SITE, Target("auroc", pd.get_dummies(site.astype(str), dtype=np.float64)))
     return targets
 
 
 def _read_target(name: str, values: pd.Series) -> Target:
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.notna().all() and numbers.nunique() > MAX_CLASSES:
-        return Target(name, numbers.astype(np.float64))
+        return Target("r2", numbers.astype(np.float64).to_frame())
     if values.nunique() < 2:
         raise CohortError(f"column '{name}' of the labels has {values.nunique()} distinct values; a probe needs two")
-    return Target(name, values.astype(str))
+    return Target("auroc", pd.get_dummies(values.astype(str), dtype=np.float64))
+
+
+def _read_survival(columns: pd.DataFrame) -> Target:
+    numbers = columns.apply(pd.to_numeric, errors="coerce").astype(np.float64)
+    time, event = numbers.columns
+    wrong = numbers[numbers[time].isna() | ~numbers[event].isin([0, 1])]
+    if len(wrong):
+        raise CohortError(
+            f"survival needs a number in '{time}' and 0 or 1 in '{event}'; of {first_few(wrong.index.tolist())} it has "
+            "something else"
+        )
+    return Target("c_index", numbers)
 
 
 def _embed_patients(
@@ -189,41 +191,37 @@ def _build_untrained(model: Aligner, images: Images, profiles: Profiles, train: 
     return untrained
 
 
-def _probe_target(
-    folds: list[tuple[np.ndarray, ...]], is_number: bool, options: ProbeOptions
-) -> list[dict[str, object]]:
+def _probe_target(folds: list[tuple[np.ndarray, ...]], metric: str, options: ProbeOptions) -> list[dict[str, object]]:
     """Return the rows of one target: all patients of the folds fitted, and a few of each class."""
     random = np.random.default_rng(options.seed)
-    metric, truth = "r2" if is_number else "auroc", np.concatenate([known for *_, known in folds])
+    fit = fit_cox if metric == "c_index" else fit_and_predict
+    truth = np.concatenate([known for *_, known in folds])
 
-    def measure_all(permuted: bool) -> np.ndarray:
-        predicted = [
-            fit_and_predict(x, y[random.permutation(len(y))] if permuted else y, test) for x, y, test, _ in folds
-        ]
-        return np.concatenate(predicted)
+    def predict(chosen: list[np.ndarray], labelled_as: list[np.ndarray]) -> np.ndarray:
+        parts = zip(folds, chosen, labelled_as, strict=True)
+        return np.concatenate([fit(x[rows], y[given], test) for (x, test, y, _), rows, given in parts])
 
-    scores = measure_all(permuted=False)
-    drawn = [
-        score(truth[rows], scores[rows], is_number)
-        for rows in resample_patients(len(truth), options.bootstrap_samples, options.seed)
-    ]
-    estimate = round_estimate(score(truth, scores, is_number), np.array(drawn)[~np.isnan(drawn)], len(truth))
-    permuted = np.nanmean([score(truth, measure_all(permuted=True), is_number) for _ in range(PERMUTATIONS)])
+    every = [np.arange(len(x)) for x, *_ in folds]
+    scores = predict(every, every)
+    resamples = resample_patients(len(truth), options.bootstrap_samples, options.seed)
+    drawn = np.array([score(truth[rows], scores[rows], metric) for rows in resamples])
+    estimate = round_estimate(score(truth, scores, metric), drawn[~np.isnan(drawn)], len(truth))
+    shuffled = [predict(every, [random.permutation(rows) for rows in every]) for _ in range(PERMUTATIONS)]
+    permuted = float(np.nanmean([score(truth, one, metric) for one in shuffled]))
     rows: list[dict[str, object]] = [{
         "metric": metric, "shots": "all", "value": estimate["mean"], "low": estimate["low"], "high": estimate["high"],
-        "permuted": float(permuted), "n_patients": len(truth),
+        "permuted": permuted, "n_patients": len(truth),
     }]  # fmt: skip
-    for shots in SHOTS if not is_number else ():
-        if any((y.sum(axis=0) < shots).any() for _, y, *_ in folds):
+    for shots in SHOTS if metric == "auroc" else ():
+        if any((y.sum(axis=0) < shots).any() for _, _, y, _ in folds):
             continue
         values = []
         for _ in range(options.resamples):
-            chosen = [
-                np.concatenate([random.choice(np.flatnonzero(column), shots, False) for column in y.T])
-                for _, y, *_ in folds
+            few = [
+                np.concatenate([random.choice(np.flatnonzero(one), shots, False) for one in y.T])
+                for _, _, y, _ in folds
             ]
-            few = [fit_and_predict(x[rows], y[rows], test) for (x, y, test, _), rows in zip(folds, chosen, strict=True)]
-            values.append(score(truth, np.concatenate(few), is_number))
+            values.append(score(truth, predict(few, few), metric))
         low, high = np.nanquantile(values, [0.025, 0.975])
         rows.append({
             "metric": metric, "shots": str(shots), "value": float(np.nanmean(values)), "low": float(low),
@@ -251,14 +249,43 @@ def fit_and_predict(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarra
     return (test - mean) / scale @ weights + middle
 
 
-def score(truth: np.ndarray, predicted: np.ndarray, is_number: bool) -> float:
-    """Return R² of a quantity [n, 1], or the AUROC of classes [n, classes], each against the others, on average.
+def fit_cox(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Fit Cox's log hazards to time and event, y [n, 2], on standardised x [n, dim]; return those of test [m, 1].
 
-    NaN where it is not defined: without variance, or without a class that some patients have and others lack.
+    Breslow's partial likelihood (1974), averaged over the events, with a ridge penalty of 0.1.
     """
-    if is_number:
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, np.inf)
+    standardised, (time, event) = (x - mean) / scale, y.T
+    at_risk = time[None, :] >= time[event == 1, None]  # [events, n]
+    seen = standardised[event == 1]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        hazard = standardised @ weights
+        top = hazard.max(initial=0.0)
+        share = at_risk * np.exp(hazard - top)  # [events, n]
+        total = share.sum(axis=1, keepdims=True)
+        value = (np.log(total[:, 0]) + top - seen @ weights).mean() + COX_PENALTY * weights @ weights / 2
+        return float(value), ((share / total) @ standardised - seen).mean(axis=0) + COX_PENALTY * weights
+
+    weights = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B").x if len(seen) else np.zeros(x.shape[1])
+    return ((test - mean) / scale @ weights)[:, None]
+
+
+def score(truth: np.ndarray, predicted: np.ndarray, metric: str) -> float:
+    """Return R² of a quantity [n, 1], the mean AUROC of classes [n, classes] or Harrell's C-index of survival [n, 2].
+
+    NaN where it is not defined: without variance, without a class that some patients have and others lack, or without
+    two patients of whom one is known to live longer.
+    """
+    if metric == "r2":
         variance = ((truth - truth.mean()) ** 2).sum()
         return float(1 - ((truth - predicted) ** 2).sum() / variance) if variance > 0 else float("nan")
+    if metric == "c_index":
+        (time, event), hazard = truth.T, predicted[:, 0]
+        earlier = (time[:, None] < time[None, :]) & (event[:, None] == 1)
+        order = np.sign(hazard[:, None] - hazard[None, :])[earlier]
+        return float((order.mean() + 1) / 2) if len(order) else float("nan")
     positive = truth.sum(axis=0)
     defined = (positive > 0) & (positive < len(truth))
     if not defined.any():

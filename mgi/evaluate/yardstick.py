@@ -19,6 +19,7 @@ from mgi.train.profiles import Profiles, read_profiles
 from mgi.train.validation import BATCH
 
 COMPONENTS = 10
+MIN_PATIENTS = 2
 MAX_Z = 5.0
 PENALTIES = 10.0 ** np.arange(-3, 3.5, 0.5)
 
@@ -32,7 +33,7 @@ def embed_by_ridge(sources: Path, expression: Path, splits: Path, fold: int, out
     Raises
     ------
     CohortError
-        If fewer than three training patients have both images and expression.
+        If fewer than two training patients have both images and expression.
     ImageTableError
         If no paired test patient has an image.
     """
@@ -45,8 +46,10 @@ def embed_by_ridge(sources: Path, expression: Path, splits: Path, fold: int, out
         owners.append(images.frame.case_id.to_numpy(dtype=str))
     owner = np.concatenate(owners)
     seen = [case for case in train if case in set(owner)]
-    if len(seen) < 3:
-        raise CohortError(f"fold {fold} has {len(seen)} training patients with images and expression; 3 are needed")
+    if len(seen) < MIN_PATIENTS:
+        raise CohortError(
+            f"fold {fold} has {len(seen)} training patients with images and expression; {MIN_PATIENTS} are needed"
+        )
     components = fit_components(profiles, seen)
     targets = components(seen)
     x = np.concatenate(features)

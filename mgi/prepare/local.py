@@ -12,7 +12,7 @@ import pandas as pd
 from mgi.console import log
 from mgi.errors import MissingInputError, SlideError
 from mgi.files import is_system_file
-from mgi.names import check_case_ids, check_name, check_text, first_few, quote
+from mgi.names import check_case_ids, check_text, first_few, is_name, quote
 from mgi.tables import read_any_table, source_of
 
 DICOM = ".dcm"
@@ -107,8 +107,12 @@ def tabulate_slides(slides: list[LocalSlide]) -> pd.DataFrame:
 
 def _check_sources(slides: list[LocalSlide], place: Path) -> None:
     """Refuse duplicate slides, and names that cannot become part of a path."""
-    for slide in slides:
-        check_name(slide.source_id, "name of a slide", SlideError)
+    odd = [slide.path.name for slide in slides if not is_name(slide.source_id)]
+    if odd:
+        raise SlideError(
+            f"{len(odd)} slides in {place} have names that cannot be those of files made of them: {first_few(odd)}; "
+            "rename them with ASCII letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
     counts = Counter(slide.source_id for slide in slides)
     repeated = [source_id for source_id, count in counts.items() if count > 1]
     if repeated:

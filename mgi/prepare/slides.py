@@ -31,7 +31,7 @@ from mgi.prepare.reader import (
     scanned_bounds,
 )
 from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles, make_grid
-from mgi.prepare.tissue import thumbnail_scale, tissue_mask
+from mgi.prepare.tissue import TISSUE, classify_pixels, thumbnail_scale
 from mgi.tables import image_table, source_of, write_sources
 
 PREVIEW_PX = 1600
@@ -156,7 +156,7 @@ def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None
     outline = ndimage.binary_dilation(outline) & ~ndimage.binary_erosion(outline)
     picture.paste((255, 220, 0), mask=Image.fromarray(outline))
     draw = ImageDraw.Draw(picture)
-    kept = grid.keep(options.min_tissue)
+    kept = grid.keep(options.min_tissue, options.max_tiles)
     for row, column in np.argwhere(kept):
         x, y = grid.x[column], grid.y[row]
         draw.rectangle([x / scale, y / scale, (x + grid.edge) / scale, (y + grid.edge) / scale], outline=(0, 130, 60))
@@ -198,9 +198,9 @@ def _look_over(
 ) -> tuple[np.ndarray, np.ndarray, Grid, float]:
     """Return a thumbnail, the tissue, the grid, and the thumbnail's level-0 pixels per pixel."""
     with open_slide(path) as slide:
-        _, tissue, grid = _survey(beat, slide, options, stated_mpp)
+        _, codes, grid = _survey(beat, slide, options, stated_mpp)
         scale = max(1.0, max(slide.dimensions) / PREVIEW_PX)
-        return read_downsampled(slide, scale, beat), tissue, grid, scale
+        return read_downsampled(slide, scale, beat), codes == TISSUE, grid, scale
 
 
 def _survey(
@@ -210,12 +210,12 @@ def _survey(
     stated_mpp: float | None,
     overlap: float = 0.0,
 ) -> tuple[Resolution, np.ndarray, Grid]:
-    """Return the resolution, the tissue and the grid of a slide."""
+    """Return the resolution of a slide, what the pixels of its thumbnail are, and its grid."""
     resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
-    tissue = tissue_mask(read_downsampled(slide, scale, beat), scale * resolution.mpp)
+    codes = classify_pixels(read_downsampled(slide, scale, beat), scale * resolution.mpp)
     edge = _snap(options.tile_px * options.mpp / resolution.mpp)
-    return resolution, tissue, make_grid(slide.dimensions, tissue, edge, overlap, options.partial_tiles)
+    return resolution, codes, make_grid(slide.dimensions, codes == TISSUE, edge, overlap, options.partial_tiles)
 
 
 def _snap(edge: float) -> float:
@@ -239,8 +239,8 @@ def _spool_tiles(
         if annotation_path is not None:
             annotation = read_annotation(annotation_path, slide.dimensions, options, scanned_bounds(slide))
             beat()
-        resolution, _, grid = _survey(beat, slide, options, stated_mpp, overlap)
-        kept = grid.keep(options.min_tissue)
+        resolution, codes, grid = _survey(beat, slide, options, stated_mpp, overlap)
+        tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
         if not kept.any():
             raise SlideError(
                 f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
@@ -251,7 +251,8 @@ def _spool_tiles(
             n_images += 1
             beat()
         record: dict[str, Any] = {"n_images": n_images, "mpp": resolution.mpp, "mpp_from": resolution.source}
-        dropped = Counter({"tiles without tissue": int((~kept).sum())})
+        dropped = Counter(grid.count_reasons(codes, ~tissue))
+        dropped["over the most of a slide"] = int((tissue & ~kept).sum())
         if annotation is not None:
             record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)
             dropped.update(annotation.dropped)

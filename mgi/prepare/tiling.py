@@ -15,9 +15,13 @@ from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
 from mgi.prepare.pictures import Picture
+from mgi.prepare.tissue import REASONS
 
 LANCZOS_RADIUS = 3
 THREADS = 2
+# Rows and columns of a grid are fewer: a slide has 2 ** 20 pixels at most.
+PLACE_BITS = 20
+ROWS_AT_ONCE = 8
 TILES_PER_TASK = 8
 # Tasks that may be done before their tiles are taken.
 TASKS_AHEAD = 16
@@ -33,6 +37,8 @@ class Grid:
         Exact edge of a tile in level-0 pixels.
     x, y : int array [columns], int array [rows]
         Top-left corners in level-0 pixels, each rounded on its own from a multiple of the step from tile to tile.
+    across, down : float array [columns, W], float array [rows, H]
+        Share of each column and row of the thumbnail in each tile, of the tile's width and height.
     tissue : float array [rows, columns]
         Tissue fraction of each tile.
     """
@@ -40,12 +46,55 @@ class Grid:
     edge: float
     x: np.ndarray
     y: np.ndarray
+    across: np.ndarray
+    down: np.ndarray
     tissue: np.ndarray
 
-    def keep(self, min_tissue: float) -> np.ndarray:
-        """Return which tiles have that fraction of tissue, bool [rows, columns]."""
+    def keep(self, min_tissue: float, most: int | None = None) -> np.ndarray:
+        """Return which tiles have that fraction of tissue, at most `most` evenly spread ones, bool [rows, columns]."""
         # The overlaps of a tile that is all tissue sum to one only within rounding.
-        return self.tissue >= min_tissue - 1e-9
+        kept = self.tissue >= min_tissue - 1e-9
+        if most is None or kept.sum() <= most:
+            return kept
+        rows, columns = np.nonzero(kept)
+        along = np.argsort(_order_by_place(rows, columns), kind="stable")
+        chosen = along[((np.arange(most) + 0.5) * len(along) / most).astype(np.int64)]
+        spread = np.zeros_like(kept)
+        spread[rows[chosen], columns[chosen]] = True
+        return spread
+
+    def count_reasons(self, codes: np.ndarray, dropped: np.ndarray) -> dict[str, int]:
+        """Count dropped tiles by what covers most of them but tissue.
+
+        Parameters
+        ----------
+        codes : uint8 array [H, W]
+            What the pixels of the thumbnail are: see `classify_pixels`.
+        dropped : bool array [rows, columns]
+        """
+        shares = np.stack([_cover(codes == code, self.across, self.down)[dropped] for code in REASONS])
+        counts = np.bincount(shares.argmax(axis=0), minlength=len(REASONS))
+        return dict(zip(REASONS.values(), counts.tolist(), strict=True))
+
+
+def _cover(mask: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Return the share of each tile that a mask of the thumbnail covers, [rows, columns]."""
+    covered = np.zeros((len(down), len(across)))
+    # A few rows of tiles at a time, over the pixels under them: as floats a mask takes eight times its memory.
+    for start in range(0, len(down), ROWS_AT_ONCE):
+        shares = down[start : start + ROWS_AT_ONCE]
+        under = np.flatnonzero(shares.any(axis=0))
+        pixels = slice(under[0], under[-1] + 1)
+        covered[start : start + ROWS_AT_ONCE] = shares[:, pixels] @ mask[pixels].astype(float) @ across.T
+    return covered
+
+
+def _order_by_place(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return where places lie along a Z-order curve, on which neighbours are near each other."""
+    order = np.zeros(len(rows), np.int64)
+    for bit in range(PLACE_BITS):
+        order |= ((columns >> bit) & 1) << (2 * bit) | ((rows >> bit) & 1) << (2 * bit + 1)
+    return order
 
 
 def make_grid(
@@ -76,7 +125,8 @@ def make_grid(
         overlap = np.minimum(stop, cell + 1) - np.maximum(start, cell)
         weights.append(np.clip(overlap, 0, None) / (edge * scale))
         corners.append(corner.astype(np.int64))
-    return Grid(edge, corners[0], corners[1], weights[1] @ tissue.astype(float) @ weights[0].T)
+    (x, y), (across, down) = corners, weights
+    return Grid(edge, x, y, across, down, _cover(tissue, across, down))
 
 
 def iterate_tiles(

@@ -7,6 +7,10 @@ from skimage.filters import threshold_otsu
 TISSUE_MPP = 8.0
 # A slide that would have more pixels at 8 microns, of 75 x 25 mm and beyond, is looked over coarser.
 MAX_THUMBNAIL_PX = 2**25
+# What a pixel of a thumbnail is, and how that is called where a tile has too little tissue.
+GLASS, TISSUE, PEN, BLACK = range(4)
+REASONS = {GLASS: "glass", PEN: "pen", BLACK: "black"}
+ROWS = 512
 MIN_TISSUE_UM2 = 10_000.0
 SATURATION_RANGE = (0.05, 0.20)
 NEAR_WHITE = 235
@@ -22,13 +26,18 @@ def thumbnail_scale(dimensions: tuple[int, int], mpp: float) -> float:
 
 
 def tissue_mask(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
-    """Find the tissue in a thumbnail of an H&E slide.
+    """Find the tissue in a thumbnail, bool [H, W]: see `classify_pixels`."""
+    return classify_pixels(thumbnail, mpp) == TISSUE
+
+
+def classify_pixels(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
+    """Tell tissue from glass and ink in a thumbnail of an H&E slide.
 
     Tissue is coloured: its HSV saturation exceeds Otsu's threshold (Otsu, 1979, doi 10.1109/TSMC.1979.4310076), kept
-    within 0.05 to 0.20 for slides that are all glass or all tissue. Haematoxylin and eosin both absorb green
-    more than red (Ruifrok and Johnston, 2001), so what is greener than red is the ink of a green or blue pen; black ink
-    is dark and grey. Red ink cannot be told from eosin. Opening, and removal of pieces and
-    holes below 0.01 mm2, clean the result.
+    within 0.05 to 0.20 for slides that are all glass or all tissue. Haematoxylin and eosin both absorb green more than
+    red (Ruifrok and Johnston, 2001), so what is greener than red is the ink of a green or blue pen; black ink, and what
+    lies beyond a scan, is dark and grey. Red ink cannot be told from eosin. Opening, and removal of pieces and holes
+    below 0.01 mm2, clean the result.
 
     Parameters
     ----------
@@ -38,26 +47,42 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
 
     Returns
     -------
-    bool array [H, W]
+    uint8 array [H, W]
+        GLASS, TISSUE, PEN or BLACK.
     """
+    shape = thumbnail.shape[:2]
+    saturation = np.empty(shape, np.float32)
+    pen, black, bright = (np.empty(shape, bool) for _ in range(3))
+    # A few rows at a time, and one more on either side for the median: a band takes ten times its pixels in memory.
+    for top in range(0, len(thumbnail), ROWS):
+        first = max(top - 1, 0)
+        inside = slice(top - first, top - first + ROWS)
+        found = _look_at(thumbnail[first : top + ROWS + 1])
+        for whole, part in zip((saturation, pen, black, bright), found, strict=True):
+            whole[top : top + ROWS] = part[inside]
+    low, high = SATURATION_RANGE
+    threshold = low if np.ptp(saturation) == 0 else float(np.clip(threshold_otsu(saturation), low, high))
+    # The rim of a stroke blends with the glass.
+    ink = _dilate(_dilate(_dilate(_open(pen | black))))
+    tissue = _open((saturation > threshold) & ~bright & ~ink)
+    min_px = MIN_TISSUE_UM2 / mpp**2
+    tissue = _remove_small(tissue, min_px)
+    tissue = ~_remove_small(~tissue, min_px) & ~ink
+    codes = np.where(tissue, np.uint8(TISSUE), np.uint8(GLASS))
+    codes[ink] = np.where(_dilate(_dilate(_dilate(pen)))[ink], PEN, BLACK)
+    return codes
+
+
+def _look_at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the median saturation of each neighbourhood, and where pen, black and near white are, of some rows."""
     # By channels, since NumPy is slow along an axis of three.
-    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
+    red, green, blue = (np.ascontiguousarray(rows[..., channel]) for channel in range(3))
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
     chroma = highest - lowest
-    saturation = chroma / np.maximum(highest, 1).astype(np.float32)
-    saturation = _filter_median(saturation)
-    low, high = SATURATION_RANGE
-    threshold = low if np.ptp(saturation) == 0 else float(np.clip(threshold_otsu(saturation), low, high))
     black = (highest < NEAR_BLACK) & (chroma < BLACK_INK_CHROMA)
-    ink = (green > red.astype(np.int16) + PEN_GREEN_OVER_RED) | black
-    # The rim of a stroke blends with the glass.
-    ink = _dilate(_dilate(_dilate(_open(ink))))
-    tissue = (saturation > threshold) & (lowest < NEAR_WHITE) & ~ink
-    tissue = _open(tissue)
-    min_px = MIN_TISSUE_UM2 / mpp**2
-    tissue = _remove_small(tissue, min_px)
-    return ~_remove_small(~tissue, min_px) & ~ink
+    pen = green > red.astype(np.int16) + PEN_GREEN_OVER_RED
+    return _filter_median(chroma / np.maximum(highest, 1).astype(np.float32)), pen, black, lowest >= NEAR_WHITE
 
 
 def _filter_median(values: np.ndarray) -> np.ndarray:

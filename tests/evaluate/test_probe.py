@@ -8,7 +8,7 @@ import torch
 import mgi
 from mgi.config import ProbeOptions
 from mgi.errors import CheckpointError, CohortError, ConfigError
-from mgi.evaluate.probe import PENALTIES, fit_and_predict, probe, score
+from mgi.evaluate.probe import COX_PENALTY, PENALTIES, fit_and_predict, fit_cox, probe, score
 from mgi.train.data import read_images
 from mgi.train.profiles import read_profiles
 from tests.tables import CASES, UNPAIRED
@@ -56,16 +56,49 @@ def test_auroc_is_the_share_of_ordered_pairs_and_ties_count_half():
             for j in np.flatnonzero(classes != one)
         ]
         expected.append(np.mean(pairs))
-    assert score(truth, predicted, False) == pytest.approx(np.mean(expected))
+    assert score(truth, predicted, "auroc") == pytest.approx(np.mean(expected))
     alone = np.array([[1.0, 0.0], [1.0, 0.0]])
-    assert np.isnan(score(alone, alone, False)), "a class that all have is told from nothing"
+    assert np.isnan(score(alone, alone, "auroc")), "a class that all have is told from nothing"
 
 
 def test_r2_is_one_minus_the_share_of_variance_that_is_left():
     truth = np.array([[1.0], [2.0], [3.0]])
-    assert score(truth, truth, True) == 1
-    assert score(truth, np.full((3, 1), 2.0), True) == 0
-    assert score(truth, np.array([[1.0], [2.0], [4.0]]), True) == pytest.approx(0.5)
+    assert score(truth, truth, "r2") == 1
+    assert score(truth, np.full((3, 1), 2.0), "r2") == 0
+    assert score(truth, np.array([[1.0], [2.0], [4.0]]), "r2") == pytest.approx(0.5)
+
+
+def test_c_index_is_the_share_of_ordered_pairs_of_whom_one_is_known_to_live_longer():
+    random = np.random.default_rng(4)
+    truth = np.stack([random.integers(1, 8, 30), random.integers(0, 2, 30)], 1).astype(float)
+    hazard = random.integers(0, 5, (30, 1)).astype(float)
+    pairs = [
+        (hazard[i, 0] > hazard[j, 0]) + 0.5 * (hazard[i, 0] == hazard[j, 0])
+        for i in range(30)
+        for j in range(30)
+        if truth[i, 1] == 1 and truth[i, 0] < truth[j, 0]
+    ]
+    assert score(truth, hazard, "c_index") == pytest.approx(np.mean(pairs))
+    assert np.isnan(score(truth * [1, 0], hazard, "c_index"))
+
+
+def test_cox_regression_is_where_the_penalised_partial_likelihood_has_no_slope():
+    random = np.random.default_rng(5)
+    x = 3 + 2 * random.normal(size=(60, 3))
+    time = random.exponential(np.exp(-x[:, 0] + 3))
+    y = np.stack([time.round(1), random.integers(0, 2, 60)], 1)
+    unit = np.eye(3)
+    hazard = fit_cox(x, y, x.mean(0) + x.std(0) * unit)[:, 0]  # the weights: the hazard of one deviation of each
+
+    def likelihood(weights):
+        risk, total = ((x - x.mean(0)) / x.std(0)) @ weights, 0.0
+        for i in np.flatnonzero(y[:, 1]):
+            total += np.log(np.exp(risk[y[:, 0] >= y[i, 0]]).sum()) - risk[i]
+        return total / y[:, 1].sum() + COX_PENALTY * weights @ weights / 2
+
+    slope = [(likelihood(hazard + 1e-5 * one) - likelihood(hazard - 1e-5 * one)) / 2e-5 for one in unit]
+    np.testing.assert_allclose(slope, 0, atol=1e-4)
+    assert hazard[0] > 0.5
 
 
 @pytest.fixture
@@ -74,6 +107,7 @@ def labels(cohort, tmp_path):
     values = read_profiles(cohort.expression).of(CASES)[0].numpy()
     pd.DataFrame({
         "case_id": CASES, "amount": values[:, :6].sum(1), "half": ["a", "b"] * 4, "same": "x",
+        "days": range(10, 18), "died": [1, 0] * 4, "text": "soon",
     }).to_csv(tmp_path / "labels.csv", index=False)  # fmt: skip
     return tmp_path / "labels.csv"
 
@@ -125,6 +159,15 @@ def test_fits_training_and_validation_patients_and_predicts_those_of_test(
     np.testing.assert_allclose(test[1], bag[0].numpy(), atol=1e-5)
 
 
+def test_survival_is_probed_by_its_two_columns(cohort, pretrained, labels, tmp_path):
+    table = run(cohort, pretrained, labels, tmp_path / "probe.csv", [], survival=["days", "died"])
+    survival = table[table.target == "survival"]
+    assert set(survival.metric) == {"c_index"} and len(survival) == 4 and set(survival.n_patients) == {2}
+    for columns in (["days", "text"], ["text", "died"]):
+        with pytest.raises(CohortError, match=r"survival needs a number in .* of 'TCGA-AA-0000'"):
+            run(cohort, pretrained, labels, tmp_path / "probe.csv", [], survival=columns)
+
+
 def test_rejects_labels_without_variation_or_patients_and_models_of_no_fold(
     cohort, pretrained, finetuned, labels, tmp_path
 ):
@@ -135,5 +178,9 @@ def test_rejects_labels_without_variation_or_patients_and_models_of_no_fold(
         run(cohort, pretrained, labels, tmp_path / "probe.csv", ["half"])
     with pytest.raises(CheckpointError, match="does not hold a pre-trained model of one fold"):
         run(cohort, finetuned, labels, tmp_path / "probe.csv", ["half"])
-    with pytest.raises(ConfigError, match="go together"):
-        mgi.config.load_options(ProbeOptions, {"columns": ["half"]})
+    for options, reason in (
+        ({"columns": ["half"]}, "goes together"),
+        ({"labels": "l", "survival": ["t"]}, "needs two"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            mgi.config.load_options(ProbeOptions, options)

@@ -50,9 +50,16 @@ def test_embeddings_are_those_of_the_paired_test_patients_in_the_form_of_embed(c
     np.testing.assert_allclose(np.linalg.norm(np.stack(table.vector), axis=1), 1, rtol=1e-5)
 
 
-def test_rejects_too_few_training_patients(cohort, tmp_path):
+@pytest.mark.parametrize(("train", "refused"), [(CASES[:2], False), (CASES[2:4], True)])
+def test_two_training_patients_are_enough_and_one_is_not(train, refused, cohort, tmp_path):
     splits = pd.read_parquet(cohort.splits)
-    splits.loc[splits.role == "train", "role"] = ["train", "train", "val", "val"]
+    splits["role"] = ["test" if case in CASES[6:] else "train" if case in train else "val" for case in splits.case_id]
     splits.to_parquet(tmp_path / "splits.parquet")
-    with pytest.raises(CohortError, match="2 training patients"):
-        embed_by_ridge(cohort.sources, cohort.expression, tmp_path / "splits.parquet", 0, tmp_path / "e.parquet")
+    arguments = (cohort.sources, cohort.expression, tmp_path / "splits.parquet", 0, tmp_path / "e.parquet")
+    if refused:
+        with pytest.raises(CohortError, match="1 training patients with images and expression; 2 are needed"):
+            embed_by_ridge(*arguments)
+    else:
+        embed_by_ridge(*arguments)
+        vectors = np.stack(pd.read_parquet(tmp_path / "e.parquet").vector)
+        assert vectors.shape == (2 * IMAGES + 4, 1) and np.isfinite(vectors).all()

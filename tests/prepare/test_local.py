@@ -97,6 +97,13 @@ def test_folders_within_the_folder_are_read(folder):
     assert listed(folder / "deep", "([^/]+)/") == [("P1", "S1"), ("P2", "S2"), ("P3", "one")]
 
 
+def test_names_that_cannot_be_used_are_counted(folder):
+    for name in ("Case 1.svs", "Fall-ß.svs"):
+        (folder / name).touch()
+    with pytest.raises(SlideError, match=r"2 slides in .* have names that .*: 'Case 1\.svs', 'Fall-ß\.svs'"):
+        list_local_slides(folder)
+
+
 def test_folder_of_dicom_files_is_one_slide(folder):
     series = folder / "dicom" / "S3.1"
     series.mkdir(parents=True)

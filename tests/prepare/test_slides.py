@@ -444,3 +444,36 @@ def test_median_and_morphology_are_those_of_scipy():
     assert np.array_equal(tissue._filter_median(values), ndimage.median_filter(values, size=3))
     assert np.array_equal(tissue._open(mask), ndimage.binary_opening(mask))
     assert np.array_equal(tissue._dilate(mask), ndimage.binary_dilation(mask))
+
+
+def test_tissue_does_not_depend_on_the_bands_it_is_looked_at_in(monkeypatch):
+    blocks = np.random.default_rng(0).integers(40, 255, (30, 20, 3))
+    thumbnail = np.kron(blocks, np.ones((37, 31, 1))).astype(np.uint8)
+    whole = tissue_mask(thumbnail, 8.0)
+    monkeypatch.setattr(tissue, "ROWS", 7)
+    assert np.array_equal(tissue_mask(thumbnail, 8.0), whole) and 0.1 < whole.mean() < 0.9
+
+
+def test_most_tiles_of_a_slide_are_spread_over_its_tissue(slide, tmp_path):
+    """Of 12 x 12 tiles 36 are kept, nine in each quarter, and the others counted."""
+    tiles = tiled([slide], tmp_path / "t.parquet", tmp_path / "s.parquet", max_tiles=36)
+    assert len(tiles) == 36 and not tiles.duplicated(["x", "y"]).any()
+    quarters = tiles.groupby([tiles.x < 512, tiles.y < 512]).size()
+    assert quarters.min() >= 8 and quarters.max() <= 10
+    (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert json.loads(record["dropped"]) == {"glass": 112, "over the most of a slide": 108}
+    again = tiled([slide], tmp_path / "t.parquet", max_tiles=144)
+    assert len(again) == 144
+
+
+def test_tiles_without_tissue_are_counted_by_what_they_are(tmp_path):
+    """Of 8 x 8 tiles: 6 x 6 of tissue, less 4 under blue ink, less 4 that are black; and 3 of ink on the glass."""
+    pixels = tissue_picture(1024, 1024)
+    pixels[128:384, 128:384] = (60, 80, 190)
+    pixels[512:768, 512:768] = 10
+    pixels[:128, 512:896] = (60, 80, 190)
+    slide = write_slide(tmp_path / f"{CASE}.svs", pixels, 0.5)
+    tiled([slide], tmp_path / "t.parquet", tmp_path / "s.parquet", tile_px=128)
+    (record,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert json.loads(record["dropped"]) == {"black": 4, "glass": 64 - 36 - 3, "pen": 4 + 3}
+    assert record["n_images"] == 36 - 8

@@ -71,6 +71,9 @@ def module_file(name: str) -> Path | None:
 def imported(tree: ast.AST, inside_functions: bool) -> Iterator[str]:
     """Yield the names of imported modules, and of what is imported from them, which may be modules too."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            # Read by type checkers alone.
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
