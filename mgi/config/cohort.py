@@ -75,6 +75,11 @@ class Config(RunOptions, Cohort):
                 raise sentence(
                     f"'finetune.{name}.encoders' is '{variant.encoders}', but pretrain has {first_few(self.pretrain)}"
                 )
+            if variant.neighbours and self.slides is not None:
+                raise sentence(
+                    f"'finetune.{name}.neighbours' is {variant.neighbours}, but tiles of slides have no neighbouring "
+                    "slices: leave it out"
+                )
         for name in self.evaluate.variants:
             if name not in self.finetune:
                 raise sentence(f"'evaluate.variants' has '{name}', but finetune has {first_few(self.finetune)}")
