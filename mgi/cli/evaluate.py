@@ -163,6 +163,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
     image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
+    options: Options = "{}",
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the cases.")] = None,
     case_id: Annotated[
         list[str] | None, typer.Option(help="The case of each image in that table; once per image, in their order.")
@@ -170,6 +171,7 @@ def predict(
     default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
     min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
     min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
+    min_voxels: Annotated[int | None, flag(PredictOptions, "min_voxels")] = None,
     channel: Annotated[list[str] | None, flag(PredictOptions, "channels")] = None,
     allow_missing: Annotated[bool | None, flag(PredictOptions, "allow_missing")] = None,
     device: Device = None,
@@ -180,8 +182,8 @@ def predict(
     images those that are complete already are left as they are.
     """
     chosen = load_options(
-        PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
-        channels=channel or None, allow_missing=allow_missing,
+        PredictOptions, options, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
+        min_voxels=min_voxels, channels=channel or None, allow_missing=allow_missing,
     )  # fmt: skip
     require_inputs(folder_of_a_model=model, expression_table=expression)
     try:

@@ -185,14 +185,13 @@ def _predict_image(
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
-                min_tissue=options.min_tissue,
+                min_tissue=options.min_tissue, partial_tiles=options.partial_tiles,
             )  # fmt: skip
-            tile_slides([image], [case], table, tiling, overlap=OVERLAP)
+            tile_slides([image], [case], table, tiling, overlap=OVERLAP, stated=options.stated)
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
-            files = write_series(series, shape, images, batches, description.threshold, aside, options.channels[0])
-            words = f"{len(images)} slices"
+            files, words = write_series(series, shape, images, batches, description.threshold, aside, options)
         else:
             files, words = _write_slide(image, images, batches, model, aside, options.min_area)
         for path in files:

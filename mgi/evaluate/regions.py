@@ -63,7 +63,7 @@ def _make_window(edge: int, overlap: float) -> np.ndarray:
 
 
 def remove_small(region: np.ndarray, min_px: float) -> tuple[np.ndarray, int]:
-    """Return a region, bool [rows, columns], without its parts below `min_px` pixels, and how many those were."""
+    """Return a region, bool of two or three axes, without its parts below `min_px` pixels, and how many those were."""
     labels, count = ndimage.label(region)
     small = np.bincount(labels.ravel(), minlength=count + 1) < min_px
     small[0] = True
