@@ -146,16 +146,23 @@ def evaluate(
     unit: Annotated[
         str | None, typer.Option(help="Unit of its values, such as log2-tpm or z-score; default: what it states.")
     ] = None,
+    shuffle_genes: Annotated[
+        bool,
+        typer.Option("--shuffle-genes", help="Give each case another one's profile: trained right, tested shuffled."),
+    ] = False,
     bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
-    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
+    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples, seed=seed)
     require_inputs(folder_of_a_model=model, expression_table=expression, table_of_sources=sources)
     from mgi.evaluate.external import evaluate_tables
 
-    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources, unit)
+    evaluate_tables(
+        model, images, expression, output, chosen.bootstrap_samples, device, sources, unit, shuffle_genes, chosen.seed
+    )
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
@@ -176,7 +183,7 @@ def predict(
     allow_missing: Annotated[bool | None, flag(PredictOptions, "allow_missing")] = None,
     device: Device = None,
 ) -> None:
-    """Segment slides or MRI series: an overlay (PNG), masks, probabilities of MRI, and GeoJSON of slides for QuPath.
+    """Segment slides or MRI series: an overlay (PNG), masks, probabilities and, of slides, GeoJSON for QuPath.
 
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
     images those that are complete already are left as they are.

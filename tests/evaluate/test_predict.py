@@ -29,7 +29,7 @@ from mgi.errors import (
     MissingPackageError,
     SlideError,
 )
-from mgi.evaluate import overlay, regions
+from mgi.evaluate import external, overlay, regions
 from mgi.evaluate import predict as stage
 from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.masks import stitch
@@ -133,6 +133,24 @@ def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned
         pq.read_table(tmp_path / name / "predictions.parquet")["prediction"] for name in ("with", "without")
     )
     assert first != second
+
+
+def test_shuffled_genes_are_another_cases_own(cohort, finetuned, tmp_path, monkeypatch):
+    tables, seen = [cohort.folder / "images" / "all.parquet"], []
+    write = external.write_predictions
+    monkeypatch.setattr(
+        external, "write_predictions", lambda model, parts, profiles, *rest: seen.append(profiles) or write(
+            model, parts, profiles, *rest
+        )
+    )  # fmt: skip
+    for number, options in enumerate(({}, {"shuffle_genes": True}, {"shuffle_genes": True, "seed": 1})):
+        evaluate_tables(finetuned, tables, cohort.expression, tmp_path / str(number), 100, **options)
+    own, *others = [[profiles.row[case] for case in sorted(profiles.row)] for profiles in seen]
+    for other in others:
+        assert sorted(other) == sorted(own) and all(a != b for a, b in zip(other, own, strict=True))
+    assert others[0] != others[1]
+    with pytest.raises(CohortError, match="shuffling needs the profiles of at least two of the cases"):
+        evaluate_tables(finetuned, tables, None, tmp_path / "none", 100, shuffle_genes=True)
 
 
 def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_path):
