@@ -82,7 +82,8 @@ def predict(
     MissingInputError
         If an image is not there.
     ConfigError
-        If `output` would put the files among the image's own or over others, or the device is not there.
+        If `output` would put the files among the image's own or over others, two images have one name, or the device is
+        not there.
     CheckpointError
         If the model is not a segmenter, or is one of the other kind of image or of other genes.
     CohortError
@@ -98,6 +99,7 @@ def predict(
     for path in images:
         require_file(path, "image")
         _check_kind(model, path, folder)
+    _check_names(images)
     left = [index for index, path in enumerate(images) if not _is_complete(path, output, len(images))]
     profiles = read_profiles_for(model, expression, folder, set(cases))
     _check_cases(model, cases, profiles, expression, folder, (options or PredictOptions()).allow_missing)
@@ -126,6 +128,15 @@ def _name_cases(images: list[Path], expression: Path | None, case_ids: list[str]
     names = [source_of(path) for path in images]
     barcodes = [Barcode.parse(name.replace("_", "-")[:12]) for name in names]
     return [barcode.case_id if barcode else name for barcode, name in zip(barcodes, names, strict=True)]
+
+
+def _check_names(images: list[Path]) -> None:
+    """Raise `ConfigError` where the files of two images would have the same names."""
+    named: dict[str, Path] = {}
+    for path in images:
+        other = named.setdefault(open_series(path, "").source_id if path.is_dir() else source_of(path), path)
+        if other is not path:
+            raise ConfigError(f"{other} and {path} have one name: segment them one by one, each with its own --output")
 
 
 def _check_kind(model: Segmenter, image: Path, folder: Path) -> None:

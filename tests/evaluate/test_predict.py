@@ -540,6 +540,14 @@ def test_several_images_go_on_after_a_failure_and_where_they_stopped(of_slides, 
         predict(of_slides, [slide, good], tmp_path / "out", expression=tmp_path / "e", case_id=["A"])
 
 
+def test_rejects_two_images_of_one_name(of_slides, slide, sees_dark, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(slide, tmp_path / "other")
+    with pytest.raises(ConfigError, match="have one name: segment them one by one, each with its own --output"):
+        predict(of_slides, [slide, tmp_path / "other" / slide.name], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_specks_below_the_smallest_area_are_left_out(of_slides, tmp_path, sees_dark):
     pixels = np.full((600, 600, 3), (220, 150, 200), np.uint8)
     pixels[100:200, 100:200] = (90, 30, 110)  # 50 x 50 microns at 0.5 to a pixel

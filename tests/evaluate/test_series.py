@@ -138,6 +138,13 @@ def test_rejects_folder_of_several_series_and_lacking_sequences(model, tmp_path)
         predict(model, tmp_path / "few", tmp_path / "out", options=PredictOptions(channels=["t1", "flair", "t2"]))
 
 
+def test_rejects_two_scans_of_one_name(model, tmp_path):
+    for folder in ("one", "two"):
+        write_nifti(tmp_path / folder, "a", brain())
+    with pytest.raises(ConfigError, match="have one name"):
+        predict(model, [tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+
+
 def test_case_without_profile_is_refused_or_segmented_by_its_images_alone(model, cohort, tmp_path, caplog):
     write_nifti(tmp_path / "scan", "a", brain())
     with pytest.raises(CohortError, match="has no profile of the case 'TCGA-ZZ-9999'"):
