@@ -107,7 +107,6 @@ class Plan:
         if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
             _ = self.annotations
         _ = self.mri_state
-
         self._check_stratification()
 
     def _check_stratification(self) -> None:
@@ -349,6 +348,11 @@ class Plan:
     def mri_state(self) -> str:
         """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
         return fingerprint(self.config.mri.folder) if self.config.mri else ""
+
+    def predict_options(self, source: str) -> str:
+        """Return the options of `mgi predict` for a series or a batch of slides as JSON."""
+        stated = json.loads(self.tile_options(source)).get("stated", {}) if self.config.slides else {}
+        return json.dumps(self.config.predict_options(stated), sort_keys=True)
 
     # ---- train and evaluate
 

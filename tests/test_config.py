@@ -102,6 +102,11 @@ def test_unknown_key_names_the_nearest_valid_one(
         ),
         (("expression",), {"unit": "fpkm"}, "'expression.unit' cannot be 'fpkm'"),
         (("finetune", "mgi", "encoders"), "large", "'finetune.mgi.encoders' is 'large', but pretrain has 'mgi'"),
+        (
+            ("finetune", "mgi", "neighbours"),
+            1,
+            "'finetune.mgi.neighbours' is 1, but tiles of slides have no neighbouring",
+        ),
         (("evaluate",), {"variants": ["mgi", "no-vit"]}, "'evaluate.variants' has 'no-vit', but finetune has 'mgi'"),
         (
             ("evaluate",),

@@ -148,16 +148,23 @@ def evaluate(
     unit: Annotated[
         str | None, typer.Option(help="Unit of its values, such as log2-tpm or z-score; default: what it states.")
     ] = None,
+    shuffle_genes: Annotated[
+        bool,
+        typer.Option("--shuffle-genes", help="Give each case another one's profile: trained right, tested shuffled."),
+    ] = False,
     bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
     device: Device = None,
     sources: TiledSources = None,
 ) -> None:
     """Evaluate one model on any tables of images: external validation."""
-    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples)
+    chosen = load_options(EvaluateOptions, {}, bootstrap_samples=bootstrap_samples, seed=seed)
     require_inputs(folder_of_a_model=model, expression_table=expression, table_of_sources=sources)
     from mgi.evaluate.external import evaluate_tables
 
-    evaluate_tables(model, images, expression, output, chosen.bootstrap_samples, device, sources, unit)
+    evaluate_tables(
+        model, images, expression, output, chosen.bootstrap_samples, device, sources, unit, shuffle_genes, chosen.seed
+    )
 
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
@@ -165,6 +172,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
     image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
+    options: Options = "{}",
     expression: Annotated[Path | None, typer.Option(help="expression.parquet that holds the cases.")] = None,
     case_id: Annotated[
         list[str] | None, typer.Option(help="The case of each image in that table; once per image, in their order.")
@@ -172,18 +180,19 @@ def predict(
     default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
     min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
     min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
+    min_voxels: Annotated[int | None, flag(PredictOptions, "min_voxels")] = None,
     channel: Annotated[list[str] | None, flag(PredictOptions, "channels")] = None,
     allow_missing: Annotated[bool | None, flag(PredictOptions, "allow_missing")] = None,
     device: Device = None,
 ) -> None:
-    """Segment slides or MRI series: an overlay (PNG), masks, probabilities of MRI, and GeoJSON of slides for QuPath.
+    """Segment slides or MRI series: an overlay (PNG), masks, probabilities and, of slides, GeoJSON for QuPath.
 
     A slide's mask goes to OUTPUT/masks, so that OUTPUT is a folder of annotations. Nothing is overwritten; of several
     images those that are complete already are left as they are.
     """
     chosen = load_options(
-        PredictOptions, {}, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
-        channels=channel or None, allow_missing=allow_missing,
+        PredictOptions, options, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
+        min_voxels=min_voxels, channels=channel or None, allow_missing=allow_missing,
     )  # fmt: skip
     require_inputs(folder_of_a_model=model, expression_table=expression)
     try:

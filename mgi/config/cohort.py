@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
-from mgi.config.evaluate import Bootstrap, Evaluate, Probe
+from mgi.config.evaluate import Bootstrap, Evaluate, PredictOptions, Probe
 from mgi.config.names import Name
 from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping
@@ -74,6 +74,11 @@ class Config(RunOptions, Cohort):
             if variant.encoders not in self.pretrain:
                 raise sentence(
                     f"'finetune.{name}.encoders' is '{variant.encoders}', but pretrain has {first_few(self.pretrain)}"
+                )
+            if variant.neighbours and self.slides is not None:
+                raise sentence(
+                    f"'finetune.{name}.neighbours' is {variant.neighbours}, but tiles of slides have no neighbouring "
+                    "slices: leave it out"
                 )
         for name in self.evaluate.variants:
             if name not in self.finetune:
@@ -167,6 +172,13 @@ class Config(RunOptions, Cohort):
     def mri_options(self) -> dict[str, Any]:
         """Return the options of `mgi mri import`."""
         return {} if self.mri is None else _select(self.mri, MriOptions)
+
+    def predict_options(self, stated: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of `mgi predict`, with what is stated of the mpp of single slides."""
+        images = self.slides or self.mri
+        assert images is not None  # a configuration has one or the other
+        mpp = {name: {"mpp": one["mpp"]} for name, one in stated.items() if one.get("mpp")}
+        return _select(images, PredictOptions) | {"allow_missing": True, "stated": mpp}
 
     def split_options(self) -> dict[str, Any]:
         """Return the options of `mgi split`."""

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from mgi.config.names import Name
-from mgi.config.prepare import Sequences
+from mgi.config.prepare import Sequences, StatedSlide
 from mgi.config.section import Section, sentence
 from mgi.config.train import Seed
 
@@ -90,4 +90,13 @@ class PredictOptions(Section):
     allow_missing: bool = Field(
         False, description="segment a case that has no profile in the table by its images alone; false refuses it"
     )
+    partial_tiles: bool = Field(
+        False, description="keep tiles that reach beyond the margins of a slide, as in training"
+    )
+    stated: dict[str, StatedSlide] = Field({}, description="the mpp of single slides, by their source_id")
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")
+    min_voxels: int = Field(
+        0,
+        ge=0,
+        description="smallest region of tumour in an MRI series that is kept, voxels in touching slices",
+    )

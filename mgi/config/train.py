@@ -156,8 +156,17 @@ class Finetune(Optimisation):
         max_length=16,
         description="widths of the convolutional path, one per halving of the resolution",
     )
+    neighbours: int = Field(
+        0, ge=0, le=8, description="MRI: slices on either side that the convolutional path sees beside each slice"
+    )
     batch_images: int = Field(16, ge=1, description="images in a batch")
     positive_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch drawn from images with tumour")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest rotation of a training image, degrees")
+    zoom: float = Field(0.0, ge=0, le=1, description="largest relative enlargement of a training image, and reduction")
+    gamma: float = Field(
+        0.0, ge=0, le=1, description="contrast: the exponent of intensities is drawn from 1/(1 + gamma) to 1 + gamma"
+    )
+    average_flips: bool = Field(False, description="predict an image as the mean over it and its mirror image")
     encoder_lr_scale: float = Field(1.0, ge=0, description="learning rate of the encoders relative to `lr`")
 
     @field_validator("channels")

@@ -25,6 +25,8 @@ def evaluate_tables(
     device: str | None = None,
     sources: Path | None = None,
     unit: str | None = None,
+    shuffle_genes: bool = False,
+    seed: int = 0,
 ) -> None:
     """Evaluate one model on any tables of labelled images: predictions.parquet and summary.json in `output`.
 
@@ -44,6 +46,9 @@ def evaluate_tables(
         `cpu`, `cuda`, or None for what this machine has.
     sources
         As in `summarise`.
+    shuffle_genes, seed
+        Whether each case gets the profile of another one, drawn by `seed`: what a model loses so is what it uses of the
+        genes.
 
     Raises
     ------
@@ -53,7 +58,8 @@ def evaluate_tables(
     ImageTableError
         If there is no table, or none holds a labelled image.
     CohortError
-        If the expression table has a profile of none of the cases.
+        If the expression table has a profile of none of the cases, or profiles are to be shuffled and fewer than two
+        are given.
     """
     model = load_segmenter(folder)
     tables = [table for path in images for table in _list_tables(path)]
@@ -61,10 +67,14 @@ def evaluate_tables(
     profiles = read_profiles_for(model, expression, folder, cases, unit)
     if model.gene_encoder is not None and expression is not None:
         _check_paired(cases, profiles, expression)
+    if shuffle_genes:
+        if len(cases & set(profiles.row)) < 2:
+            raise CohortError("shuffling needs the profiles of at least two of the cases, in a table of expression")
+        profiles = profiles.shuffle([sorted(cases)], seed)
     model, place = move_to_device(model, device)
     parts = _read_labelled(tables, model.description, folder)
     write_predictions(model, parts, profiles, 0, model.description.threshold, place, output)
-    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, sources=sources)
+    summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, seed, sources)
 
 
 def _list_tables(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import pyvips
 from PIL import Image
 
 from mgi.barcodes import Barcode
@@ -50,9 +51,9 @@ def predict(
     """Segment slides or MRI series by one model, and write what can be looked at and used.
 
     Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within one pixel of the
-    prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; and `masks/{slide}_mask.tiff`, 0 or 255
-    over the whole slide at a whole number of level-0 pixels per pixel. `output` and the folder of masks in it are each
-    a folder of annotations as tiling reads it.
+    prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; `masks/{slide}_mask.tiff`, 0 or 255 over
+    the whole slide at a whole number of level-0 pixels per pixel; and `probability/{slide}.tiff`, 0 to 255 on the same
+    grid, a pyramid. `output` and the folder of masks in it are each a folder of annotations as tiling reads it.
 
     Of a series of slices: `*_N_mask.tif` of each slice `*_N.tif` at its own size, as in kaggle_3m, and
     `{series}_probability.tiff`, a page for each. Of NIfTI: `{series}_seg.nii.gz`, 0 or 1, and
@@ -81,7 +82,8 @@ def predict(
     MissingInputError
         If an image is not there.
     ConfigError
-        If `output` would put the files among the image's own or over others, or the device is not there.
+        If `output` would put the files among the image's own or over others, two images have one name, or the device is
+        not there.
     CheckpointError
         If the model is not a segmenter, or is one of the other kind of image or of other genes.
     CohortError
@@ -97,6 +99,7 @@ def predict(
     for path in images:
         require_file(path, "image")
         _check_kind(model, path, folder)
+    _check_names(images)
     left = [index for index, path in enumerate(images) if not _is_complete(path, output, len(images))]
     profiles = read_profiles_for(model, expression, folder, set(cases))
     _check_cases(model, cases, profiles, expression, folder, (options or PredictOptions()).allow_missing)
@@ -125,6 +128,15 @@ def _name_cases(images: list[Path], expression: Path | None, case_ids: list[str]
     names = [source_of(path) for path in images]
     barcodes = [Barcode.parse(name.replace("_", "-")[:12]) for name in names]
     return [barcode.case_id if barcode else name for barcode, name in zip(barcodes, names, strict=True)]
+
+
+def _check_names(images: list[Path]) -> None:
+    """Raise `ConfigError` where the files of two images would have the same names."""
+    named: dict[str, Path] = {}
+    for path in images:
+        other = named.setdefault(open_series(path, "").source_id if path.is_dir() else source_of(path), path)
+        if other is not path:
+            raise ConfigError(f"{other} and {path} have one name: segment them one by one, each with its own --output")
 
 
 def _check_kind(model: Segmenter, image: Path, folder: Path) -> None:
@@ -185,14 +197,13 @@ def _predict_image(
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
-                min_tissue=options.min_tissue,
+                min_tissue=options.min_tissue, partial_tiles=options.partial_tiles,
             )  # fmt: skip
-            tile_slides([image], [case], table, tiling, overlap=OVERLAP)
+            tile_slides([image], [case], table, tiling, overlap=OVERLAP, stated=options.stated)
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
-            files = write_series(series, shape, images, batches, description.threshold, aside, options.channels[0])
-            words = f"{len(images)} slices"
+            files, words = write_series(series, shape, images, batches, description.threshold, aside, options)
         else:
             files, words = _write_slide(image, images, batches, model, aside, options.min_area)
         for path in files:
@@ -223,6 +234,7 @@ def _slide_files(image: Path, output: Path) -> dict[str, Path]:
         "outlines": output / f"{source}.geojson",
         "picture": output / f"{source}.png",
         "mask": output / "masks" / f"{source}_mask.tiff",
+        "probability": output / "probability" / f"{source}.tiff",
     }
 
 
@@ -231,7 +243,7 @@ def _write_slide(
 ) -> tuple[list[Path], str]:
     """Write the files of a slide, and return them and what was found."""
     frame, description, files = images.frame, model.description, _slide_files(path, output)
-    region, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
+    region, probability, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
     mpp_level0 = float(frame.mpp.iloc[0]) * description.image_px / float(frame["size"].iloc[0])
     pixel_area = (pixel * mpp_level0) ** 2
     region, removed = remove_small(region, min_area / pixel_area)
@@ -239,7 +251,7 @@ def _write_slide(
     try:
         with open_slide(path) as slide:
             bounds = scanned_bounds(slide) or (0, 0)
-            mask = fit_to_slide(region, corner, pixel, slide.dimensions)
+            mask, shades = (fit_to_slide(plane, corner, pixel, slide.dimensions) for plane in (region, probability))
             scale = max(1.0, max(slide.dimensions) / OVERLAY_PX)
             thumbnail = Image.fromarray(read_downsampled(slide, scale))
     except openslide.OpenSlideError as error:
@@ -247,8 +259,13 @@ def _write_slide(
     # QuPath shows the scanned part of a slide alone, and counts from its corner.
     outlines = make_geojson(region, (corner[0] - bounds[0], corner[1] - bounds[1]), pixel, source_of(path))
     files["outlines"].write_text(json.dumps(outlines) + "\n")
-    files["mask"].parent.mkdir()
+    for key in ("mask", "probability"):
+        files[key].parent.mkdir()
     Image.fromarray(mask * np.uint8(255)).save(files["mask"], "TIFF", compression="tiff_deflate")
+    shades = np.rint(255 * shades).astype(np.uint8)
+    pyvips.Image.new_from_array(shades).tiffsave(
+        str(files["probability"]), tile=True, pyramid=True, compression="deflate"
+    )
     add_legend(draw_outline(thumbnail, mask), scale * mpp_level0).save(files["picture"], "PNG")
     area = region.sum() * pixel_area / 1e6
     return list(files.values()), (

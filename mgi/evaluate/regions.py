@@ -19,8 +19,8 @@ TOLERANCE_PX = 0.75
 
 def assemble_plane(
     frame: pd.DataFrame, batches: Batches, image_px: int, threshold: float, overlap: float = 0.0
-) -> tuple[np.ndarray, float]:
-    """Blend tiles as they are predicted; return the plane of tumour, bool, and its level-0 pixels per pixel.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Blend tiles as they are predicted; return the plane of tumour, its probability, and level-0 pixels per pixel.
 
     Where tiles overlap, their probabilities are averaged, the middle of a tile counting more than its border, which has
     less context. Where the plane would be larger than a picture should be, they are averaged over squares of pixels,
@@ -51,7 +51,9 @@ def assemble_plane(
             place = np.s_[row[index] * step :, column[index] * step :]
             total[place][:small, :small] += window * tile
             weight[place][:small, :small] += window
-    return (weight > 0) & (total >= threshold * weight), edge / small
+    region = (weight > 0) & (total >= threshold * weight)
+    np.divide(total, weight, out=total, where=weight > 0)
+    return region, total, edge / small
 
 
 def _make_window(edge: int, overlap: float) -> np.ndarray:
@@ -63,7 +65,7 @@ def _make_window(edge: int, overlap: float) -> np.ndarray:
 
 
 def remove_small(region: np.ndarray, min_px: float) -> tuple[np.ndarray, int]:
-    """Return a region, bool [rows, columns], without its parts below `min_px` pixels, and how many those were."""
+    """Return a region, bool of two or three axes, without its parts below `min_px` pixels, and how many those were."""
     labels, count = ndimage.label(region)
     small = np.bincount(labels.ravel(), minlength=count + 1) < min_px
     small[0] = True
@@ -97,13 +99,13 @@ def _simplify(polygon: shapely.Polygon) -> list[shapely.Polygon]:
 
 
 def fit_to_slide(region: np.ndarray, corner: tuple[int, int], pixel: float, dimensions: tuple[int, int]) -> np.ndarray:
-    """Return the region over its whole slide, bool [rows, columns] at a whole number of level-0 pixels per pixel."""
+    """Return a plane over its whole slide, at a whole number of level-0 pixels per pixel; elsewhere it is 0."""
     scale = max(1, round(pixel), -(-max(dimensions) // MAX_PLANE_PX))
     across, down = (
         np.floor(((np.arange(-(-length // scale)) + 0.5) * scale - start) / pixel).astype(np.int64)
         for length, start in zip(dimensions, corner, strict=True)
     )
     rows, columns = ((at >= 0) & (at < length) for at, length in zip((down, across), region.shape, strict=True))
-    mask = np.zeros((len(down), len(across)), bool)
+    mask = np.zeros((len(down), len(across)), region.dtype)
     mask[np.ix_(rows, columns)] = region[np.ix_(down[rows], across[columns])]
     return mask

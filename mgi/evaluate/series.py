@@ -7,8 +7,9 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from mgi.config import PredictOptions
 from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
-from mgi.evaluate.regions import Batches
+from mgi.evaluate.regions import Batches, remove_small
 from mgi.prepare.kaggle import SLICE_NAME, mask_name
 from mgi.prepare.nifti import write_planes
 from mgi.prepare.series import Series
@@ -57,9 +58,9 @@ def write_series(
     batches: Batches,
     threshold: float,
     output: Path,
-    sequence: str,
-) -> list[Path]:
-    """Write the files of a series, and return them.
+    options: PredictOptions,
+) -> tuple[list[Path], str]:
+    """Write the files of a series, and return them and what was found.
 
     Parameters
     ----------
@@ -69,17 +70,17 @@ def write_series(
         The images that were cut from it, in the order of its slices; their rows and probabilities [rows, P, P].
     threshold
         The least probability that is tumour, on the series' own grid.
-    sequence
-        Of NIfTI, the sequence whose grid and orientation the volumes get.
+    options
+        The first of its `channels` is the NIfTI sequence whose grid and orientation the volumes get.
     """
     files, places = list_series_files(series, output), images.frame[["x", "y", "size"]].astype(int).to_numpy().tolist()
     probability = np.empty((len(images), *shape), np.float32)
     for rows, values in batches:
         for row, stored in zip(rows, values, strict=True):
             probability[row] = place_slice(stored, places[row], shape)
-    masks = probability >= threshold
+    masks, removed = remove_small(probability >= threshold, options.min_voxels)
     if series.sequences:
-        reference = Path(str(series.sequences[sequence]))
+        reference = Path(str(series.sequences[options.channels[0]]))
         write_planes(masks.astype(np.uint8), reference, files["mask"])
         write_planes(probability, reference, files["probability"])
     else:
@@ -87,7 +88,10 @@ def write_series(
             Image.fromarray(mask * np.uint8(255)).save(files[int(number)], "TIFF")
         tifffile.imwrite(files["probability"], probability, photometric="minisblack", compression="deflate")
     _draw_sheet(images, places, masks).save(files["picture"], "PNG")
-    return list(files.values())
+    return list(files.values()), (
+        f"tumour in {masks.any(axis=(1, 2)).sum()} of {len(masks)} slices, {masks.sum()} voxels; {removed} regions "
+        f"below {options.min_voxels} voxels left out"
+    )
 
 
 def _draw_sheet(images: Images, places: list[list[int]], masks: np.ndarray) -> Image.Image:

@@ -109,19 +109,29 @@ class Segmenter(nn.Module):
         Without it the convolutional path is alone.
     gene_encoder : GeneEncoder or None
         Without it the images are alone.
+    neighbours : int
+        Neighbouring slices on either side that the convolutional path sees beside each slice.
+    average_flips : bool
+        Whether `predict` averages an image and its mirror image.
     """
 
     # What config.json says of a model that was read from a folder.
     description: Any
 
     def __init__(
-        self, channels: list[int], image_encoder: ImageEncoder | None = None, gene_encoder: GeneEncoder | None = None
+        self,
+        channels: list[int],
+        image_encoder: ImageEncoder | None = None,
+        gene_encoder: GeneEncoder | None = None,
+        neighbours: int = 0,
+        average_flips: bool = False,
     ) -> None:
         super().__init__()
+        self.neighbours, self.average_flips = neighbours, average_flips
         self.image_encoder = image_encoder
         self.gene_encoder = gene_encoder
         first, deepest = channels[0], channels[-1]
-        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, padding=1), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3 * (1 + 2 * neighbours), first, 3, padding=1), nn.ReLU())
         self.down = nn.ModuleList(_convolutions(a, b) for a, b in pairwise(channels))
         if image_encoder is not None:
             self.from_vit = nn.Conv2d(image_encoder.map_dim, deepest, 1)
@@ -145,12 +155,21 @@ class Segmenter(nn.Module):
         """Encode the genes and segment: see `segment`, with `values` [patients, genes] for raw profiles."""
         return self.segment(images, self.encode_genes(values, gene_dropout), patient, present)
 
+    def predict(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
+        """Return the tumour probability of every pixel, float32 [images, height, width]; arguments as of `segment`."""
+        probability = self.segment(images, genes, patient, present).float().sigmoid()
+        if not self.average_flips:
+            return probability
+        mirrored = self.segment(images.flip(-1), genes, patient, present).float().sigmoid().flip(-1)
+        return (probability + mirrored) / 2
+
     def segment(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
         """Return the logits of every pixel.
 
         Parameters
         ----------
-        images : Tensor, [images, 3, height, width], 0..1; the edges divisible by 2 to the number of halvings
+        images : Tensor, [images, 3 (1 + 2 neighbours), height, width], 0..1
+            The slice itself comes first; the edges are divisible by 2 to the number of halvings.
         genes : Tensor, [patients, tokens, gene dim], or None
             Output of `encode_genes` for the patients of the batch.
         patient : Tensor, [images], int64
@@ -168,7 +187,7 @@ class Segmenter(nn.Module):
             skips.append(x)
             x = block(F.avg_pool2d(x, 2))
         if self.image_encoder is not None:
-            context = self.from_vit(self.image_encoder.feature_map(images))
+            context = self.from_vit(self.image_encoder.feature_map(images[:, :3]))
             x = x + F.interpolate(context, size=x.shape[-2:], mode="bilinear", align_corners=False)
         if genes is not None:
             tokens = self.fusion(x.flatten(2).transpose(1, 2), genes[patient], present[patient])

@@ -13,7 +13,8 @@ from mgi.codecs import decode_image
 
 JPEG = 7
 MAX_STORED_TILE_PX = 4096 * 4096
-CACHED_PX = 2**25
+# The stored tiles under one row of tiles, of which the next reads some again: 60,000 px wide, four rows of 256 px.
+CACHED_PX = 2**26
 SAMPLE_PX = 256
 RGB = 2
 COMPONENTS = 3

@@ -1,6 +1,7 @@
 """Slides as OpenSlide reads them: opened, their physical size resolved, and read at any scale."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -19,9 +20,11 @@ MAX_STORED_TILE_PX = 8192 * 8192
 # Even blank tiles take a byte for every 64 pixels as JPEG, for every 350 as deflate.
 MAX_PX_PER_BYTE = 4000
 BLOCK_PX = 2048
+THREADS = 2
 # A level that is a hair too coarse, as 4.0003 for 4, is the level meant.
 LEVEL_TOLERANCE = 1.01
 OPAQUE = 255
+CACHE_BYTES = 2**27
 # How much coarser than the tiles level 0 may be.
 MAX_UPSAMPLING = 1.25
 MAX_ANISOTROPY = 0.05
@@ -70,6 +73,7 @@ def open_slide(path: Path) -> Iterator[Slide | Picture]:
     except openslide.OpenSlideUnsupportedFormatError as error:
         yield _open_picture(path, error)
         return
+    slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
     with slide, open(path, "rb") as file:
         check_header(slide, path)
         slide.native = open_native(path, slide, file.fileno())
@@ -234,11 +238,16 @@ def read_downsampled(slide: Slide | Picture, scale: float, beat: Callable[[], No
     across, down = slide.dimensions[0] / width, slide.dimensions[1] / height
     step = max(1, int(BLOCK_PX * slide.level_downsamples[level] / scale))
     pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            bottom, right = min(top + step, height), min(left + step, width)
-            box = (left * across, top * down, right * across, bottom * down)
-            region = read_region(slide, level, box)
-            pixels[top:bottom, left:right] = region.resample(box, (right - left, bottom - top), Image.Resampling.BOX)
+
+    def read_block(corner: tuple[int, int]) -> None:
+        top, left = corner
+        bottom, right = min(top + step, height), min(left + step, width)
+        box = (left * across, top * down, right * across, bottom * down)
+        region = read_region(slide, level, box)
+        pixels[top:bottom, left:right] = region.resample(box, (right - left, bottom - top), Image.Resampling.BOX)
+
+    corners = [(top, left) for top in range(0, height, step) for left in range(0, width, step)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in threads.map(read_block, corners):
             beat()
     return pixels

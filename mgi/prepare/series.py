@@ -111,6 +111,24 @@ def open_series(folder: Path, case_id: str) -> Series:
                 Series(folder.name, case_id, folder))  # fmt: skip
 
 
+def open_named(folder: Path | str, name: str) -> Series:
+    """Return the series of that name in a folder of series.
+
+    Raises
+    ------
+    CohortError
+        If it has no such series, or is a zip.
+    """
+    if not Path(folder).is_dir():
+        raise CohortError(f"{folder} is a zip, from which no single series is read: unpack it")
+    found = {series.source_id: series for series in find_series(folder)}
+    if name not in found:
+        raise CohortError(f"{folder} has no series '{name}'; it has {first_few(found)}")
+    files = found[name].sequences
+    place = Path(str(next(iter(files.values())))).parent if files else found[name].folder
+    return Series(name, found[name].case_id, place, files)
+
+
 def _case_of(name: str) -> str:
     match = TCGA_SERIES.match(name)
     return "-".join(match.groups()) if match else name

@@ -18,7 +18,6 @@ from mgi.prepare.pictures import Picture
 from mgi.prepare.tissue import REASONS
 
 LANCZOS_RADIUS = 3
-THREADS = 2
 # Rows and columns of a grid are fewer: a slide has 2 ** 20 pixels at most.
 PLACE_BITS = 20
 ROWS_AT_ONCE = 8
@@ -153,7 +152,7 @@ def iterate_tiles(
 
     rows, columns = np.nonzero(kept)
     places = list(zip(grid.x[columns].tolist(), grid.y[rows].tolist(), grid.tissue[kept].tolist(), strict=True))
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(reader.THREADS) as threads:
         waiting: deque[Future[list[dict[str, Any]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):
             task = places[start : start + TILES_PER_TASK]

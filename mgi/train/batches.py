@@ -6,6 +6,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
@@ -89,9 +90,57 @@ class Augmentation(NamedTuple):
         return moved
 
     def apply(self, images: np.ndarray) -> np.ndarray:
-        """Return images, uint8 [batch, height, width, 3], turned, flipped and of changed intensities."""
+        """Return images, uint8 [batch, height, width, 3 planes], turned, flipped and of changed intensities."""
         images = self.move(images)
         for image, gain in zip(images, self.gains, strict=True):
             if (gain != 1).any():
-                image[:] = np.clip(image * gain, 0, 255).astype(np.uint8)
+                planes = image.shape[2] // len(gain)
+                image[:] = np.clip(image * np.tile(gain, planes), 0, 255).astype(np.uint8)
         return images
+
+
+class Warp(NamedTuple):
+    """A rotation, zoom and change of contrast of each image of a batch.
+
+    Attributes
+    ----------
+    angles : float ndarray, [batch]
+        Radians, about the centre.
+    zooms : float ndarray, [batch]
+        Factor by which the image is enlarged.
+    gammas : float ndarray, [batch]
+        Exponent of the intensities.
+    """
+
+    angles: np.ndarray
+    zooms: np.ndarray
+    gammas: np.ndarray
+
+    @classmethod
+    def draw(cls, count: int, rotation: float, zoom: float, gamma: float, random: np.random.Generator) -> Self:
+        """Draw the warps of `count` images: up to `rotation` degrees, and factors of up to 1 + zoom and 1 + gamma."""
+        angles = np.deg2rad(rotation) * random.uniform(-1, 1, count)
+        zooms, gammas = ((1 + largest) ** random.uniform(-1, 1, count) for largest in (zoom, gamma))
+        return cls(angles, zooms, gammas)
+
+    def share(self, part: slice) -> Self:
+        """Return the warps of some images of the batch."""
+        return type(self)(self.angles[part], self.zooms[part], self.gammas[part])
+
+    def apply(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Warp images, float32 [batch, channels, height, width] in 0..1, and masks, [batch, height, width].
+
+        What comes from outside of an image is 0.
+        """
+        if (self.angles != 0).any() or (self.zooms != 1).any():
+            sine, cosine = np.sin(self.angles) / self.zooms, np.cos(self.angles) / self.zooms
+            zero = np.zeros_like(sine)
+            matrices = np.stack([cosine, -sine, zero, sine, cosine, zero], axis=1).reshape(-1, 2, 3)
+            places = torch.from_numpy(matrices).to(images)
+            grid = F.affine_grid(places, list(images.shape), align_corners=False)
+            images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+            moved = F.grid_sample(masks[:, None].to(images), grid, mode="nearest", align_corners=False)
+            masks = moved[:, 0].to(masks.dtype)
+        if (self.gammas != 1).any():
+            images = images ** torch.from_numpy(self.gammas).to(images)[:, None, None, None]
+        return images, masks

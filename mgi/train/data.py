@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,30 @@ class Images:
             listed = ", ".join(f"{width} x {height}" for width, height in sizes)
             raise ImageTableError(f"images of different sizes in one table: {listed} px; tile or import them alike")
         return np.stack(images)
+
+    def load_stacks(self, rows: np.ndarray, neighbours: int, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+        """Decode images beside their neighbouring slices to uint8 [rows, height, width, 3 (1 + 2 neighbours)].
+
+        The slice itself comes first, then those 1, 2, ... below and above it. Where a series has no such slice, the
+        slice itself stands in.
+        """
+        if not neighbours:
+            return self.load(rows, pool)
+        offsets = [sign * distance for distance in range(1, neighbours + 1) for sign in (-1, 1)]
+        places = np.stack([rows, *(self._find_neighbours(rows, offset) for offset in offsets)], axis=1)
+        needed, inverse = np.unique(places, return_inverse=True)
+        planes = self.load(needed, pool)[inverse.reshape(places.shape)]  # [rows, planes, height, width, 3]
+        return np.concatenate([planes[:, plane] for plane in range(planes.shape[1])], axis=-1)
+
+    def _find_neighbours(self, rows: np.ndarray, offset: int) -> np.ndarray:
+        """Return the row of the slice at `offset` from each, or its own."""
+        sources, z = self.frame.source_id.to_numpy(), self.frame.z.to_numpy()
+        return np.array([self._slices.get((sources[row], z[row] + offset), row) for row in rows], dtype=np.int64)
+
+    @cached_property
+    def _slices(self) -> dict[tuple[str, int], int]:
+        """Row of each slice by source_id and z."""
+        return {key: row for row, key in enumerate(zip(self.frame.source_id, self.frame.z, strict=True))}
 
     def load_masks(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
         """Decode masks, by the threads of `pool` where given, to uint8 [rows, height, width], 0 or 1."""

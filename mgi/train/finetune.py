@@ -17,7 +17,7 @@ from mgi.model.alignment import Aligner
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
 from mgi.train import checkpoint
-from mgi.train.batches import Ahead, Augmentation, to_tensor
+from mgi.train.batches import Ahead, Augmentation, Warp, to_tensor
 from mgi.train.data import Images, iterate_images, read_images, read_roles
 from mgi.train.description import SegmenterDescription
 from mgi.train.device import Place, prepare_torch
@@ -160,13 +160,13 @@ class ImageBatches:
 
     def loss(self, model: Segmenter, step: int) -> Tensor:
         """Return the loss of one step's batch."""
-        rows, pictures, masks, dropped = self._ahead(step)
+        rows, pictures, masks, dropped, warp = self._ahead(step)
         cases, patient = np.unique(self.case_ids[rows], return_inverse=True)
         values, present = self.profiles.of(cases.tolist())
         present &= torch.from_numpy(~np.isin(cases, dropped))
         device = self.place.device
-        inputs = to_tensor(pictures, device).contiguous(memory_format=torch.channels_last)
-        labels = torch.from_numpy(masks).to(device)
+        inputs, labels = warp.apply(to_tensor(pictures, device), torch.from_numpy(masks).to(device))
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.place.autocast():
             logits = model(
                 inputs,
@@ -183,8 +183,8 @@ class ImageBatches:
         # The loss of no pixel at all is 0, not the mean of nothing.
         return dice_cross_entropy(logits[counted], target[counted]) if counted.any() else 0 * logits.sum()
 
-    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Draw rows, decode and augment their images and masks, and draw the patients without a profile in this step.
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Warp]:
+        """Draw rows, decode and augment their images and masks, and draw the patients without a profile, and warps.
 
         All processes draw the same, and each returns its share.
         """
@@ -197,11 +197,13 @@ class ImageBatches:
         augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
         cases = np.unique(self.case_ids[rows])
         dropped = cases[random.random(len(cases)) < options.patient_dropout]
+        warp = Warp.draw(len(rows), options.rotation, options.zoom, options.gamma, random)
         own = self.ranks.share(len(rows))
-        images, masks = self.images.load(rows[own], self._pool), self.images.load_masks(rows[own], self._pool)
+        images = self.images.load_stacks(rows[own], options.neighbours, self._pool)
+        masks = self.images.load_masks(rows[own], self._pool)
         masks[self.images.load_ignore(rows[own], self._pool)] = IGNORED
         augmentation = augmentation.share(own)
-        return rows[own], augmentation.apply(images), augmentation.move(masks), dropped
+        return rows[own], augmentation.apply(images), augmentation.move(masks), dropped, warp.share(own)
 
     @staticmethod
     def _draw_rows(pool: list[np.ndarray], count: int, random: np.random.Generator) -> np.ndarray:

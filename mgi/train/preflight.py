@@ -68,8 +68,8 @@ def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vi
         )
     with _naming(where), torch.device("meta"):
         genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
-        model = Segmenter(variant.channels, vit if variant.vit else None, genes)
-        images = torch.empty(1, 3, image_px, image_px)
+        model = Segmenter(variant.channels, vit if variant.vit else None, genes, variant.neighbours)
+        images = torch.empty(1, 3 * (1 + 2 * variant.neighbours), image_px, image_px)
         tokens = None if genes is None else torch.empty(1, 1, genes.dim)
         model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
 

@@ -100,7 +100,9 @@ def predict_probabilities(
         rows = order[start : start + BATCH]
         cases, patient = np.unique(case_ids[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
-        inputs = to_tensor(images.load(rows), place.device).contiguous(memory_format=torch.channels_last)
+        inputs = to_tensor(images.load_stacks(rows, model.neighbours), place.device).contiguous(
+            memory_format=torch.channels_last
+        )
         with place.autocast():
             # The patient of the last batch may go on in this one; those before it are done with.
             tokens = {
@@ -109,8 +111,10 @@ def predict_probabilities(
             }
             encoded = [token for token in tokens.values() if token is not None]
             genes = torch.cat(encoded) if encoded else None
-            logits = model.segment(inputs, genes, torch.from_numpy(patient).to(place.device), present.to(place.device))
-        yield rows, logits.float().sigmoid().cpu().numpy()
+            probability = model.predict(
+                inputs, genes, torch.from_numpy(patient).to(place.device), present.to(place.device)
+            )
+        yield rows, probability.cpu().numpy()
 
 
 def score(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from mgi.errors import (
     MissingPackageError,
     SlideError,
 )
-from mgi.evaluate import overlay, regions
+from mgi.evaluate import external, overlay, regions
 from mgi.evaluate import predict as stage
 from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.masks import stitch
@@ -132,6 +133,24 @@ def test_genes_matter_to_external_validation_and_may_be_absent(cohort, finetuned
         pq.read_table(tmp_path / name / "predictions.parquet")["prediction"] for name in ("with", "without")
     )
     assert first != second
+
+
+def test_shuffled_genes_are_another_cases_own(cohort, finetuned, tmp_path, monkeypatch):
+    tables, seen = [cohort.folder / "images" / "all.parquet"], []
+    write = external.write_predictions
+    monkeypatch.setattr(
+        external, "write_predictions", lambda model, parts, profiles, *rest: seen.append(profiles) or write(
+            model, parts, profiles, *rest
+        )
+    )  # fmt: skip
+    for number, options in enumerate(({}, {"shuffle_genes": True}, {"shuffle_genes": True, "seed": 1})):
+        evaluate_tables(finetuned, tables, cohort.expression, tmp_path / str(number), 100, **options)
+    own, *others = [[profiles.row[case] for case in sorted(profiles.row)] for profiles in seen]
+    for other in others:
+        assert sorted(other) == sorted(own) and all(a != b for a, b in zip(other, own, strict=True))
+    assert others[0] != others[1]
+    with pytest.raises(CohortError, match="shuffling needs the profiles of at least two of the cases"):
+        evaluate_tables(finetuned, tables, None, tmp_path / "none", 100, shuffle_genes=True)
 
 
 def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_path):
@@ -324,8 +343,14 @@ def test_slide_prediction_writes_mask_outlines_and_picture(
     # 100 microns at 0.5 to a pixel.
     assert max(len(run) for row in runs for run in row) == pytest.approx(200, abs=1)
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
-        f"{name}.geojson", f"{name}.png", f"{name}_mask.tiff"
+        f"{name}.geojson", f"{name}.png", f"{name}.tiff", f"{name}_mask.tiff"
     ]  # fmt: skip
+    with openslide.OpenSlide(tmp_path / "out" / "probability" / f"{name}.tiff") as pyramid:
+        assert pyramid.dimensions == mask.shape[::-1]
+        assert pyramid.level_count > 1 or max(mask.shape) <= 256
+        shades = np.asarray(pyramid.read_region((0, 0), 0, pyramid.dimensions))[..., 0]
+    # Certain where the square is, nothing outside of all tiles.
+    assert ((shades >= 128) == mask).mean() > 0.97 and shades.max() == 255 and shades.min() == 0
 
 
 def test_slide_without_tumour_has_an_empty_mask_and_no_outline(of_slides, tmp_path, sees_dark):
@@ -381,7 +406,7 @@ def test_batches_may_come_in_any_order(slide):
     random = np.random.default_rng(0)
     tiles = random.random((4, 16, 16)).astype(np.float32)
     batches = ((rows, tiles[rows]) for rows in (np.array([3, 1]), np.array([0, 2])))
-    plane, pixel = regions.assemble_plane(frame, batches, 16, 0.5)
+    plane, _, pixel = regions.assemble_plane(frame, batches, 16, 0.5)
     assert pixel == 2.0
     np.testing.assert_array_equal(plane, stitch(tiles, frame.x.to_numpy(), frame.y.to_numpy(), 32) >= 0.5)
 
@@ -513,6 +538,14 @@ def test_several_images_go_on_after_a_failure_and_where_they_stopped(of_slides, 
     assert (tmp_path / "out" / f"{good.stem}.geojson").exists()
     with pytest.raises(CohortError, match="1 case ids for 2 images"):
         predict(of_slides, [slide, good], tmp_path / "out", expression=tmp_path / "e", case_id=["A"])
+
+
+def test_rejects_two_images_of_one_name(of_slides, slide, sees_dark, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(slide, tmp_path / "other")
+    with pytest.raises(ConfigError, match="have one name: segment them one by one, each with its own --output"):
+        predict(of_slides, [slide, tmp_path / "other" / slide.name], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_specks_below_the_smallest_area_are_left_out(of_slides, tmp_path, sees_dark):

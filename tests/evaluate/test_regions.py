@@ -30,7 +30,7 @@ def test_overlapping_tiles_leave_no_seams() -> None:
     wrong = {}
     for overlap in (0.0, 0.5):
         frame, tiles = tiles_of(field, 32, round(32 * (1 - overlap)), corner=100)
-        region, pixel = regions.assemble_plane(frame, iter([(np.arange(len(tiles)), tiles)]), 32, 0.5, overlap)
+        region, _, pixel = regions.assemble_plane(frame, iter([(np.arange(len(tiles)), tiles)]), 32, 0.5, overlap)
         assert region.shape == (256, 256) and pixel == 2.0
         wrong[overlap] = (region != (field >= 0.5))[:, 32:].mean()
     assert wrong[0.0] > 0.02 and wrong[0.5] < wrong[0.0] / 3
@@ -39,12 +39,13 @@ def test_overlapping_tiles_leave_no_seams() -> None:
 def test_blended_plane_averages_by_weight_and_leaves_gaps_empty() -> None:
     frame = pd.DataFrame({"x": [0, 4, 40], "y": [0, 0, 0], "size": 8.0})
     tiles = np.stack([np.full((8, 8), 0.9), np.full((8, 8), 0.3), np.full((8, 8), 0.9)]).astype(np.float32)
-    region, _ = regions.assemble_plane(
+    region, probability, _ = regions.assemble_plane(
         frame, iter([(np.array([2, 0]), tiles[[2, 0]]), (np.array([1]), tiles[[1]])]), 8, 0.6, 0.5
     )
     # Between 4 and 8 the two weigh the same in the middle, at 6; left of it the first weighs more.
     assert region[0].tolist() == [True] * 6 + [False] * 34 + [True] * 8
-    averaged, pixel = regions.assemble_plane(frame.iloc[:2], iter([(np.array([0, 1]), tiles[:2])]), 8, 0.6, 0.5)
+    assert probability[0, [0, 20]].tolist() == pytest.approx([0.9, 0]) and 0.3 < probability[0, 6] < 0.9
+    averaged, _, pixel = regions.assemble_plane(frame.iloc[:2], iter([(np.array([0, 1]), tiles[:2])]), 8, 0.6, 0.5)
     assert pixel == 1.0 and averaged.shape == (8, 12)
 
 
@@ -52,7 +53,7 @@ def test_large_plane_is_averaged_to_whole_steps(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(regions, "MAX_PLANE_PX", 30)
     frame = pd.DataFrame({"x": [0, 16, 32, 48], "y": [0, 0, 0, 0], "size": 32.0})
     tiles = np.ones((4, 32, 32), np.float32)
-    region, pixel = regions.assemble_plane(frame, iter([(np.arange(4), tiles)]), 32, 0.5, 0.5)
+    region, _, pixel = regions.assemble_plane(frame, iter([(np.arange(4), tiles)]), 32, 0.5, 0.5)
     assert region.all() and region.shape == (8, 20) and pixel == 4.0
 
 

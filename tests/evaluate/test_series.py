@@ -98,6 +98,21 @@ def test_slice_is_placed_where_it_was_cut():
     assert beyond[30:, :16].all() and beyond.sum() == 160
 
 
+def test_small_regions_of_a_series_are_left_out(model, sees_bright, tmp_path, caplog):
+    volumes = brain(32, 32, 6)
+    for key in ("t1", "t1ce", "t2", "flair"):
+        volumes[key] = np.where(volumes["seg"] > 0, 503, volumes[key])
+    volumes["flair"][8:12, 8:12, 1:3] = 900  # 32 voxels through two slices
+    volumes["flair"][20:24, 20:24, 5] = 900  # 16 in one
+    write_nifti(tmp_path / "scan", "a", volumes)
+    for min_voxels, slices in ((0, [1, 2, 5]), (20, [1, 2]), (40, [])):
+        with caplog.at_level("INFO", logger="mgi"):
+            predict(model, tmp_path / "scan", tmp_path / str(min_voxels), options=PredictOptions(min_voxels=min_voxels))
+        mask = np.asarray(nib.load(tmp_path / str(min_voxels) / "a_seg.nii.gz").dataobj)
+        assert np.flatnonzero(mask.any(axis=(0, 1))).tolist() == slices
+    assert "tumour in 2 of 6 slices, 32 voxels; 1 regions below 20 voxels left out" in caplog.text
+
+
 def test_large_montage_is_reduced(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "MAX_SHEET_PX", 100)
     png = tmp_path / "a.png"
@@ -121,6 +136,13 @@ def test_rejects_folder_of_several_series_and_lacking_sequences(model, tmp_path)
     predict(model, tmp_path / "few", tmp_path / "out", options=PredictOptions(channels=["t1", "flair", "t2"]))
     with pytest.raises(ConfigError, match="is there already and would be overwritten"):
         predict(model, tmp_path / "few", tmp_path / "out", options=PredictOptions(channels=["t1", "flair", "t2"]))
+
+
+def test_rejects_two_scans_of_one_name(model, tmp_path):
+    for folder in ("one", "two"):
+        write_nifti(tmp_path / folder, "a", brain())
+    with pytest.raises(ConfigError, match="have one name"):
+        predict(model, [tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
 def test_case_without_profile_is_refused_or_segmented_by_its_images_alone(model, cohort, tmp_path, caplog):

@@ -207,3 +207,30 @@ def test_null_profile_starts_as_nothing_and_stands_in_for_missing_genes_only():
         fusion.absent.normal_()
         after = fusion(tokens, genes, present)
     assert after[0].equal(before[0]) and not after[1].equal(before[1])
+
+
+def test_prediction_is_the_mean_over_an_image_and_its_mirror_image():
+    model, (images, values, patient, present) = segmenter(), batch()
+    genes = model.encode_genes(values)
+    plain = model.segment(images, genes, patient, present).sigmoid()
+    mirrored = model.segment(images.flip(3), genes, patient, present).sigmoid().flip(2)
+    assert torch.equal(model.predict(images, genes, patient, present), plain)
+    model.average_flips = True
+    assert torch.allclose(model.predict(images, genes, patient, present), (plain + mirrored) / 2)
+    assert not torch.allclose(plain, mirrored)
+
+
+def test_neighbours_are_seen_by_the_convolutions_and_not_by_the_vit():
+    torch.manual_seed(0)
+    vit = ImageEncoder("vit_tiny_patch16_224", 32, TINY_VIT)
+    model = Segmenter([8, 16, 24], vit, neighbours=1).eval()
+    seen: list[torch.Tensor] = []
+    vit.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    vit.feature_map, own = lambda images: seen.append(images) or own(images), vit.feature_map
+    images = torch.rand(2, 9, 32, 32)
+    rest = (None, torch.zeros(2, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
+    first = model.segment(images, *rest)
+    changed = images.clone()
+    changed[:, 3:] = 0
+    assert not torch.allclose(model.segment(changed, *rest), first)
+    assert all(torch.equal(given, images[:, :3]) for given in seen) and seen

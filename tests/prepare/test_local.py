@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from mgi.config import TileOptions
 from mgi.errors import MissingInputError, SlideError
 from mgi.prepare.local import list_local_slides, read_mpp_table
+from mgi.prepare.slides import tile_slides
+from tests.acquire import dicom
 
 
 @pytest.fixture
@@ -115,3 +120,14 @@ def test_folder_of_dicom_files_is_one_slide(folder):
     assert list_local_slides(folder / "slides.csv") == [replace(slide, case_id="7")]
     with pytest.raises(SlideError, match="2 DICOM files"):
         list_local_slides(series)
+
+
+def test_folder_of_dicom_files_is_tiled_by_its_name(tmp_path):
+    folder = tmp_path / "slides" / "S3.1"
+    folder.mkdir(parents=True)
+    dicom.write_slide(folder / "1.2.3.dcm", np.full((128, 192, 3), (200, 110, 175), np.uint8), "any", "1.2.826.1")
+    (slide,) = list_local_slides(tmp_path / "slides")
+    options = TileOptions(mpp=0.5, tile_px=64)
+    tile_slides([slide.path], [slide.case_id], tmp_path / "t.parquet", options, names=[slide.source_id])
+    tiles = pq.read_table(tmp_path / "t.parquet", columns=["case_id", "source_id"]).to_pylist()
+    assert tiles == [{"case_id": "S3.1", "source_id": "S3.1"}] * 6

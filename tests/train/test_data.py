@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mgi.codecs import encode_png
 from mgi.errors import CohortError, ImageTableError
 from mgi.tables import write_table
-from mgi.train.batches import Ahead, Augmentation
+from mgi.train.batches import Ahead, Augmentation, Warp
 from mgi.train.data import read_images, read_roles
 from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
@@ -169,3 +170,53 @@ def test_images_are_decoded_alike_by_several_threads(cohort):
         assert (images.load(rows, pool) == images.load(rows)).all()
         assert (images.load_masks(rows, pool) == images.load_masks(rows)).all()
         assert (images.load_ignore(rows, pool) == images.load_ignore(rows)).all()
+
+
+def test_stack_has_the_neighbours_of_the_same_series(cohort):
+    images = read_images(cohort.sources, set(CASES[:2]))
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    images.frame = images.frame.iloc[shuffled].reset_index(drop=True)
+    images.encoded = [images.encoded[row] for row in shuffled]
+    by_place = {
+        key: images.load(np.array([row]))[0]
+        for row, key in enumerate(zip(images.frame.source_id, images.frame.z, strict=True))
+    }
+    stacks = images.load_stacks(np.arange(len(images)), 2)
+    assert stacks.shape == (len(images), PX, PX, 15)
+    for stack, (source, z) in zip(stacks, by_place, strict=True):
+        for plane, offset in enumerate([0, -1, 1, -2, 2]):
+            expected = by_place.get((source, z + offset), by_place[source, z])
+            assert (stack[..., 3 * plane : 3 * plane + 3] == expected).all()
+
+
+def test_gain_is_the_same_for_every_slice_of_a_stack():
+    stack = np.tile(np.full((1, 4, 4, 3), 100, np.uint8), 3)
+    augmented = Augmentation.draw(1, "none", 0.5, np.random.default_rng(0)).apply(stack)
+    assert (augmented[..., :3] == augmented[..., 3:6]).all() and (augmented[..., :3] == augmented[..., 6:]).all()
+    assert len(np.unique(augmented)) == 3
+
+
+def test_warp_turns_and_enlarges_image_and_mask_alike():
+    images, masks = torch.zeros(1, 2, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    images[:, :, 28:36, 44:52], masks[:, 28:36, 44:52] = 1, 1  # 16 pixels to the right of the centre
+    half = Warp(np.array([np.pi / 2]), np.array([0.5]), np.array([1.0]))
+    warped, moved = half.apply(images, masks)
+    inside = moved[0].nonzero().float().mean(dim=0) + 0.5 - 32
+    assert moved.sum() == 16 and moved.dtype == torch.uint8  # half as wide and high
+    assert sorted(inside.abs().tolist()) == pytest.approx([0, 8], abs=0.6)  # a quarter turn, and half as far
+    assert ((warped[:, 0] > 0.5) == moved.bool()).float().mean() > 0.995
+
+
+def test_warp_of_nothing_changes_nothing():
+    images, masks = torch.rand(3, 9, 16, 16), torch.ones(3, 16, 16, dtype=torch.uint8)
+    same = Warp.draw(3, 0, 0, 0, np.random.default_rng(0)).apply(images, masks)
+    assert torch.equal(same[0], images) and torch.equal(same[1], masks)
+
+
+def test_warps_stay_within_their_limits():
+    warp = Warp.draw(4000, 15, 0.25, 0.5, np.random.default_rng(0))
+    assert np.abs(warp.angles).max() == pytest.approx(np.deg2rad(15), rel=0.01)
+    assert [warp.zooms.min(), warp.zooms.max()] == pytest.approx([0.8, 1.25], rel=0.01)
+    assert [warp.gammas.min(), warp.gammas.max()] == pytest.approx([1 / 1.5, 1.5], rel=0.01)
+    bright = Warp(np.zeros(1), np.ones(1), np.array([2.0])).apply(torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 4, 4))
+    assert bright[0].unique().tolist() == [0.25]

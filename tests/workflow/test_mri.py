@@ -54,3 +54,12 @@ def test_folder_without_a_series_is_refused_while_planning(imported):
     workflow, folder = imported
     folder.rename(workflow.directory / "elsewhere")
     assert "resources/kaggle_3m" in workflow.refusal("--dry-run")
+
+
+def test_series_is_predicted_by_its_name(imported):
+    workflow, folder = imported
+    jobs = workflow.planned(f"results/tcga-lgg-mri/predict/image-only/{NAME}")
+    (job,) = [job for job in jobs if job.rule == "predict"]
+    assert f"{folder.relative_to(workflow.directory)}, results/tcga-lgg-mri/finetune/image-only/all/" in job.text
+    refused = workflow.snakemake("--dry-run", "results/tcga-lgg-mri/predict/mgi/TCGA_CS_0000")
+    assert refused.returncode == 1 and f"has no series 'TCGA_CS_0000'; it has '{NAME}'" in refused.stdout

@@ -151,3 +151,16 @@ def test_report_has_figures_and_captions(tiny):
     for name in ("flow.png", "losses.png", "comparison.png", "overlays.png", "comparison.csv", "retrieval.csv"):
         assert name in text
     assert "A gain that survives shuffled genes" in text
+
+
+def test_batch_of_slides_is_segmented_by_the_model_of_all_patients(copy):
+    manifest = pd.read_parquet(copy.directory / "resources/gdc/TCGA-SIM/manifest.parquet")
+    slides = sorted(manifest[manifest.data_type == "Slide Image"].file_name.str.split(".").str[0])
+    batches = {path.name.split(".")[0] for path in (copy.directory / "results/tiny/images").glob("*.status.parquet")}
+    first = sorted(batches)[0]
+    copy.run(f"results/tiny/predict/mgi/{first}")
+    written = {path.stem for path in (copy.directory / "results/tiny/predict/mgi" / first).glob("*.geojson")}
+    assert len(written) == 6 and written < set(slides) and first in written
+    log = (copy.directory / "logs/tiny/predict/mgi" / f"{first}.log").read_text()
+    assert "the model in" in log and "was trained on" in log and "no expression table" not in log
+    assert "nothing to be done" in copy.run(f"results/tiny/predict/mgi/{first}").lower()

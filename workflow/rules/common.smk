@@ -6,6 +6,7 @@ from snakemake.logging import logger
 
 from mgi.errors import MGIError
 from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
 # Module and path variables of this workflow; while jobs are planned, Snakemake has those of the importing workflow.
@@ -175,10 +176,10 @@ def slides(wildcards):
 
 @refusing
 def slide_files(wildcards, input):
-    """The slides of a batch."""
+    """The slides of a batch; the folder of those that are fetched is the job's first input."""
     batch(wildcards)
     names = PLAN.slide_files(wildcards.source)
-    return [f"{input.slides}/{name}" for name in names] if CFG.fetches_slides else names
+    return [f"{input[0]}/{name}" for name in names] if CFG.fetches_slides else names
 
 
 @refusing
@@ -241,3 +242,24 @@ def encoders(wildcards):
     run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
     files = ("model.safetensors", "config.json") if name else ()
     return within_results(f"pretrain/{name}/{run}/{file}" for file in files)
+
+
+@refusing
+def images_to_predict(wildcards):
+    """The folder of a series, or the slides of a batch."""
+    return local(open_named(CFG.mri.folder, wildcards.source).folder) if CFG.mri else slides(wildcards)
+
+
+@refusing
+def files_to_predict(wildcards, input):
+    """The folder of a series, or each slide of a batch."""
+    return input.images if CFG.mri else slide_files(wildcards, input)
+
+
+@refusing
+def cases_to_predict(wildcards):
+    """The case of each image, as options; none where a variant reads no genes."""
+    if not PLAN.reads_genes(wildcards.variant):
+        return []
+    found = [open_named(CFG.mri.folder, wildcards.source).case_id] if CFG.mri else batch(wildcards).rows.case_id
+    return [f"--case-id={case_id}" for case_id in found]
