@@ -64,15 +64,17 @@ def yardstick(
 def retrieve(
     embeddings: Annotated[list[Path], typer.Argument(help="embeddings.parquet of each fold.")],
     output: Output,
+    splits: Annotated[Path | None, typer.Option(help="splits.parquet, for retrieval within each site.")] = None,
     options: Options = "{}",
     bootstrap_samples: BootstrapSamples = None,
     seed: BootstrapSeed = None,
 ) -> None:
     """Measure how often images find their own patient's genes and genes their images, beside chance."""
     chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
+    require_inputs(table_of_splits=splits)
     from mgi.evaluate.retrieval import retrieval_table
 
-    retrieval_table(embeddings, output, chosen)
+    retrieval_table(embeddings, output, chosen, splits)
 
 
 @app.command(

@@ -112,13 +112,17 @@ def write_embeddings(
     write_table(table, output)
 
 
-def retrieval_table(embeddings: list[Path], output: Path, options: EvaluateOptions | None = None) -> None:
+def retrieval_table(
+    embeddings: list[Path], output: Path, options: EvaluateOptions | None = None, splits: Path | None = None
+) -> None:
     """Measure retrieval in the shared space of every fold and write it as CSV.
 
     Rows: for each variant its folds and `all`, four directions and each k of `RANKS`. Directions: `image-to-gene`, each
     image among the genes of the fold's patients; `patient-to-gene`, a patient's images together among them;
     `gene-to-image`, each patient's genes among the images; `gene-to-patient`, among the patients. Columns: variant,
-    fold, direction and those of `measure`. `all` pools the queries of the folds, each in its own fold's gallery.
+    fold, gallery, direction and those of `measure`. `all` pools the queries of the folds, each in its own gallery. The
+    gallery is `all` or, where the splits name sites, `site`: the entries of the query's own tissue-source site, of
+    sites with two patients or more. Its chance is what knowing the site alone recalls.
 
     Parameters
     ----------
@@ -128,6 +132,8 @@ def retrieval_table(embeddings: list[Path], output: Path, options: EvaluateOptio
     output : Path
     options : EvaluateOptions or None
         Bootstrap samples and the seed of bootstrap and permutations.
+    splits : Path or None
+        splits.parquet, for the sites.
 
     Raises
     ------
@@ -136,36 +142,50 @@ def retrieval_table(embeddings: list[Path], output: Path, options: EvaluateOptio
     MissingInputError
         If a table is missing or lacks a column.
     """
-    options = options or EvaluateOptions()
-    found: dict[str, list[tuple[str, dict[str, Ranking]]]] = {}
+    options, site = options or EvaluateOptions(), _read_sites(splits)
+    found: dict[tuple[str, str], list[tuple[str, dict[str, list[Ranking]]]]] = {}
     for path in map(Path, embeddings):
         table = read_table(path, "embeddings", COLUMNS).to_pandas()
         for fold, vectors in table.groupby("fold"):
-            rankings = _rank_directions(vectors)
-            if rankings:
-                found.setdefault(path.absolute().parts[-3], []).append((str(fold), rankings))
+            parts = {"all": [vectors], "site": [part for _, part in vectors.groupby(vectors.case_id.map(site))]}
+            for gallery, tables in parts.items():
+                rankings = _rank_directions(tables, least=2 if gallery == "site" else 1)
+                if rankings:
+                    found.setdefault((path.absolute().parts[-3], gallery), []).append((str(fold), rankings))
     if not found:
         raise CohortError(f"no case has both images and genes in {', '.join(map(str, embeddings))}")
     rows: list[dict[str, object]] = []
-    for variant, folds in found.items():
+    for (variant, gallery), folds in found.items():
         groups = [(fold, [rankings]) for fold, rankings in folds]
         groups.append(("all", [rankings for _, rankings in folds]))
         for fold, every in groups:
             for direction in every[0]:
-                measured = measure([one[direction] for one in every], options.bootstrap_samples, options.seed)
-                rows += [{"variant": variant, "fold": fold, "direction": direction, **row} for row in measured]
+                pooled = [ranking for one in every for ranking in one[direction]]
+                where = {"variant": variant, "fold": fold, "gallery": gallery, "direction": direction}
+                rows += [{**where, **row} for row in measure(pooled, options.bootstrap_samples, options.seed)]
     write_csv(pd.DataFrame(rows), output, "%.6g")
 
 
-def _rank_directions(table: pd.DataFrame) -> dict[str, Ranking]:
-    """Rank the gallery of every direction in one fold's embeddings; nothing where no case has images and genes."""
-    spaces = {kind: _read_vectors(table[table["kind"] == kind]) for kind in ("image", "patient", "gene")}
-    if not np.isin(spaces["gene"][1], spaces["image"][1]).any():
+def _read_sites(splits: Path | None) -> dict[str, str]:
+    """Return the tissue-source site of each case that has one."""
+    if splits is None:
         return {}
-    return {
-        f"{query}-to-{answer}": rank_queries(spaces[query][0], spaces[answer][0], spaces[query][1], spaces[answer][1])
-        for query, answer in DIRECTIONS
-    }
+    table = read_table(splits, "table of splits", ["case_id", "site"]).to_pandas()
+    return dict(table[["case_id", "site"]].dropna().itertuples(index=False))
+
+
+def _rank_directions(tables: list[pd.DataFrame], least: int) -> dict[str, list[Ranking]]:
+    """Rank the gallery of every direction in each table with `least` patients who have images and genes."""
+    found: dict[str, list[Ranking]] = {}
+    for table in tables:
+        spaces = {kind: _read_vectors(table[table["kind"] == kind]) for kind in ("image", "patient", "gene")}
+        if len(np.intersect1d(spaces["gene"][1], spaces["image"][1])) < least:
+            continue
+        for query, answer in DIRECTIONS:
+            (queries, query_cases), (gallery, gallery_cases) = spaces[query], spaces[answer]
+            ranking = rank_queries(queries, gallery, query_cases, gallery_cases)
+            found.setdefault(f"{query}-to-{answer}", []).append(ranking)
+    return found
 
 
 def _read_vectors(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

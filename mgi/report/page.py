@@ -211,7 +211,7 @@ def _retrieval_table(path: Path) -> Table | None:
     if not path.exists():
         return None
     table = read_csv(path, "the retrieval")
-    pooled = table[(table["fold"].astype(str) == "all") & (table["k"] == 1)]
+    pooled = table[(table["fold"].astype(str) == "all") & (table["gallery"] == "all") & (table["k"] == 1)]
     rows = [
         [row.variant, row.direction, f"{row.recall:.3f}", format_interval(row.low, row.high),
          f"{row.chance:.3f}", format_p_value(row.p_value), f"{row.median_rank:g}", f"{row.hubness:.2f}",

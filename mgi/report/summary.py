@@ -110,7 +110,9 @@ def explain_comparison(comparison: pd.DataFrame) -> list[str]:
 
 
 def _retrieval(retrieval: pd.DataFrame) -> Table:
-    pooled = retrieval[(retrieval["fold"].astype(str) == "all") & (retrieval["k"] == 1)]
+    pooled = retrieval.query("gallery == 'all' and k == 1").pipe(
+        lambda table: table[table["fold"].astype(str) == "all"]
+    )
     table = Table(title="Retrieval among a fold's test patients, recall@1", title_justify="left")
     table.add_column("pre-training", no_wrap=True)
     table.add_column("direction", no_wrap=True)

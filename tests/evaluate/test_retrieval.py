@@ -180,6 +180,23 @@ def test_table_pools_folds_by_their_queries(tmp_path: Path) -> None:
     assert pooled["n_gallery"] == 9
 
 
+def test_gallery_of_a_site_holds_its_own_patients(tmp_path: Path) -> None:
+    images, genes, image_cases, gene_cases = shared_space(np.random.default_rng(4), patients=9, noise=2.0)
+    sites = dict(zip(gene_cases, ["A"] * 4 + ["B"] * 3 + ["C", None], strict=True))
+    pd.DataFrame({"case_id": list(sites), "site": list(sites.values())}).to_parquet(tmp_path / "splits.parquet")
+    path = write_space(tmp_path / "mgi/fold0/e.parquet", 0, (images, genes, image_cases, gene_cases))
+    retrieval_table([path], tmp_path / "retrieval.csv", splits=tmp_path / "splits.parquet")
+    table = pd.read_csv(tmp_path / "retrieval.csv").query("fold == 'all' and k == 1 and direction == 'image-to-gene'")
+    table = table.set_index("gallery")
+    hits = []
+    for site in "AB":
+        own, members = ([sites[case] == site for case in cases] for cases in (image_cases, gene_cases))
+        hits += (rank_queries(images[own], genes[members], image_cases[own], gene_cases[members]).rank < 1).tolist()
+    assert table.loc["site", "recall"] == pytest.approx(np.mean(hits), abs=1e-5)
+    assert table.loc["site", "n_queries"] == 42 and table.loc["all", "n_queries"] == 54
+    assert table.loc["site", "chance"] == pytest.approx((4 * 0.25 + 3 / 3) / 7, abs=1e-5)
+
+
 def test_variants_with_the_same_folds_keep_their_own_spaces(tmp_path: Path) -> None:
     spaces = {"good": shared_space(np.random.default_rng(1), noise=0.0), "poor": shared_space(np.random.default_rng(2))}
     spaces["poor"] = (-spaces["poor"][0], *spaces["poor"][1:])

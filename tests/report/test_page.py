@@ -141,7 +141,7 @@ def test_page_shows_retrieval_and_lost_cases(tmp_path: Path) -> None:
     rows = [("0", 1, 0.2), ("all", 1, 0.25), ("all", 5, 0.7)]
     table = pd.DataFrame(rows, columns=["fold", "k", "recall"])
     table = table.assign(variant="mgi", direction="image-to-gene", chance=0.05, n_queries=9000, n_gallery=24)
-    table = table.assign(low=0.1, high=0.4, p_value=0.012, median_rank=3.5, mrr=0.4, hubness=0.25)
+    table = table.assign(gallery="all", low=0.1, high=0.4, p_value=0.012, median_rank=3.5, mrr=0.4, hubness=0.25)
     table.to_csv(folder / "evaluate" / "retrieval.csv", index=False)
     flow = {"step": ["found", "with masks"], "cases": [8, 6], "lost": [0, 2], "reason": ["", "cut"]}
     pd.DataFrame(flow).to_csv(folder / "cohort_flow.csv", index=False)

@@ -70,7 +70,7 @@ def test_retrieval_stands_beside_chance(results: Path, capsys: pytest.CaptureFix
     rows = [("0", 1, 0.2), ("all", 1, 0.25), ("all", 5, 0.7)]
     table = pd.DataFrame(rows, columns=["fold", "k", "recall"])
     table = table.assign(variant="mgi", direction="image-to-gene", chance=0.0417, n_queries=900, n_gallery=24)
-    table = table.assign(low=0.1, high=0.4, median_rank=3.5)
+    table = table.assign(gallery="all", low=0.1, high=0.4, median_rank=3.5)
     table.to_csv(results / "evaluate" / "retrieval.csv", index=False)
     print_summary(results)
     [line] = [line for line in capsys.readouterr().out.splitlines() if "image-to-gene" in line]

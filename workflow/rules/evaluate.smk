@@ -64,6 +64,7 @@ rule retrieve:
             fold=PLAN.folds,
         ),
         yardstick=expand("<results>/{{cohort}}/evaluate/ridge-yardstick/fold{fold}/embeddings.parquet", fold=PLAN.folds),
+        splits="<results>/{cohort}/splits.parquet",
     output:
         report(
             "<results>/{cohort}/evaluate/retrieval.csv",
@@ -85,7 +86,7 @@ rule retrieve:
         mgi=mgi_command,
         options=options("evaluate"),
     shell:
-        "{params.mgi:q} retrieve {input.embeddings:q} {input.yardstick:q} --options {params.options:q} -o {output:q} > {log:q} 2>&1"
+        "{params.mgi:q} retrieve {input.embeddings:q} {input.yardstick:q} --splits {input.splits:q} --options {params.options:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule probe:
