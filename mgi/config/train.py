@@ -90,6 +90,12 @@ class Optimisation(Section):
     images_per_source: int | None = Field(
         None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
     )
+    encoder_lr_scale: float = Field(
+        1.0,
+        ge=0,
+        description="learning rate of the encoders relative to `lr`; in pre-training the maps of gene components and "
+        "image statistics learn at `lr` itself",
+    )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
     ema_decay: float = Field(
         0.0,
@@ -167,7 +173,6 @@ class Finetune(Optimisation):
         0.0, ge=0, le=1, description="contrast: the exponent of intensities is drawn from 1/(1 + gamma) to 1 + gamma"
     )
     average_flips: bool = Field(False, description="predict an image as the mean over it and its mirror image")
-    encoder_lr_scale: float = Field(1.0, ge=0, description="learning rate of the encoders relative to `lr`")
 
     @field_validator("channels")
     @classmethod

@@ -103,7 +103,7 @@ def finetune(
         "set of profiles": profiles.digest(roles["train"] + roles["val"]),
         "pre-training": _digest(pretrained),
     }
-    groups = parameter_groups(model, options, options.encoder_lr_scale)
+    groups = parameter_groups(model, options)
     run = TrainingRun(model, options, identity, output, groups, options.batch_images, ranks)
     batches = ImageBatches(train, profiles, options, place, ranks)
     log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))

@@ -22,11 +22,13 @@ from mgi.train.resume import LAST, code_hash, read_state, write_state
 MAX_GRADIENT_NORM = 1.0
 # A step's seed is the run's times SEED_STRIDE plus the step, and torch takes 64 bits.
 SEED_STRIDE = 1_000_003
+# Parameters of the encoders that alignment alone trains.
+ALIGNED = ("component_map.weight", "texture_map.weight", ".gate")
 
 Score = tuple[float, ...] | None
 
 
-def parameter_groups(model: nn.Module, options: Optimisation, encoder_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, options: Optimisation) -> list[dict[str, Any]]:
     """Sort parameters by weight decay and by encoder or not.
 
     Matrices decay, unless they are marked `_no_weight_decay`, as mamba's are, or named by `no_weight_decay()` of their
@@ -41,7 +43,8 @@ def parameter_groups(model: nn.Module, options: Optimisation, encoder_lr_scale: 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or name in exempt or getattr(parameter, "_no_weight_decay", False)
-        scale = encoder_lr_scale if name.split(".")[0].endswith("_encoder") else 1.0
+        is_slow = name.split(".")[0].endswith("_encoder") and not name.endswith(ALIGNED)
+        scale = options.encoder_lr_scale if is_slow else 1.0
         groups.setdefault((0.0 if plain else options.weight_decay, scale), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
 

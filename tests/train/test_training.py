@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import mgi
 from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
 from mgi.config import FinetuneOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
+from mgi.model.gene_encoder import GeneEncoder
 from mgi.tables import write_table
 from mgi.train import checkpoint
 from mgi.train.batches import to_tensor
@@ -312,6 +314,18 @@ def test_weight_decay_leaves_out_what_timm_does(pretrained, pretrain_options):
         "image_encoder.vit.pos_embed", "image_encoder.vit.cls_token", "gene_encoder.embedding",
         "gene_encoder.norm.bias", "gene_encoder.blocks.0.A_log",
     }  # fmt: skip
+
+
+def test_encoders_learn_at_their_own_rate_but_for_the_maps_that_alignment_trains(pretrain_options):
+    encoder = GeneEncoder(8, 8, 1, components=2)
+    model = nn.ModuleDict({"gene_encoder": encoder, "projection": nn.Linear(8, 4)})
+    groups = parameter_groups(model, pretrain_options.model_copy(update={"encoder_lr_scale": 0.1}))
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    fast = {name for name, parameter in model.named_parameters() if scales[id(parameter)] == 1}
+    assert fast == {
+        "gene_encoder.component_map.weight", "gene_encoder.gate", "projection.weight", "projection.bias"
+    }  # fmt: skip
+    assert set(scales.values()) == {0.1, 1.0}
 
 
 def test_learning_rate_warms_up_and_decays(finetune_options):
