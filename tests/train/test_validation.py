@@ -211,7 +211,7 @@ def test_rejects_training_patients_without_tumour(cohort, finetune_options, tmp_
 def test_batches_draw_the_share_of_images_with_tumour(fraction, positives, cohort, finetune_options):
     images = read_images(cohort.sources, set(CASES[:4]), True)
     options = finetune_options(batch_images=8, positive_fraction=fraction, augment="none")
-    rows, pictures, masks, dropped = fine.ImageBatches(images, NO_PROFILES, options, CPU)._draw(0)
+    rows, pictures, masks, dropped, _ = fine.ImageBatches(images, NO_PROFILES, options, CPU)._draw(0)
     assert len(rows) == 8 and not len(dropped)
     assert (pictures == images.load(rows)).all() and (masks == images.load_masks(rows)).all()
     if positives is not None:
