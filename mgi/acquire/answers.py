@@ -151,8 +151,7 @@ def _read_error(answer: requests.Response) -> bytes:
     """Return the beginning of an error's body, empty where it cannot be read."""
     try:
         return read_body(answer, MAX_ERROR_BYTES)
-    except Exception:
-        # Whatever is wrong with it, the status is what counts.
+    except Exception:  # whatever is wrong with the body, the status is what counts
         return b""
 
 

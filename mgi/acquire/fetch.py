@@ -184,7 +184,7 @@ def _run_all(
             thread.start()
         for _ in transfer(_poll(threads, meter), "fetched", meter.total):
             pass
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, must stop the threads; it is raised again
         meter.stop.set()
         until = time.monotonic() + SECONDS_TO_STOP
         for thread in threads:
@@ -205,8 +205,7 @@ def _obtain(file: RemoteFile, sources: list[Source], meter: Meter, outcome: Outc
     started = time.monotonic()
     try:
         outcome.state = _complete(file, sources, meter, outcome)
-    except Exception as error:
-        # Whatever it is, it must not take the other files with it.
+    except Exception as error:  # whatever it is, it must not take the other files with it
         outcome.state, outcome.reason = FAILED, _describe(error)
         log.debug("%s failed", file.name, exc_info=True)
     outcome.seconds = time.monotonic() - started
@@ -245,7 +244,7 @@ def _complete(file: RemoteFile, sources: list[Source], meter: Meter, outcome: Ou
         try:
             complete_part(part, sources)
             part.sync()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too; it is raised again
             part.forget()
             raise
         finally:

@@ -212,7 +212,7 @@ class Part:
         self.md5 = _md5()
 
     def forget(self) -> None:
-        """Take this file's bytes out of the meter."""
+        """Subtract this file's bytes from the meter."""
         self.meter.add(-self.have)
         self.have = 0
 

@@ -30,7 +30,7 @@ def list_series_files(series: Series, output: Path) -> dict[int | str, Path]:
 
 
 def place_slice(pixels: np.ndarray, place: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Put the pixels of a stored image back where they were cut from the slice; elsewhere there is 0.
+    """Return a stored image at the place in its slice that it was cut from; elsewhere there is 0.
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ class GeneEncoder(nn.Module):
 
     @torch.no_grad()
     def fit_standardisation(self, values: Tensor, prior: float = 0.0) -> None:
-        """Take mean and standard deviation per gene from training profiles [cases, genes]; constant genes become 0.
+        """Fit mean and standard deviation per gene to training profiles [cases, genes]; constant genes become 0.
 
         The components are those of these profiles, each scaled to unit variance; of n cases there are at most n - 1,
         and those beyond are 0.

@@ -75,12 +75,12 @@ def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any
         answer = ("result", function(lambda: pipe.send(("beat", None)), *arguments))
     except MemoryError:
         answer = ("error", IsolationError(f"the reader needs more than {MAX_MEMORY >> 30} GiB"))
-    except Exception as error:
+    except Exception as error:  # sent to the parent, which raises it
         answer = ("error", error)
     try:
         content = pickle.dumps(answer)
         pickle.loads(content)
-    except Exception:
+    except Exception:  # an error that cannot be pickled may raise anything
         content = pickle.dumps(("error", RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
     pipe.send_bytes(content)
 

@@ -72,7 +72,7 @@ class MaskArea:
         )
 
     def rasterise(self, x: float, y: float, size: float, px: int) -> np.ndarray:
-        """Take the nearest pixel of the mask: see `mgi.prepare.annotations.Region`."""
+        """Return the nearest pixels of the mask: see `mgi.prepare.annotations.Region`."""
         centres = (np.arange(px) + 0.5) * size / px
         columns = np.floor((x - self.origin[0] + centres) / self.scale[0]).astype(np.int64)
         rows = np.floor((y - self.origin[1] + centres) / self.scale[1]).astype(np.int64)

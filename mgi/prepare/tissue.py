@@ -31,7 +31,7 @@ def tissue_mask(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
 
 
 def classify_pixels(thumbnail: np.ndarray, mpp: float) -> np.ndarray:
-    """Tell tissue from glass and ink in a thumbnail of an H&E slide.
+    """Separate tissue from glass and ink in a thumbnail of an H&E slide.
 
     Tissue is coloured: its HSV saturation exceeds Otsu's threshold (Otsu, 1979, doi 10.1109/TSMC.1979.4310076), kept
     within 0.05 to 0.20 for slides that are all glass or all tissue. Haematoxylin and eosin both absorb green more than

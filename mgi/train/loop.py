@@ -29,7 +29,7 @@ Score = tuple[float, ...] | None
 
 
 def parameter_groups(model: nn.Module, options: Optimisation) -> list[dict[str, Any]]:
-    """Sort parameters by weight decay and by encoder or not.
+    """Sort parameters by weight decay and by learning rate: the encoders have their own, but for their `ALIGNED` maps.
 
     Matrices decay, unless they are marked `_no_weight_decay`, as mamba's are, or named by `no_weight_decay()` of their
     module, as timm's are.
@@ -234,7 +234,7 @@ class TrainingRun:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Put the model in evaluation mode, with the running average of its weights where there is one."""
+        """Set the model to evaluation mode, with the running average of its weights where there is one."""
         self.model.eval()
         own = None
         try:

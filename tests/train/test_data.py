@@ -207,6 +207,13 @@ def test_warp_turns_and_enlarges_image_and_mask_alike():
     assert ((warped[:, 0] > 0.5) == moved.bool()).float().mean() > 0.995
 
 
+def test_warp_makes_no_tumour_between_ignored_pixels_and_background():
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[:, 20:40, 20:40] = 2
+    _, moved = Warp(np.array([0.3]), np.array([1.2]), np.ones(1)).apply(torch.zeros(1, 3, 64, 64), masks)
+    assert moved.unique().tolist() == [0, 2]
+
+
 def test_warp_of_nothing_changes_nothing():
     images, masks = torch.rand(3, 9, 16, 16), torch.ones(3, 16, 16, dtype=torch.uint8)
     same = Warp.draw(3, 0, 0, 0, np.random.default_rng(0)).apply(images, masks)
