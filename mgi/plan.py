@@ -356,11 +356,6 @@ class Plan:
 
     # ---- train and evaluate
 
-    @property
-    def gpus(self) -> int:
-        """GPUs that a training job asks for."""
-        return 1 if self.config.device == "cuda" else 0
-
     def reads_genes(self, variant: str) -> bool:
         """Return whether a fine-tuning variant reads gene expression."""
         return self.config.finetune[variant].genes != "none"

@@ -172,3 +172,26 @@ def test_invalid_values_are_shortened_to_one_line():
     assert len(refuse(cohort="x" * 10**6)) < 400
     assert r"\x1b" in refuse(cohort="a\x1b[2J\n")
     assert len(refuse(slides={"mpp": list(range(10**5))})) < 400
+
+
+def test_training_job_asks_for_its_gpus_and_starts_a_process_for_each():
+    def plan(device: str, gpus: int, nodes: int) -> tuple[dict, list[str]]:
+        config = load_config(RAW | {"device": device, "threads": 3, "resources": {"gpus": gpus, "nodes": nodes}})
+        return config.gpu_resources(), config.launcher(["mgi"])
+
+    asked, command = plan("cpu", 4, 2)
+    assert asked["gpu"] == 0 and "nodes" not in asked and command == ["mgi"]
+    asked, command = plan("cuda", 1, 1)
+    assert asked["gpu"] == 1 and command == ["mgi"]
+    asked, command = plan("cuda", 4, 1)
+    assert asked["gpu"] == 4 and command == ["mgi", "launch", "--processes=4", "--nodes=1"]
+    asked, command = plan("cuda", 4, 2)
+    assert "gpu" not in asked
+    assert (asked["nodes"], asked["tasks"], asked["mpi"], asked["slurm_extra"]) == (2, 2, "srun", "--gpus-per-node=4")
+    assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--cpus-per-task=12"]
+    assert command[4:] == ["mgi", "launch", "--processes=4", "--nodes=2"]
+
+
+def test_rejects_batch_smaller_than_the_processes_that_share_it():
+    message = refuse(device="cuda", resources={"gpus": 64, "nodes": 64})
+    assert "batch_patients" in message and "4096 processes" in message

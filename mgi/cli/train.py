@@ -46,3 +46,20 @@ def finetune(
     from mgi.train.finetune import finetune as run
 
     run(chosen, sources, expression, splits, fold, pretrained, output)
+
+
+@app.command(
+    epilog="Example: mgi launch --processes 4 finetune --sources S --splits P --fold 0 -o fold0",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def launch(
+    context: typer.Context,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on each machine: one for each GPU.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines, on each of which srun calls this command.")] = 1,
+) -> None:
+    """Run `pretrain` or `finetune` in several processes that share each batch (torchrun)."""
+    if context.args[:1] not in (["pretrain"], ["finetune"]):
+        raise typer.BadParameter("name what to run: mgi launch --processes 4 pretrain ...", param_hint="command")
+    from mgi.train.launch import launch as run
+
+    raise typer.Exit(run(processes, nodes, context.args))

@@ -23,12 +23,16 @@ SNAKEMAKE_KEYS = ("pathvars",)
 
 
 class Resources(Section):
-    """What a job asks of a cluster; `gpu: 1` is added to training where `device` is cuda."""
+    """What a job asks of a cluster, and the GPUs of a training job where `device` is cuda."""
 
     prepare_mem_mb: int = Field(4000, ge=100, description="memory of a preparing job")
     prepare_runtime_min: int = Field(120, ge=1, description="time limit of a preparing job")
     train_mem_mb: int = Field(16000, ge=100, description="memory of a training job")
     train_runtime_min: int = Field(1440, ge=1, description="time limit of a training job")
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of a training job on each node, with a process for each")
+    nodes: int = Field(
+        1, ge=1, le=64, description="nodes of a training job; more than one only by the SLURM profile, through srun"
+    )
 
 
 class Cohort(Section):
@@ -123,6 +127,20 @@ class Config(RunOptions, Cohort):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        """Check that each process of a training job has a part of every batch."""
+        processes = self.gpus * self.resources.nodes
+        batches = {f"pretrain.{name}.batch_patients": one.batch_patients for name, one in self.pretrain.items()}
+        batches |= {f"finetune.{name}.batch_images": one.batch_images for name, one in self.finetune.items()}
+        for key, count in batches.items():
+            if count < processes:
+                raise sentence(
+                    f"'{key}' is {count}, too few for 'resources.gpus' times 'resources.nodes', {processes} processes: "
+                    "use larger batches or fewer processes"
+                )
+        return self
+
     @property
     def image_px(self) -> int:
         """Edge of the images that models read, pixels."""
@@ -132,6 +150,38 @@ class Config(RunOptions, Cohort):
     def fetches_slides(self) -> bool:
         """Whether the slides come from the GDC or a copy of it."""
         return self.slides is not None and self.slides.own is None
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a training job on each node."""
+        return self.resources.gpus if self.device == "cuda" else 0
+
+    @property
+    def training_threads(self) -> int:
+        """Threads of a training job on each node."""
+        return self.threads * max(self.gpus, 1)
+
+    def gpu_resources(self) -> dict[str, int | str]:
+        """Return the GPUs, and nodes if several, that a training job asks of Snakemake's executors."""
+        nodes = self.resources.nodes
+        if nodes == 1 or not self.gpus:
+            return {"gpu": self.gpus}
+        # The plugin for SLURM starts a job of several tasks once, on the first node, and the job starts them by srun.
+        return {"nodes": nodes, "tasks": nodes, "mpi": "srun", "slurm_extra": f"--gpus-per-node={self.gpus}"}
+
+    def launcher(self, mgi: list[str]) -> list[str]:
+        """Return the command that starts a training command in as many processes as there are GPUs.
+
+        Parameters
+        ----------
+        mgi : list of str
+            The command `mgi`.
+        """
+        nodes = self.resources.nodes
+        if not self.gpus or self.gpus * nodes == 1:
+            return mgi
+        by_srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={self.training_threads}"]
+        return [*(by_srun if nodes > 1 else []), *mgi, "launch", f"--processes={self.gpus}", f"--nodes={nodes}"]
 
     def query_options(self, *projects: str) -> dict[str, Any]:
         """Return the options of `mgi gdc query` for some projects: only what this configuration reads is listed."""

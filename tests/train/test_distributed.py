@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgi.errors import MissingInputError
 from mgi.train.distributed import Ranks
+from mgi.train.launch import launch
 from tests.conftest import ROOT
 from tests.tables import TINY
 
@@ -64,3 +66,31 @@ def test_shares_are_contiguous_and_complete(count, world):
     parts = [np.arange(count)[Ranks(rank, world).share(count)] for rank in range(world)]
     assert np.concatenate(parts).tolist() == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_processes_of_two_machines_meet(cohort, tmp_path):
+    inputs = [f"--{name}={cohort.folder / f'{name}.parquet'}" for name in ("sources", "expression", "splits")]
+    options = json.dumps(SETTINGS["images"] | {"steps": 1})
+    command = ["mgi", "launch", "--nodes=2", "pretrain", *inputs, f"--options={options}", "-o", str(tmp_path / "out")]
+    job = {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", "SLURM_JOB_ID": str(os.getpid())}
+    environment = os.environ | job | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    machines = [
+        subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [machine.communicate(timeout=240)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_failure_of_a_process_is_one_sentence(tmp_path, capfd):
+    missing = [f"--{name}={tmp_path}/{name}.parquet" for name in ("sources", "expression", "splits")]
+    assert launch(1, 1, ["pretrain", *missing, "-o", str(tmp_path / "out")]) == 1
+    errors = capfd.readouterr().err
+    assert "splits.parquet" in errors and "Traceback" not in errors
+
+
+def test_rejects_several_machines_without_srun(monkeypatch):
+    monkeypatch.delenv("SLURM_LAUNCH_NODE_IPADDR", raising=False)
+    with pytest.raises(MissingInputError, match="srun --nodes=3"):
+        launch(1, 3, ["pretrain"])

@@ -115,4 +115,4 @@ def test_checkout_of_any_name_runs_from_the_root_folder_and_stays_as_it_is(worki
 @pytest.mark.parametrize("method", ["apptainer", "env-modules"])
 def test_deployment_without_containers_or_modules_uses_the_running_python(method, tmp_path):
     text = snakemake(tmp_path, "-n", "-p", "--sdm", method, "--snakefile", str(ROOT / "workflow/Snakefile"))
-    assert f" {sys.executable} -P -m mgi simulate " in text
+    assert f" {sys.executable} -m mgi simulate " in text

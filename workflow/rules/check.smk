@@ -12,7 +12,7 @@ checkpoint check:
     resources:
         mem_mb=CFG.resources.prepare_mem_mb,
         runtime=CFG.resources.prepare_runtime_min,
-        gpu=PLAN.gpus,
+        gpu=min(CFG.gpus, 1),
     params:
         mgi=mgi_command,
         options=lambda wildcards: PLAN.check_options(),

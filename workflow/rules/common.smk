@@ -45,7 +45,7 @@ def configuration_files():
 
 CFG = refusing(read_configuration)(config, configuration_files())
 PLAN = refusing(Plan)(CFG, manifest_path)
-TRAINING_ENV = environment("train-gpu" if PLAN.gpus else "train-cpu")
+TRAINING_ENV = environment("train-gpu" if CFG.gpus else "train-cpu")
 
 
 wildcard_constraints:
@@ -87,6 +87,11 @@ def checked(wildcards):
 def given(path):
     """Return an input function for a file that the user names, which takes no prefix of a module."""
     return lambda wildcards: local(path) if path else []
+
+
+def training_command(wildcards, threads):
+    """The command `mgi` that starts training, in a process for each GPU. As `mgi_command`, no reason to train again."""
+    return CFG.launcher(mgi_command(wildcards, threads))
 
 
 def options(command, *names):

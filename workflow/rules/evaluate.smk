@@ -20,7 +20,7 @@ rule embed:
     resources:
         mem_mb=CFG.resources.train_mem_mb,
         runtime=CFG.resources.train_runtime_min,
-        gpu=PLAN.gpus,
+        gpu=min(CFG.gpus, 1),
     params:
         mgi=mgi_command,
         folder=lambda wildcards, input: Path(input.model).parent,
@@ -115,7 +115,7 @@ rule probe:
     resources:
         mem_mb=CFG.resources.train_mem_mb,
         runtime=CFG.resources.train_runtime_min,
-        gpu=PLAN.gpus,
+        gpu=min(CFG.gpus, 1),
     params:
         mgi=mgi_command,
         folders=lambda wildcards, input: sorted({Path(model).parent for model in input.models}),

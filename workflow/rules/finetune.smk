@@ -20,13 +20,13 @@ rule finetune:
         variant=match_exactly(CFG.finetune),
     conda:
         TRAINING_ENV
-    threads: CFG.threads
+    threads: CFG.training_threads
     resources:
+        **CFG.gpu_resources(),
         mem_mb=CFG.resources.train_mem_mb,
         runtime=CFG.resources.train_runtime_min,
-        gpu=PLAN.gpus,
     params:
-        mgi=mgi_command,
+        mgi=training_command,
         folder=lambda wildcards, output: Path(output.model).parent,
         fold=lambda wildcards: getattr(wildcards, "fold", "all"),
         options=options("finetune", "variant"),

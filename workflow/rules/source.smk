@@ -79,5 +79,5 @@ def mgi_command(wildcards, threads):
     """
     inherited = "" if DEPLOYED else os.getenv("PYTHONPATH", "")
     settings = [f"PYTHONPATH={os.pathsep.join(filter(None, [str(CHECKOUT), inherited]))}"]
-    settings += ["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else []
-    return ["env", *settings, "python" if DEPLOYED else sys.executable, "-P", "-m", "mgi"]
+    settings += ["PYTHONSAFEPATH=1", *(["PYTHONDONTWRITEBYTECODE=1"] if READ_ONLY else [])]
+    return ["env", *settings, "python" if DEPLOYED else sys.executable, "-m", "mgi"]
