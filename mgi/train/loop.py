@@ -188,6 +188,11 @@ class TrainingRun:
             with self._averaged():
                 score, measured = validate()
                 row |= measured
+                if not math.isfinite(measured.get("val_loss", 0.0)):
+                    raise TrainingError(
+                        f"step {self.step} of {self.options.steps}: the validation loss is {measured['val_loss']}: look "
+                        "for profiles or images of the validation patients that are far from all others"
+                    )
                 if score is not None and score > self.best and self.average is None:
                     weights = _copy_weights(self.model)
         with self._interruption.deferred():
@@ -226,11 +231,12 @@ class TrainingRun:
         if self.average is None:
             return
         decay = min(self.options.ema_decay, (1 + step) / (10 + step))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter, 1 - decay)
+        # Not averaged: the scale of a gene that does not vary is infinite, and infinity minus itself is no number.
+        for name, buffer in self.model.named_buffers():
+            if name in self.average:
+                self.average[name].copy_(buffer)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

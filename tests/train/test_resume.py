@@ -146,6 +146,12 @@ def test_full_disk_is_one_sentence_and_keeps_the_state_before(kind, run, finetun
     assert weights(run(tmp_path / "run")) == weights(finetuned)
 
 
+def test_stops_where_the_validation_loss_is_no_number(run, monkeypatch):
+    monkeypatch.setattr(stage, "_validate", lambda *_: ((0.0,), {"val_loss": float("nan")}))
+    with pytest.raises(TrainingError, match="validation loss is nan"):
+        run()
+
+
 def test_removes_what_a_killed_process_left_half_written(run, tmp_path):
     (tmp_path / "run").mkdir()
     leftovers = [tmp_path / "run" / f".{name}.12ab34cd.part" for name in (LAST, "model.safetensors")]
@@ -225,6 +231,8 @@ def test_running_average_is_that_of_the_weights_after_each_step(run, tmp_path, m
     seen, update = [], TrainingRun._update
 
     def record(self, step, *rest):
+        # A gene that does not vary among the training patients.
+        self.model.gene_encoder.scale[0] = torch.inf
         seen.append({name: value.clone() for name, value in self.model.state_dict().items()} if not seen else None)
         loss = update(self, step, *rest)
         seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
@@ -239,3 +247,5 @@ def test_running_average_is_that_of_the_weights_after_each_step(run, tmp_path, m
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * state[name]
     torch.testing.assert_close(model.state_dict()[name], expected)
+    scale = "gene_encoder.scale"
+    torch.testing.assert_close(model.state_dict()[scale], states[0][scale])
