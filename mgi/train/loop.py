@@ -190,8 +190,8 @@ class TrainingRun:
                 row |= measured
                 if not math.isfinite(measured.get("val_loss", 0.0)):
                     raise TrainingError(
-                        f"step {self.step} of {self.options.steps}: the validation loss is {measured['val_loss']}: look "
-                        "for profiles or images of the validation patients that are far from all others"
+                        f"step {self.step} of {self.options.steps}: the validation loss is {measured['val_loss']}: "
+                        "look for profiles or images of the validation patients that are far from all others"
                     )
                 if score is not None and score > self.best and self.average is None:
                     weights = _copy_weights(self.model)
