@@ -16,6 +16,7 @@ from mgi.console import log, progress
 from mgi.errors import TrainingError, TrainingInterruptedError
 from mgi.files import atomic_write
 from mgi.train.distributed import Ranks
+from mgi.train.events import Events
 from mgi.train.interruption import Interruption
 from mgi.train.resume import LAST, code_hash, read_state, write_state
 
@@ -70,7 +71,7 @@ class TrainingRun:
     identity : dict
         What the checkpoint must agree on to be resumed, besides the code: options, fold, data.
     folder : Path
-        Where last.ckpt and metrics.csv go.
+        Where last.ckpt, metrics.csv and the TensorBoard events go.
     groups : list of dict
         Parameter groups of the optimiser.
     images_per_step : int
@@ -103,6 +104,7 @@ class TrainingRun:
         self._images_per_step, self._timed_steps, self._seconds = images_per_step, 0, 0.0
         self._interruption = Interruption(at_once=self.ranks.world == 1)
         self._resume()
+        self._events = Events(folder, self.step) if self.ranks.first else None
 
     def train(
         self,
@@ -140,6 +142,9 @@ class TrainingRun:
                     f"{error}: the state at step {self.step} of {self.options.steps} is saved, and running again "
                     "resumes from there"
                 ) from error
+            finally:
+                if self._events is not None:
+                    self._events.close()
         kept = self.average or self.best_weights
         if kept is not None:
             self.model.load_state_dict(kept)
@@ -202,6 +207,8 @@ class TrainingRun:
             self.running, self._timed_steps, self._seconds = [], 0, 0.0
             log.info("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
             self._checkpoint()
+            if self._events is not None:
+                self._events.write(row)
 
     def _update(self, step: int, seed: int, backward: Callable[[int], Tensor]) -> float:
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """Model folders, states and tables of folds with damaged bytes: only the project's own errors come out."""
 
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from tests.fuzzing import check_damaged
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_model_folder(finetuned, tmp_path, name):
-    for path in finetuned.iterdir():
+    for path in filter(Path.is_file, finetuned.iterdir()):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     valid = (tmp_path / name).read_bytes()
     # The weights themselves may be anything; what describes them comes first.

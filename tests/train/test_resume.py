@@ -4,9 +4,12 @@ import errno
 import logging
 import os
 import signal
+import struct
 
+import pandas as pd
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 import mgi
 from mgi.errors import TrainingError, TrainingInterruptedError
@@ -141,7 +144,7 @@ def test_full_disk_is_one_sentence_and_keeps_the_state_before(kind, run, finetun
         run(tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["step"] == 2
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LAST]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LAST, "events"}
     monkeypatch.setattr(torch, "save", save)
     assert weights(run(tmp_path / "run")) == weights(finetuned)
 
@@ -150,6 +153,34 @@ def test_stops_where_the_validation_loss_is_no_number(run, monkeypatch):
     monkeypatch.setattr(stage, "_validate", lambda *_: ((0.0,), {"val_loss": float("nan")}))
     with pytest.raises(TrainingError, match="validation loss is nan"):
         run()
+
+
+def read_events(folder) -> dict[tuple[str, int], float]:
+    """The scalars of a run's event files, read by the format of TFRecord: length, its sum, data, its sum."""
+    found = {}
+    for file in (folder / "events").iterdir():
+        content, start = file.read_bytes(), 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            event = Event.FromString(content[start + 12 : start + 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            start += 16 + length
+    return found
+
+
+def test_events_for_tensorboard_hold_the_rows_of_the_metrics(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_is_due", lambda self: self.step == 2)
+        patch.setattr(TrainingRun, "finish", lambda self: None)
+        run(folder)
+    run(folder)
+    metrics = pd.read_csv(folder / "metrics.csv")
+    expected = {(name, row["step"]): row[name] for _, row in metrics.iterrows() for name in row.index if name != "step"}
+    assert read_events(folder) == pytest.approx(expected, rel=1e-4)
+    assert len(list((folder / "events").iterdir())) == 2
+    run(folder)
+    assert len(list((folder / "events").iterdir())) == 1
 
 
 def test_removes_what_a_killed_process_left_half_written(run, tmp_path):

@@ -32,6 +32,7 @@ PACKAGES = {
     "snakemake": ["snakemake-minimal"],
     "torch": ["pytorch-cpu", "pytorch-gpu"],
     "urllib3": ["requests"],
+    "tensorboardX": ["tensorboardx"],
     "yaml": ["pyyaml"],
 }
 # Needed though nothing of ours imports it: why.
