@@ -52,6 +52,18 @@ def report_overlays(
     draw_overlays(variant, sources, output)
 
 
+@report_app.command("slides", epilog="Example: mgi report slides sources.parquet --previews previews -o slides.png")
+def report_slides(
+    sources: Annotated[Path, typer.Argument(help="sources.parquet.")],
+    previews: Annotated[Path, typer.Option(help="Folder of the previews of every table of images.")],
+    output: Output,
+) -> None:
+    """Draw the contact sheet of the slides, those left out with their reasons."""
+    from mgi.report.sheet import draw_sheet
+
+    draw_sheet(sources, previews, output)
+
+
 @report_app.command("page", epilog="Example: mgi report page results/simulated -o results/simulated/report/index.html")
 def report_page(results: Annotated[Path, typer.Argument(help="results/{cohort}.")], output: Output) -> None:
     """Write the report of a finished run as one self-contained HTML page."""

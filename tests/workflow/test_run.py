@@ -21,6 +21,7 @@ RESULTS = (
     "report/losses.png",
     "report/comparison.png",
     "report/overlays.png",
+    "report/slides.png",
     "report/index.html",
 )
 
@@ -38,6 +39,8 @@ def test_every_slide_is_accounted_for(tiny):
     sources = pd.read_parquet(tiny.directory / "results/tiny/sources.parquet")
     assert set(sources.source_id) == set(slides)
     assert set(sources.status) == {"ok"}
+    previews = [f"{row.table}/{row.source_id}.jpg" for row in sources.itertuples()]
+    assert all((tiny.directory / "results/tiny/previews" / name).stat().st_size for name in previews)
 
 
 def test_second_run_has_nothing_to_do(tiny):

@@ -4,8 +4,9 @@ import functools
 
 from snakemake.logging import logger
 
+from mgi.config import read_configuration
 from mgi.errors import MGIError
-from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.plan import Plan, match_exactly
 from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
@@ -234,6 +235,16 @@ def image_tables(wildcards):
 def status_tables(wildcards):
     """What became of the slides of every batch."""
     return within_results(f"images/{name}.status.parquet" for name in image_names(wildcards))
+
+
+def preview_folder(folder):
+    """The folder of the previews of a batch's slides, where they are made."""
+    return directory(folder) if PLAN.draws_previews else []
+
+
+def preview_folders(wildcards):
+    """The previews of every batch."""
+    return within_results(f"previews/{name}" for name in image_names(wildcards))
 
 
 def profiles(wildcards):

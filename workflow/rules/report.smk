@@ -112,6 +112,36 @@ rule draw_overlays:
         "{params.mgi:q} report overlays {params.folder:q} --sources {input.sources:q} -o {output:q} > {log:q} 2>&1"
 
 
+if PLAN.draws_previews:
+
+    rule draw_slides:
+        input:
+            sources="<results>/{cohort}/sources.parquet",
+            previews=preview_folders,
+        output:
+            report(
+                "<results>/{cohort}/report/slides.png",
+                caption="../report/slides.rst",
+                category="Cohort",
+                labels={"shown": "slides, tissue, tumour and tiles"},
+            ),
+        log:
+            "<logs>/{cohort}/report/slides.log",
+        benchmark:
+            "<benchmarks>/{cohort}/report/slides.tsv"
+        conda:
+            environment("base")
+        threads: 1
+        resources:
+            mem_mb=CFG.resources.prepare_mem_mb,
+            runtime=CFG.resources.prepare_runtime_min,
+        params:
+            mgi=mgi_command,
+            folder=lambda wildcards, input: Path(input.sources).parent / "previews",
+        shell:
+            "{params.mgi:q} report slides {input.sources:q} --previews {params.folder:q} -o {output:q} > {log:q} 2>&1"
+
+
 rule write_page:
     input:
         within_results(PLAN.page_inputs()),
