@@ -29,10 +29,10 @@ class Baseline(Segmenter):
         import_timm()
         from segmentation_models_pytorch import create_model
 
-        architecture, encoder = NETWORKS[network]
+        (architecture, encoder), channels = NETWORKS[network], 3 * (1 + 2 * neighbours)
         # SegFormer reads numbers of tensors while it is built, which torch's meta device has not.
         with torch.device("cpu"):
-            built: nn.Module = create_model(architecture, encoder, None, in_channels=3 * (1 + 2 * neighbours), classes=1)
+            built: nn.Module = create_model(architecture, encoder, None, in_channels=channels, classes=1)
         self.network = built.to(torch.get_default_device())
 
     def segment(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
