@@ -37,6 +37,12 @@ def finetune(
     options: Options = "{}",
     fold: Annotated[str, typer.Option(help="The fold, or `all` for the model of every patient.")] = "0",
     pretrained: Annotated[Path | None, typer.Option(help="Folder of the pre-trained encoders.")] = None,
+    folds: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--decide-as", help="For `all`: the model of a fold, of whose decisions the median is taken; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune the segmenter on a fold and predict its test patients."""
     chosen = load_options(FinetuneOptions, options)
@@ -45,7 +51,7 @@ def finetune(
     )
     from mgi.train.finetune import finetune as run
 
-    run(chosen, sources, expression, splits, fold, pretrained, output)
+    run(chosen, sources, expression, splits, fold, pretrained, output, folds or [])
 
 
 @app.command(

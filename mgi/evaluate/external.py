@@ -73,7 +73,7 @@ def evaluate_tables(
         profiles = profiles.shuffle([sorted(cases)], seed)
     model, place = move_to_device(model, device)
     parts = _read_labelled(tables, model.description, folder)
-    write_predictions(model, parts, profiles, 0, model.description.threshold, place, output)
+    write_predictions(model, parts, profiles, 0, model.description.decision, place, output)
     summarise([output / "predictions.parquet"], output / "summary.json", bootstrap_samples, seed, sources)
 
 

@@ -17,7 +17,7 @@ from mgi.config import MriOptions, PredictOptions, TileOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, ConfigError, MGIError, SlideError
 from mgi.evaluate.overlay import add_legend, draw_outline
-from mgi.evaluate.regions import Batches, assemble_plane, fit_to_slide, make_geojson, remove_small
+from mgi.evaluate.regions import assemble_plane, fit_to_slide, make_geojson, remove_small
 from mgi.evaluate.series import list_series_files, write_series
 from mgi.files import require_file
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
@@ -31,7 +31,7 @@ from mgi.tables import source_of
 from mgi.train.data import Images, read_image_table
 from mgi.train.device import Place
 from mgi.train.profiles import Profiles
-from mgi.train.validation import predict_probabilities
+from mgi.train.validation import Batches, predict_probabilities
 
 OVERLAY_PX = 1600
 # Neighbouring tiles of a slide reach into each other by half, so that no outline follows their borders.
@@ -203,7 +203,7 @@ def _predict_image(
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
-            files, words = write_series(series, shape, images, batches, description.threshold, aside, options)
+            files, words = write_series(series, shape, images, batches, description.decision, aside, options)
         else:
             files, words = _write_slide(image, images, batches, model, aside, options.min_area)
         for path in files:

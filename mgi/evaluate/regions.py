@@ -1,6 +1,5 @@
 """The tumour on a slide: tiles assembled as they are predicted, small regions removed, and outlined."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,7 @@ import shapely
 from scipy import ndimage
 
 from mgi.geojson import coordinates, polygons, tumour_feature
-
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+from mgi.train.validation import Batches
 
 MAX_PLANE_PX = 8192
 # An outline lies within so many pixels of the edges of the prediction's pixels.

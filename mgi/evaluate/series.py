@@ -9,11 +9,13 @@ from PIL import Image
 
 from mgi.config import PredictOptions
 from mgi.evaluate.overlay import add_legend, draw_number, draw_outline
-from mgi.evaluate.regions import Batches, remove_small
+from mgi.evaluate.regions import remove_small
 from mgi.prepare.kaggle import SLICE_NAME, mask_name
 from mgi.prepare.nifti import write_planes
 from mgi.prepare.series import Series
 from mgi.train.data import Images
+from mgi.train.decision import Decision
+from mgi.train.validation import Batches
 
 MAX_SHEET_PX = 8000
 
@@ -56,7 +58,7 @@ def write_series(
     shape: tuple[int, int],
     images: Images,
     batches: Batches,
-    threshold: float,
+    decision: Decision,
     output: Path,
     options: PredictOptions,
 ) -> tuple[list[Path], str]:
@@ -68,8 +70,8 @@ def write_series(
         Height and width of its slices.
     images, batches
         The images that were cut from it, in the order of its slices; their rows and probabilities [rows, P, P].
-    threshold
-        The least probability that is tumour, on the series' own grid.
+    decision
+        What is tumour, on the series' own grid.
     options
         The first of its `channels` is the NIfTI sequence whose grid and orientation the volumes get.
     """
@@ -78,7 +80,7 @@ def write_series(
     for rows, values in batches:
         for row, stored in zip(rows, values, strict=True):
             probability[row] = place_slice(stored, places[row], shape)
-    masks, removed = remove_small(probability >= threshold, options.min_voxels)
+    masks, removed = remove_small(decision.apply(probability, is_series=True), options.min_voxels)
     if series.sequences:
         reference = Path(str(series.sequences[options.channels[0]]))
         write_planes(masks.astype(np.uint8), reference, files["mask"])

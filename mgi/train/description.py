@@ -10,6 +10,7 @@ from mgi.config.vit import MAX_IMAGE_PX
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import require_file
 from mgi.names import quote
+from mgi.train.decision import Decision
 from mgi.train.vit import check_vit
 
 MAX_DESCRIPTION_BYTES = 64 * 2**20
@@ -74,11 +75,17 @@ class AlignerDescription(Description):
 
 
 class SegmenterDescription(Description):
-    """A fine-tuned model; `threshold` is the least probability that counts as tumour."""
+    """A fine-tuned model, and the `Decision` by which its probabilities become a mask."""
 
     kind: Literal["segmenter"] = "segmenter"
     options: FinetuneOptions
     threshold: float = Field(ge=0, le=1)
+    min_component: float = Field(0.0, ge=0, le=1)
+
+    @property
+    def decision(self) -> Decision:
+        """Which pixels are tumour."""
+        return Decision(self.threshold, self.min_component)
 
 
 ModelDescription = Annotated[AlignerDescription | SegmenterDescription, Field(discriminator="kind")]

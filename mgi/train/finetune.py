@@ -1,6 +1,7 @@
 """Segmentation fine-tuning on a fold, with or without genes, and prediction of its test patients."""
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from mgi.names import first_few
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, Warp, to_tensor
 from mgi.train.data import Images, iterate_images, read_images, read_roles
-from mgi.train.description import SegmenterDescription
+from mgi.train.decision import DECISIONS, Decision, choose_decision
+from mgi.train.description import SegmenterDescription, read_description
 from mgi.train.device import Place, prepare_torch
 from mgi.train.distributed import Ranks, join_ranks
 from mgi.train.loop import Score, TrainingRun, parameter_groups
@@ -27,8 +29,6 @@ from mgi.train.profiles import NO_PROFILES, Profiles, read_profiles
 from mgi.train.resume import code_hash
 from mgi.train.validation import score, write_predictions
 
-THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
-DEFAULT_THRESHOLD = 0.5
 # In a batch's masks, beside 0 and 1: neither tumour nor background.
 IGNORED = 2
 
@@ -41,13 +41,14 @@ def finetune(
     fold: str,
     pretrained: Path | None,
     output: Path,
+    folds: Sequence[Path] = (),
 ) -> None:
     """Train a `Segmenter` and write model.safetensors, config.json, metrics.csv and, for a fold, predictions.parquet.
 
-    The validation patients choose the step and the threshold; the test patients are read once, at the end. The fold
-    `all` trains on every patient for the fixed number of steps with the threshold 0.5. A variant without genes reads no
-    `expression`. Encoders that the options do not state are those of `pretrained`. Processes started by torchrun share
-    each batch, and the first of them writes.
+    The validation patients choose the step and the decision; the test patients are read once, at the end. The fold
+    `all` trains on every patient for the fixed number of steps, with the median decision of the models in `folds`, or
+    else the threshold 0.5. A variant without genes reads no `expression`. Encoders that the options do not state are
+    those of `pretrained`. Processes started by torchrun share each batch, and the first of them writes.
 
     Raises
     ------
@@ -79,6 +80,7 @@ def finetune(
                 f"no validation image of fold {fold} has tumour, so they cannot choose a step or a threshold: use "
                 "other folds, more validation patients, or folds stratified by tumour"
             )
+    decision = Decision.median(_read_decision(folder) for folder in folds) if folds else Decision()
     description = SegmenterDescription(
         mgi=__version__,
         code=code_hash(),
@@ -90,7 +92,7 @@ def finetune(
         genes=profiles.genes,
         gene_names=profiles.names,
         unit=profiles.unit,
-        threshold=DEFAULT_THRESHOLD,
+        **decision._asdict(),
     )
     _check_edges(description)
     model = _build_model(description, profiles, roles["train"], source, pretrained)
@@ -111,19 +113,13 @@ def finetune(
     run.train(options.seed, partial(batches.backward, model), validate)
     if ranks.first:
         if val is not None:
-            dice, _ = score(model, val, profiles, THRESHOLDS, place)
-            description = description.model_copy(update={"threshold": choose_threshold(dice)})
+            dice, _ = score(model, val, profiles, DECISIONS, place)
+            description = description.model_copy(update=choose_decision(dice)._asdict())
         if roles["test"]:
             test = iterate_images(sources, set(roles["test"]), labelled=True)
-            write_predictions(model, test, profiles, int(fold), description.threshold, place, output)
+            write_predictions(model, test, profiles, int(fold), description.decision, place, output)
         checkpoint.save(model, description, output)
     run.finish()
-
-
-def choose_threshold(dice: np.ndarray) -> float:
-    """Return the threshold of the highest Dice in `THRESHOLDS`; of equal ones the nearest to 0.5, then the lower."""
-    best = [threshold for threshold, value in zip(THRESHOLDS, dice, strict=True) if np.isclose(value, dice.max())]
-    return min(best, key=lambda threshold: (round(abs(threshold - DEFAULT_THRESHOLD), 6), threshold))
 
 
 class ImageBatches:
@@ -264,12 +260,13 @@ def _build_model(
 def _validate(model: Segmenter, val: Images, profiles: Profiles, place: Place) -> tuple[Score, dict[str, float]]:
     """Return what selects the step, and what is recorded.
 
-    Steps are compared by the patient-mean Dice of the validation patients at the step's best threshold; of equal ones
+    Steps are compared by the patient-mean Dice of the validation patients at the step's best decision; of equal ones
     the lower loss counts.
     """
-    dice, loss = score(model, val, profiles, THRESHOLDS, place)
+    dice, loss = score(model, val, profiles, DECISIONS, place)
     best = float(dice.max())
-    return (best, -loss), {"val_loss": loss, "val_dice": best, "val_threshold": choose_threshold(dice)}
+    chosen = {f"val_{name}": value for name, value in choose_decision(dice)._asdict().items()}
+    return (best, -loss), {"val_loss": loss, "val_dice": best, **chosen}
 
 
 def _check_edges(description: SegmenterDescription) -> None:
@@ -279,6 +276,13 @@ def _check_edges(description: SegmenterDescription) -> None:
             f"images of {description.image_px} px cannot be halved {halvings} times: use images of a multiple of "
             f"{2**halvings} px, or fewer widths of the convolutional path"
         )
+
+
+def _read_decision(folder: Path) -> Decision:
+    description = read_description(folder / checkpoint.DESCRIPTION)
+    if not isinstance(description, SegmenterDescription):
+        raise CheckpointError(f"{folder} holds pre-trained encoders, not the fine-tuned model of a fold")
+    return description.decision
 
 
 def _load_aligner(folder: Path) -> Aligner:

@@ -17,10 +17,13 @@ from mgi.model.segmenter import Segmenter
 from mgi.tables import PREDICTIONS_SCHEMA
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images
+from mgi.train.decision import Decision
 from mgi.train.device import Place
 from mgi.train.profiles import Profiles
 
 BATCH = 32
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 @torch.inference_mode()
@@ -80,21 +83,19 @@ def effective_rank(vectors: Tensor) -> float:
 
 
 @torch.inference_mode()
-def predict_probabilities(
-    model: Segmenter, images: Images, profiles: Profiles, place: Place
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def predict_probabilities(model: Segmenter, images: Images, profiles: Profiles, place: Place) -> Batches:
     """Segment images a batch at a time, patient by patient, each patient's genes encoded once.
 
     Yields
     ------
     rows : int ndarray, [batch]
-        Rows of `images`.
+        Rows of `images`, those of a series side by side and in the order of its slices.
     probability : float32 ndarray, [batch, height, width]
         Tumour probability of their pixels.
     """
     model.eval()
-    case_ids = images.frame.case_id.to_numpy(dtype=str)
-    order = np.argsort(case_ids, kind="stable")
+    case_ids, source_ids = (images.frame[name].to_numpy(dtype=str) for name in ("case_id", "source_id"))
+    order = np.lexsort((images.frame.z.to_numpy(), source_ids, case_ids))
     tokens: dict[str, Tensor | None] = {}
     for start in range(0, len(images), BATCH):
         rows = order[start : start + BATCH]
@@ -117,16 +118,35 @@ def predict_probabilities(
         yield rows, probability.cpu().numpy()
 
 
+def _join_series(images: Images, batches: Batches) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Yield the batches of `predict_probabilities` with each series in one piece, and whether it is one."""
+    source_ids = images.frame.source_id.to_numpy(dtype=str)
+    slices = images.frame.groupby("source_id").z.agg(["nunique", "size"])
+    sizes = slices["size"][slices["nunique"] > 1].to_dict()
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    for rows, probability in batches:
+        names = source_ids[rows]
+        for name in dict.fromkeys(names.tolist()):
+            part = rows[names == name], probability[names == name]
+            if name not in sizes:
+                yield *part, False
+                continue
+            held.append(part)
+            if sum(len(row) for row, _ in held) == sizes[name]:
+                yield np.concatenate([row for row, _ in held]), np.concatenate([own for _, own in held]), True
+                held = []
+
+
 def score(
-    model: Segmenter, images: Images, profiles: Profiles, thresholds: tuple[float, ...], place: Place
+    model: Segmenter, images: Images, profiles: Profiles, decisions: tuple[Decision, ...], place: Place
 ) -> tuple[np.ndarray, float]:
-    """Return the patient-mean Dice at each threshold and the mean cross-entropy per pixel.
+    """Return the patient-mean Dice of each decision and the mean cross-entropy per pixel.
 
     A patient's Dice is taken over all its pixels; it is 1 where reference and prediction are both empty.
     """
-    counts = np.zeros((2, len(thresholds), len(images)), dtype=np.int64)  # overlap; predicted plus reference
+    counts = np.zeros((2, len(decisions), len(images)), dtype=np.int64)  # overlap; predicted plus reference
     cross_entropy = 0.0
-    for rows, probability in predict_probabilities(model, images, profiles, place):
+    for rows, probability, is_series in _join_series(images, predict_probabilities(model, images, profiles, place)):
         reference, counted = images.load_masks(rows).astype(bool), ~images.load_ignore(rows)
         clipped = probability.clip(1e-4, 1 - 1e-4)
         pixels = np.where(reference, np.log(clipped), np.log1p(-clipped))
@@ -134,12 +154,12 @@ def score(
             cross_entropy -= pixels.mean(axis=(1, 2)).sum()
         else:
             cross_entropy -= ((pixels * counted).sum(axis=(1, 2)) / np.maximum(counted.sum(axis=(1, 2)), 1)).sum()
-        for index, threshold in enumerate(thresholds):
-            predicted = (probability >= threshold) & counted
+        for index, decision in enumerate(decisions):
+            predicted = decision.apply(probability, is_series) & counted
             counts[0, index, rows] = (predicted & reference).sum(axis=(1, 2))
             counts[1, index, rows] = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
     per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()
-    overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, thresholds] each
+    overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, decisions] each
     dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
     return dice.mean(axis=0), float(cross_entropy / len(images))
 
@@ -149,7 +169,7 @@ def write_predictions(
     parts: Iterable[Images],
     profiles: Profiles,
     fold: int,
-    threshold: float,
+    decision: Decision,
     place: Place,
     folder: Path,
 ) -> None:
@@ -157,8 +177,9 @@ def write_predictions(
     with atomic_write(folder / "predictions.parquet") as aside, pq.ParquetWriter(aside, PREDICTIONS_SCHEMA) as writer:
         for images in parts:
             masks: list[bytes] = [b""] * len(images)
-            for rows, probability in predict_probabilities(model, images, profiles, place):
-                for row, mask in zip(rows, probability >= threshold, strict=True):
+            batches = predict_probabilities(model, images, profiles, place)
+            for rows, probability, is_series in _join_series(images, batches):
+                for row, mask in zip(rows, decision.apply(probability, is_series), strict=True):
                     masks[row] = encode_mask(mask)
             references = np.array(images.masks, dtype=object)
             frame = images.frame.assign(fold=fold, prediction=masks, reference=references)

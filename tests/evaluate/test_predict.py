@@ -41,6 +41,7 @@ from mgi.tables import write_table
 from mgi.train import validation
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images, read_images
+from mgi.train.decision import Decision
 from mgi.train.device import Place
 from mgi.train.finetune import finetune
 from mgi.train.profiles import read_profiles
@@ -155,7 +156,7 @@ def test_shuffled_genes_are_another_cases_own(cohort, finetuned, tmp_path, monke
 
 def test_a_folder_of_tables_is_evaluated_as_one_table(cohort, finetuned, tmp_path):
     table = pq.read_table(cohort.folder / "images" / "all.parquet")
-    for number, rows in enumerate((table.slice(0, 7), table.slice(7))):
+    for number, rows in enumerate((table.slice(0, IMAGES), table.slice(IMAGES))):
         write_table(rows, tmp_path / "images" / f"{number}.parquet")
     write_table(pa.table({"source_id": ["no table of images"]}), tmp_path / "images" / "0.status.parquet")
     evaluate_tables(finetuned, [tmp_path / "images"], cohort.expression, tmp_path / "many", 100)
@@ -256,7 +257,7 @@ def test_each_patients_genes_are_encoded_once_whatever_the_order_of_its_images(
         found[rows] = probability
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert sum(encoded) == len(CASES)
-    validation.write_predictions(model, [shuffled], profiles, 0, 0.5, CPU, tmp_path)
+    validation.write_predictions(model, [shuffled], profiles, 0, Decision(), CPU, tmp_path)
     table = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
     assert table.case_id.tolist() == frame.case_id.tolist()
     written = np.stack([decode_mask(png) for png in table.prediction])

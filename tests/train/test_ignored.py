@@ -7,6 +7,7 @@ import torch
 import mgi.train.validation as validation
 from mgi.codecs import encode_mask
 from mgi.train.data import read_images
+from mgi.train.decision import Decision
 from mgi.train.device import Place
 from mgi.train.finetune import ImageBatches
 from mgi.train.profiles import NO_PROFILES
@@ -46,7 +47,7 @@ def test_validation_does_not_count_ignored_pixels(images, monkeypatch):
     monkeypatch.setattr(
         validation, "predict_probabilities", lambda *inputs: iter([(np.arange(len(images)), probability)])
     )
-    dice, loss = score(None, images, NO_PROFILES, (0.5,), CPU)
+    dice, loss = score(None, images, NO_PROFILES, (Decision(),), CPU)
     assert dice[0] == 1 and loss == pytest.approx(-np.log(0.9), rel=1e-5)
 
 
@@ -56,4 +57,6 @@ def test_probability_at_the_threshold_is_tumour(images, monkeypatch):
     monkeypatch.setattr(
         validation, "predict_probabilities", lambda *inputs: iter([(np.arange(len(images)), probability)])
     )
-    assert score(None, images, NO_PROFILES, (0.5, 0.25), CPU)[0].tolist() == pytest.approx([1, 2 / 3])
+    assert score(None, images, NO_PROFILES, (Decision(0.5), Decision(0.25)), CPU)[0].tolist() == pytest.approx(
+        [1, 2 / 3]
+    )

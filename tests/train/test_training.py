@@ -24,11 +24,12 @@ from mgi.tables import write_table
 from mgi.train import checkpoint
 from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
+from mgi.train.decision import Decision
 from mgi.train.device import Place
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.loop import TrainingRun, learning_rate, parameter_groups
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
-from mgi.train.profiles import read_profiles
+from mgi.train.profiles import NO_PROFILES, read_profiles
 from mgi.train.resume import LAST
 from mgi.train.validation import predict_probabilities, score
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
@@ -110,7 +111,8 @@ def steps_done(monkeypatch):
 def test_metrics_have_a_row_per_validation(finetuned):
     rows = list(csv.DictReader((finetuned / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
-    assert {"step", "loss", "lr", "images_per_second", "val_loss", "val_dice", "val_threshold"} == set(rows[0])
+    assert {"step", "loss", "lr", "images_per_second", "val_loss", "val_dice"} < set(rows[0])
+    assert {"val_threshold", "val_min_component"} < set(rows[0]) and len(rows[0]) == 8
 
 
 def test_predictions_cover_the_test_images_with_their_references(finetuned, cohort):
@@ -120,7 +122,9 @@ def test_predictions_cover_the_test_images_with_their_references(finetuned, coho
     model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
     batches = predict_probabilities(model, images, read_profiles(cohort.expression), CPU)
     probability = np.concatenate([part for _, part in batches])
-    for row, expected in zip(table.itertuples(), probability >= config["threshold"], strict=True):
+    decision = Decision(config["threshold"], config["min_component"])
+    masks = [decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
+    for row, expected in zip(table.itertuples(), np.concatenate(masks), strict=True):
         assert (decode_mask(row.prediction) == expected).all()
     assert table.reference.tolist() == images.masks
 
@@ -237,7 +241,32 @@ def test_only_variants_with_genes_need_expression(cohort, pretrained, finetune_o
 def test_fold_all_writes_no_predictions(cohort, pretrained, finetune_options, tmp_path):
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
-    assert json.loads((tmp_path / "config.json").read_text())["threshold"] == 0.5
+    assert mgi.load(tmp_path).description.decision == (0.5, 0.0)
+
+
+def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_options, tmp_path):
+    inputs = (finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path / "all")
+    folds = []
+    for number, (threshold, share) in enumerate([(0.2, 0.1), (0.4, 1.0), (0.9, 0.0)]):
+        folds.append(tmp_path / f"fold{number}")
+        folds[-1].mkdir()
+        stated = json.loads((finetuned / "config.json").read_text())
+        (folds[-1] / "config.json").write_text(json.dumps(stated | {"threshold": threshold, "min_component": share}))
+    finetune(*inputs, folds)
+    assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1)
+    with pytest.raises(CheckpointError, match="holds pre-trained encoders, not the fine-tuned model of a fold"):
+        finetune(*inputs, [pretrained])
+
+
+@pytest.mark.parametrize("network", ["unet-resnet18", "segformer-b0"])
+def test_published_network_is_trained_and_loaded(cohort, finetune_options, tmp_path, network):
+    options = finetune_options(network=network, genes="none", vit=False, pretrained=False, steps=2, neighbours=1)
+    finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
+    model, images = mgi.load(tmp_path), read_images(cohort.sources, set(CASES[6:]))
+    probability = np.concatenate([part for _, part in predict_probabilities(model, images, NO_PROFILES, CPU)])
+    masks = [model.description.decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
+    written = pq.read_table(tmp_path / "predictions.parquet")["prediction"].to_pylist()
+    assert (np.stack([decode_mask(png) for png in written]) == np.concatenate(masks)).mean() > 0.999
 
 
 def test_training_learns_the_discs(cohort, finetune_options, tmp_path):
@@ -288,10 +317,12 @@ def test_validation_scores_equal_their_definitions(cohort, finetuned):
     profiles = read_profiles(cohort.expression)
     probability = np.concatenate([part for _, part in predict_probabilities(model, images, profiles, CPU)])
     reference = images.load_masks(np.arange(len(images)))
-    thresholds = (0.3, float(np.quantile(probability, 0.9)), 1.1)
-    dice, loss = score(model, images, profiles, thresholds, CPU)
-    for threshold, measured in zip(thresholds, dice, strict=True):
-        masks = [encode_mask(mask) for mask in probability >= threshold]
+    half = float(np.quantile(probability, 0.9))
+    decisions = (Decision(0.3), Decision(half), Decision(1.1), Decision(half, 1.0))
+    dice, loss = score(model, images, profiles, decisions, CPU)
+    for decision, measured in zip(decisions, dice, strict=True):
+        volumes = [decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
+        masks = [encode_mask(mask) for mask in np.concatenate(volumes)]
         table = images.frame.assign(prediction=masks, reference=images.masks)
         assert measured == pytest.approx(np.mean(list(patient_dice(table).values())))
     assert dice[2] == 0.5, "empty beside empty is perfect, empty beside tumour worth nothing"

@@ -11,8 +11,9 @@ from mgi.errors import CohortError
 from mgi.train import finetune as fine
 from mgi.train import pretrain as pre
 from mgi.train.data import read_images
+from mgi.train.decision import DECISIONS
 from mgi.train.device import Place
-from mgi.train.finetune import THRESHOLDS, choose_threshold, finetune
+from mgi.train.finetune import finetune
 from mgi.train.loop import TrainingRun, learning_rate
 from mgi.train.pretrain import PatientBatches
 from mgi.train.profiles import NO_PROFILES, read_profiles
@@ -109,22 +110,13 @@ def test_effective_rank():
     )
 
 
-@pytest.mark.parametrize(
-    ("best", "chosen"),
-    [([0.3], 0.3), ([0.9], 0.9), ([0.4, 0.6], 0.4), ([0.1, 0.7], 0.7), ([0.3, 0.5, 0.9], 0.5), (THRESHOLDS, 0.5)],
-)
-def test_threshold_of_equal_dice_is_the_nearest_to_a_half(best, chosen):
-    dice = np.array([0.8 if threshold in best else 0.7 for threshold in THRESHOLDS])
-    assert choose_threshold(dice) == chosen
-    assert THRESHOLDS == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-def test_step_is_chosen_by_the_best_dice_of_any_threshold_and_then_by_the_loss(monkeypatch):
-    dice = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9, 0.8, 0.1])
+def test_step_is_chosen_by_the_best_dice_of_any_decision_and_then_by_the_loss(monkeypatch):
+    dice = np.full(len(DECISIONS), 0.1)
+    dice[DECISIONS.index((0.7, 1.0))] = 0.9
     monkeypatch.setattr(fine, "score", lambda *_: (dice, 0.25))
     score, measured = fine._validate(None, None, None, CPU)
     assert score == (0.9, -0.25)
-    assert measured == {"val_loss": 0.25, "val_dice": 0.9, "val_threshold": 0.7}
+    assert measured == {"val_loss": 0.25, "val_dice": 0.9, "val_threshold": 0.7, "val_min_component": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ CHECKED = f"<results>/checks/{PLAN.check_digest()}.json"
 def checked(wildcards):
     """Wait for the check of the models where the default target asks for it; it is no input.
 
-    A job that waits is planned anew afterwards. A single target, a job in a process of its own and a dry run do not
-    wait: where a job must refuse after all, it keeps the outputs of an earlier run.
+    A job that waits is planned anew afterwards. A job in a process of its own and a dry run do not wait, nor does a
+    single target, which is checked as the run starts where this environment has torch; where a job must refuse after
+    all, it keeps the outputs of an earlier run.
     """
     asked = set(workflow.dag_settings.targets) <= {"all"} and MODIFIER.is_main_snakefile()
     if asked and workflow.is_main_process and not workflow.dryrun:
@@ -258,6 +259,13 @@ def encoders(wildcards):
     run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
     files = ("model.safetensors", "config.json") if name else ()
     return within_results(f"pretrain/{name}/{run}/{file}" for file in files)
+
+
+def fold_models(wildcards):
+    """The folds' models, whose validation patients decide for the model of every patient; none for a fold's own."""
+    if hasattr(wildcards, "fold"):
+        return []
+    return within_results(f"finetune/{wildcards.variant}/fold{fold}/config.json" for fold in PLAN.folds)
 
 
 @refusing

@@ -6,6 +6,7 @@ rule finetune:
         expression=profiles,
         splits="<results>/{cohort}/splits.parquet",
         pretrained=encoders,
+        folds=fold_models,
     output:
         # A job that fails leaves the model of an earlier run.
         model=update("<results>/{cohort}/finetune/{variant}/fold{fold}/model.safetensors"),
@@ -32,9 +33,11 @@ rule finetune:
         options=options("finetune", "variant"),
         expression=lambda wildcards, input: [f"--expression={path}" for path in input.expression[:1]],
         pretrained=lambda wildcards, input: [f"--pretrained={Path(path).parent}" for path in input.pretrained[:1]],
+        folds=lambda wildcards, input: [f"--decide-as={Path(path).parent}" for path in input.folds],
     shell:
         "{params.mgi:q} finetune --sources {input.sources:q} --splits {input.splits:q} {params.expression:q} "
-        "{params.pretrained:q} --fold {params.fold:q} --options {params.options:q} -o {params.folder:q} > {log:q} 2>&1"
+        "{params.pretrained:q} {params.folds:q} --fold {params.fold:q} --options {params.options:q} "
+        "-o {params.folder:q} > {log:q} 2>&1"
 
 
 use rule finetune as finetune_all with:

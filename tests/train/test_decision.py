@@ -1,0 +1,58 @@
+"""Which pixels are tumour: the threshold, and the connected components of a series that are kept."""
+
+import numpy as np
+import pytest
+
+from mgi.train.decision import DECISIONS, Decision, choose_decision
+
+
+@pytest.fixture
+def series() -> np.ndarray:
+    """Probabilities of three slices: a component of 20 voxels through two of them, one of 4 voxels, and one of 1."""
+    probability = np.zeros((3, 12, 12), np.float32)
+    probability[0, 1:3, 1:6] = 0.9
+    # Touches the slice above by a corner alone.
+    probability[1, 3:5, 6:11] = 0.9
+    probability[2, 9:11, 1:3] = 0.8
+    probability[2, 11, 11] = 0.7
+    return probability
+
+
+@pytest.mark.parametrize(("share", "voxels"), [(0.0, 25), (0.05, 25), (0.1, 24), (0.2, 24), (0.21, 20), (1.0, 20)])
+def test_small_components_of_a_series_are_left_out(series, share, voxels):
+    assert Decision(0.5, share).apply(series, is_series=True).sum() == voxels
+    assert Decision(0.5, share).apply(series, is_series=False).sum() == 25
+
+
+def test_threshold_is_the_least_probability_and_comes_first(series):
+    assert Decision(0.8, 0.0).apply(series, is_series=True).sum() == 24
+    assert Decision(0.85, 1.0).apply(series, is_series=True).sum() == 20
+    assert Decision(0.95, 1.0).apply(series, is_series=True).sum() == 0
+
+
+def test_equally_large_components_are_all_kept():
+    mask = np.zeros((1, 3, 9))
+    mask[0, 1, [0, 1, 4, 5, 8]] = 1
+    assert Decision(0.5, 1.0).apply(mask, is_series=True).nonzero()[2].tolist() == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("best", "chosen"),
+    [
+        ([(0.3, 0.1)], (0.3, 0.1)),
+        ([(0.9, 1.0)], (0.9, 1.0)),
+        ([(0.4, 1.0), (0.6, 0.0)], (0.4, 1.0)),
+        ([(0.1, 0.0), (0.7, 1.0)], (0.7, 1.0)),
+        ([(0.5, 0.1), (0.5, 1.0), (0.9, 0.0)], (0.5, 0.1)),
+        (DECISIONS, (0.5, 0.0)),
+    ],
+)
+def test_of_equal_dice_the_threshold_nearest_to_a_half_and_then_most_tissue_is_chosen(best, chosen):
+    dice = np.array([0.8 if decision in best else 0.7 for decision in DECISIONS])
+    assert choose_decision(dice) == chosen
+
+
+def test_median_is_one_of_the_values():
+    decisions = [Decision(0.3, 1.0), Decision(0.9, 0.0), Decision(0.5, 0.1), Decision(0.6, 0.1)]
+    assert Decision.median(decisions) == (0.5, 0.1)
+    assert Decision.median(decisions[:1]) == decisions[0]
