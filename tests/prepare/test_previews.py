@@ -42,7 +42,7 @@ def test_preview_outlines_tissue_tumour_and_tiles(slide, tmp_path):
     assert drawn.shape == (768, 1024, 3)
     assert np.abs(find_box(drawn, previews.TISSUE_LINE) - [128, 96, 896, 672]).max() < 20
     assert np.abs(find_box(drawn, previews.TUMOUR_LINE) - TUMOUR).max() <= 1
-    assert np.abs(find_box(drawn, previews.KEPT) - [128, 64, 896, 704]).max() <= 1
+    assert np.abs(find_box(drawn, previews.KEPT) - [128, 64, 896, 704]).max() <= 3
 
 
 @pytest.mark.parametrize("px", [1024, 128])
