@@ -10,7 +10,8 @@ import pytest
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
 from mgi.config import load_config
 from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MGIError, MissingInputError
-from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.names import match_exactly
+from mgi.plan import Plan, read_configuration
 
 COHORT = {
     "cohort": "small",

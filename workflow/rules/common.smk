@@ -5,7 +5,8 @@ import functools
 from snakemake.logging import logger
 
 from mgi.errors import MGIError
-from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.names import match_exactly
+from mgi.plan import Plan, read_configuration
 from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
@@ -248,6 +249,12 @@ def encoders(wildcards):
     run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
     files = ("model.safetensors", "config.json") if name else ()
     return within_results(f"pretrain/{name}/{run}/{file}" for file in files)
+
+
+def reference_embeddings(wildcards):
+    """The embeddings of every fold's test patients, by the encoders of the reference variant."""
+    name = CFG.finetune[CFG.evaluate.reference].encoders
+    return within_results(f"pretrain/{name}/fold{fold}/embeddings.parquet" for fold in PLAN.folds)
 
 
 def fold_models(wildcards):
