@@ -5,8 +5,7 @@ The Snakefile calls this while it builds its graph; nothing here knows Snakemake
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -357,12 +356,17 @@ class Plan:
         evaluate = self.config.evaluate
         return [*(f"--variant={variant}" for variant in evaluate.variants), f"--reference={evaluate.reference}"]
 
+    def map_label(self) -> tuple[str, str]:
+        """Return the table that colours the map of embeddings, "" for that of the folds, and its column."""
+        probe = self.config.probe
+        return (probe.labels, probe.columns[0]) if probe.labels and probe.columns else ("", "site")
+
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""
         names = ["evaluate/comparison.csv"]
         figures = ["flow", "losses", "comparison", "overlays", *(["slides"] if self.draws_previews else [])]
         names += [f"report/{name}.png" for name in figures]
-        names += ["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else []
+        names += ["evaluate/retrieval.csv", "report/map.png"] if self.encoders(self.config.evaluate.reference) else []
         summaries = [f"finetune/{name}/summary.json" for name in self.config.evaluate.variants]
         return [*names, "cohort_flow.csv", "expression.parquet", *summaries]
 
@@ -370,8 +374,3 @@ class Plan:
         """List what the default target makes, within results/{cohort}."""
         names = [name for name in self.page_inputs() if name.startswith(("evaluate/", "report/"))]
         return [*names, "report/index.html"]
-
-
-def match_exactly(names: Iterable[object]) -> str:
-    """Return a regular expression for exactly these safe names; it matches nothing where there are none."""
-    return "|".join(re.escape(str(name)) for name in names) or "(?!)"

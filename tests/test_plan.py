@@ -10,7 +10,8 @@ import pytest
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
 from mgi.config import load_config, read_configuration
 from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MGIError, MissingInputError
-from mgi.plan import Plan, match_exactly
+from mgi.names import match_exactly
+from mgi.plan import Plan
 
 COHORT = {
     "cohort": "small",

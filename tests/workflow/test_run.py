@@ -20,6 +20,7 @@ RESULTS = (
     "evaluate/retrieval.csv",
     "report/flow.png",
     "report/losses.png",
+    "report/map.png",
     "report/comparison.png",
     "report/overlays.png",
     "report/slides.png",

@@ -6,7 +6,8 @@ from snakemake.logging import logger
 
 from mgi.config import read_configuration
 from mgi.errors import MGIError
-from mgi.plan import Plan, match_exactly
+from mgi.names import match_exactly
+from mgi.plan import Plan
 from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
@@ -259,6 +260,12 @@ def encoders(wildcards):
     run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
     files = ("model.safetensors", "config.json") if name else ()
     return within_results(f"pretrain/{name}/{run}/{file}" for file in files)
+
+
+def reference_embeddings(wildcards):
+    """The embeddings of every fold's test patients, by the encoders of the reference variant."""
+    name = CFG.finetune[CFG.evaluate.reference].encoders
+    return within_results(f"pretrain/{name}/fold{fold}/embeddings.parquet" for fold in PLAN.folds)
 
 
 def fold_models(wildcards):
