@@ -125,3 +125,8 @@ def first_few(values: Iterable[object]) -> str:
     listed = list(values)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(map(quote, listed[:SHOWN])) + more
+
+
+def match_exactly(names: Iterable[object]) -> str:
+    """Return a regular expression for exactly these safe names; it matches nothing where there are none."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"

@@ -5,17 +5,15 @@ The Snakefile calls this while it builds its graph; nothing here knows Snakemake
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
-from mgi.config import Config, load_config, read_yaml
+from mgi.config import Config
 from mgi.delimited import read_delimited
 from mgi.errors import CohortError, ConfigError, ManifestError
 from mgi.names import check_name, first_few
@@ -29,29 +27,6 @@ from mgi.prepare.series import fingerprint
 from mgi.tables import read_table
 
 PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
-# A key that Snakemake itself reads from a configuration file.
-SNAKEMAKE_KEYS = ("pathvars",)
-
-
-def read_configuration(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> Config:
-    """Validate the mapping that Snakemake merged from configuration files and its command line.
-
-    Parameters
-    ----------
-    settings : mapping
-        What Snakemake merged.
-    files : iterable of Path
-        The files that it read; they are read again, strictly, since Snakemake takes the last of duplicate keys and
-        numbers such as 010.
-
-    Raises
-    ------
-    ConfigError
-        If a file is not read as it is meant, a key is unknown or a value impossible.
-    """
-    for file in files:
-        read_yaml(file)
-    return load_config({key: value for key, value in settings.items() if key not in SNAKEMAKE_KEYS})
 
 
 @dataclass(frozen=True)
@@ -298,6 +273,11 @@ class Plan:
         slides = self.config.slides
         return list_local_slides(slides.own, slides.case_pattern) if slides and slides.own else []
 
+    @property
+    def draws_previews(self) -> bool:
+        """Whether a picture of each slide is made."""
+        return self.config.slides is not None and self.config.slides.preview
+
     def batch(self, source: str) -> Batch:
         """Return the batch named `source`, or raise `ManifestError` naming those there are."""
         if source not in self.batches:
@@ -376,11 +356,17 @@ class Plan:
         evaluate = self.config.evaluate
         return [*(f"--variant={variant}" for variant in evaluate.variants), f"--reference={evaluate.reference}"]
 
+    def map_label(self) -> tuple[str, str]:
+        """Return the table that colours the map of embeddings, "" for that of the folds, and its column."""
+        probe = self.config.probe
+        return (probe.labels, probe.columns[0]) if probe.labels and probe.columns else ("", "site")
+
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""
         names = ["evaluate/comparison.csv"]
-        names += [f"report/{name}.png" for name in ("flow", "losses", "comparison", "overlays")]
-        names += ["evaluate/retrieval.csv"] if self.encoders(self.config.evaluate.reference) else []
+        figures = ["flow", "losses", "comparison", "overlays", *(["slides"] if self.draws_previews else [])]
+        names += [f"report/{name}.png" for name in figures]
+        names += ["evaluate/retrieval.csv", "report/map.png"] if self.encoders(self.config.evaluate.reference) else []
         summaries = [f"finetune/{name}/summary.json" for name in self.config.evaluate.variants]
         return [*names, "cohort_flow.csv", "expression.parquet", *summaries]
 
@@ -388,8 +374,3 @@ class Plan:
         """List what the default target makes, within results/{cohort}."""
         names = [name for name in self.page_inputs() if name.startswith(("evaluate/", "report/"))]
         return [*names, "report/index.html"]
-
-
-def match_exactly(names: Iterable[object]) -> str:
-    """Return a regular expression for exactly these safe names; it matches nothing where there are none."""
-    return "|".join(re.escape(str(name)) for name in names) or "(?!)"

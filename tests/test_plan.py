@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
-from mgi.config import load_config
+from mgi.config import load_config, read_configuration
 from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MGIError, MissingInputError
-from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.names import match_exactly
+from mgi.plan import Plan
 
 COHORT = {
     "cohort": "small",
@@ -215,6 +216,11 @@ def test_retrieval_is_made_where_the_reference_is_pretrained(make_plan):
     assert "evaluate/retrieval.csv" in make_plan().final_outputs()
     alone = make_plan(lambda config: config["finetune"]["mgi"].update(pretrained=False))
     assert "evaluate/retrieval.csv" not in alone.final_outputs()
+
+
+def test_sheet_of_slides_is_a_result_where_previews_are_made(make_plan):
+    assert "report/slides.png" in make_plan().final_outputs()
+    assert "report/slides.png" not in make_plan(lambda config: config["slides"].update(preview=False)).final_outputs()
 
 
 def test_key_of_snakemake_is_no_unknown_key():

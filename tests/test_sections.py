@@ -195,3 +195,11 @@ def test_training_job_asks_for_its_gpus_and_starts_a_process_for_each():
 def test_rejects_batch_smaller_than_the_processes_that_share_it():
     message = refuse(device="cuda", resources={"gpus": 64, "nodes": 64})
     assert "batch_patients" in message and "4096 processes" in message
+
+
+@pytest.mark.parametrize("key", ["genes", "vit", "pretrained"])
+def test_rejects_parts_that_a_published_network_does_not_have(key):
+    without = {"genes": "none", "vit": False, "pretrained": False, "network": "segformer-b0"}
+    variant = {"base": "mgi"} | {name: value for name, value in without.items() if name != key}
+    assert f"has no part for 'finetune.baseline.{key}'" in refuse(finetune={"mgi": {}, "baseline": variant})
+    load_config(RAW | {"finetune": {"mgi": {}, "baseline": {"base": "mgi"} | without}})

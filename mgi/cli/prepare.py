@@ -24,6 +24,8 @@ mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
 slide_app = add_group("slide", "Cut whole-slide images into tiles.")
 
+Annotations = Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")]
+
 
 @mri_app.command("import", epilog="Example: mgi mri import kaggle_3m -o images/mri.parquet --sources sources.parquet")
 def mri_import(
@@ -117,12 +119,15 @@ def slide_tile(
     tile_px: TilePx = None,
     default_mpp: DefaultMpp = None,
     min_tissue: MinTissue = None,
-    annotations: Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")] = None,
+    annotations: Annotations = None,
     partial_tiles: Annotated[bool | None, flag(TileOptions, "partial_tiles", "--partial-tiles")] = None,
     name: Annotated[
         list[str] | None, typer.Option(help="Name of each slide, in their order; default: that of its file.")
     ] = None,
     status: Annotated[Path | None, typer.Option(help="Record a bad slide here and go on.")] = None,
+    previews: Annotated[
+        Path | None, typer.Option(help="Write a picture of each slide here: tissue, tiles and annotation.")
+    ] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
     from mgi.prepare.slides import tile_slides
@@ -131,7 +136,7 @@ def slide_tile(
         TileJob, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
         partial_tiles=partial_tiles, annotations=None if annotations is None else str(annotations),
     )  # fmt: skip
-    tile_slides(slides, case_id, output, chosen, status, names=name, stated=chosen.stated)
+    tile_slides(slides, case_id, output, chosen, status, names=name, stated=chosen.stated, previews=previews)
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")
@@ -142,14 +147,16 @@ def slide_preview(
     tile_px: TilePx = None,
     default_mpp: DefaultMpp = None,
     min_tissue: MinTissue = None,
+    annotations: Annotations = None,
     options: Options = "{}",
 ) -> None:
-    """Draw the tissue outline and the tile grid over a slide's thumbnail."""
+    """Draw the tissue, the tiles that would be kept and the annotation over a slide's thumbnail."""
     from mgi.prepare.slides import preview
 
     chosen = load_options(
-        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue
-    )
+        TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
+        annotations=None if annotations is None else str(annotations),
+    )  # fmt: skip
     preview(slide, output, chosen)
 
 

@@ -52,6 +52,31 @@ def report_overlays(
     draw_overlays(variant, sources, output)
 
 
+@report_app.command("map", epilog="Example: mgi report map fold*/embeddings.parquet --labels splits.parquet -o map.png")
+def report_map(
+    embeddings: Annotated[list[Path], typer.Argument(help="embeddings.parquet of each fold.")],
+    labels: Annotated[Path, typer.Option(help="A table with case_id and the label that colours.")],
+    output: Output,
+    column: Annotated[str, typer.Option(help="The column of the label.")] = "site",
+) -> None:
+    """Draw the embeddings of every test patient's images and genes, joined by a line."""
+    from mgi.report.map import draw_map
+
+    draw_map(embeddings, labels, column, output)
+
+
+@report_app.command("slides", epilog="Example: mgi report slides sources.parquet --previews previews -o slides.png")
+def report_slides(
+    sources: Annotated[Path, typer.Argument(help="sources.parquet.")],
+    previews: Annotated[Path, typer.Option(help="Folder of the previews of every table of images.")],
+    output: Output,
+) -> None:
+    """Draw the contact sheet of the slides, those left out with their reasons."""
+    from mgi.report.sheet import draw_sheet
+
+    draw_sheet(sources, previews, output)
+
+
 @report_app.command("page", epilog="Example: mgi report page results/simulated -o results/simulated/report/index.html")
 def report_page(results: Annotated[Path, typer.Argument(help="results/{cohort}.")], output: Output) -> None:
     """Write the report of a finished run as one self-contained HTML page."""

@@ -17,7 +17,7 @@ from mgi.config.acquire import (
     Simulate,
     SimulateOptions,
 )
-from mgi.config.cohort import Config, Resources, load_config, load_options
+from mgi.config.cohort import Config, Resources, load_config, load_options, read_configuration
 from mgi.config.evaluate import Evaluate, EvaluateOptions, PredictOptions, Probe, ProbeOptions
 from mgi.config.prepare import (
     Expression,
@@ -56,6 +56,6 @@ __all__ = [
     "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
     "Pretrain", "PretrainOptions", "Probe", "ProbeOptions", "QueryOptions", "Resources", "RunOptions", "Section",
     "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "StatedSlide",
-    "TableImport", "TileJob", "TileOptions", "VitOptions", "load_config", "load_options", "read_mapping", "read_yaml",
-    "reference_files", "write_reference",
+    "TableImport", "TileJob", "TileOptions", "VitOptions", "load_config", "load_options", "read_configuration",
+    "read_mapping", "read_yaml", "reference_files", "write_reference",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The whole configuration of a cohort: its sections, and what each stage is told of them."""
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
 from mgi.config.evaluate import Bootstrap, Evaluate, PredictOptions, Probe
 from mgi.config.names import Name
 from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
-from mgi.config.reading import read_mapping
+from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
 from mgi.config.train import Finetune, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
@@ -315,6 +316,27 @@ def load_config(source: Path | str | dict[str, Any]) -> Config:
     """
     raw = source if isinstance(source, dict) else read_mapping(source, "configuration")
     return validate_section(Config, {key: value for key, value in raw.items() if key not in SNAKEMAKE_KEYS})
+
+
+def read_configuration(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> Config:
+    """Validate the mapping that Snakemake merged from configuration files and its command line.
+
+    Parameters
+    ----------
+    settings : mapping
+        What Snakemake merged.
+    files : iterable of Path
+        The files that it read; they are read again, strictly, since Snakemake takes the last of duplicate keys and
+        numbers such as 010.
+
+    Raises
+    ------
+    ConfigError
+        If a file is not read as it is meant, a key is unknown or a value impossible.
+    """
+    for file in files:
+        read_yaml(file)
+    return load_config(dict(settings))
 
 
 def load_options(section: type[SectionType], source: str | dict[str, Any], **flags: object) -> SectionType:

@@ -177,6 +177,11 @@ class Slides(TileOptions):
         description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
     )
     per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
+    preview: bool = Field(
+        True,
+        description="make a picture of each slide with its tissue, tiles and annotation, and a sheet of them for the "
+        "report",
+    )
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
 

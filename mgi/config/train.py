@@ -155,6 +155,11 @@ class Finetune(Optimisation):
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
     )
+    network: Literal["mgi", "unet-resnet18", "segformer-b0"] = Field(
+        "mgi",
+        description="`mgi`, or a published network in its place as a baseline, trained from random weights without ViT "
+        "and genes: U-Net on a ResNet-18, or SegFormer on MiT-B0",
+    )
     vit: bool = Field(True, description="use the ViT; without it the convolutional path is alone")
     channels: list[int] = Field(
         [16, 32, 64, 128],
@@ -180,6 +185,17 @@ class Finetune(Optimisation):
         if not 1 <= min(channels) <= max(channels) <= MAX_WIDTH:
             raise invalid(f"a width is 1 to {MAX_WIDTH}")
         return channels
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        parts = {"genes": self.genes != "none", "vit": self.vit, "pretrained": self.pretrained}
+        if self.network != "mgi" and any(parts.values()):
+            key = next(key for key, used in parts.items() if used)
+            raise sentence(
+                f"'{{at}}network' is '{self.network}', which has no part for '{{at}}{key}': set 'genes: none', 'vit: "
+                "false' and 'pretrained: false'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:

@@ -5,13 +5,13 @@ import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
-from PIL import Image, ImageDraw
-from scipy import ndimage
+from PIL import Image
 
 from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
@@ -22,6 +22,7 @@ from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
 from mgi.prepare.isolation import IsolationError, run_isolated
 from mgi.prepare.local import LocalSlide, read_mpp_table
 from mgi.prepare.pictures import Picture
+from mgi.prepare.previews import Overview, draw_preview
 from mgi.prepare.reader import (
     Resolution,
     Slide,
@@ -34,7 +35,10 @@ from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles, make_g
 from mgi.prepare.tissue import TISSUE, classify_pixels, thumbnail_scale
 from mgi.tables import image_table, source_of, write_sources
 
+# The longer side of a preview that is asked for, and of those that are made while slides are tiled.
 PREVIEW_PX = 1600
+SMALL_PREVIEW_PX = 1024
+PREVIEW_QUALITY = 88
 MAX_ROUNDING = 1e-6
 UNREADABLE = (openslide.OpenSlideError, IsolationError)
 
@@ -48,6 +52,7 @@ def tile_slides(
     overlap: float = 0.0,
     names: list[str] | None = None,
     stated: Mapping[str, StatedSlide] | None = None,
+    previews: Path | None = None,
 ) -> None:
     """Write the tissue tiles of slides into one table of images.
 
@@ -72,6 +77,8 @@ def tile_slides(
         The source_id of each slide; None takes those of the files' names.
     stated : mapping of str to StatedSlide, optional
         What is stated of single slides, by source_id; it beats `options.annotations` and `options.mpp_table`.
+    previews : Path, optional
+        Folder of a picture of each slide, {source_id}.jpg: see `draw_preview`. A slide that cannot be read has none.
 
     Raises
     ------
@@ -89,6 +96,8 @@ def tile_slides(
         raise AnnotationError(f"{annotations} is one annotation for {len(jobs)} slides; give the folder of annotations")
     mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
     records = []
+    if previews is not None:
+        previews.mkdir(parents=True, exist_ok=True)
     with image_table(output) as add:
         for case_id, source_id, path in progress(jobs, "slides"):
             own = (stated or {}).get(source_id, StatedSlide())
@@ -103,7 +112,8 @@ def tile_slides(
             with tempfile.NamedTemporaryFile(dir=output.parent) as spool:
                 try:
                     mpp = own.mpp or mpp_by_table.get(source_id)
-                    arguments = (path, spool.name, identity, found, options, mpp, overlap)
+                    preview_path = None if previews is None else previews / f"{source_id}.jpg"
+                    arguments = (path, spool.name, identity, found, options, mpp, overlap, preview_path)
                     record |= run_isolated(_spool_tiles, *arguments)
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
@@ -135,34 +145,29 @@ def _check_slide(beat: Callable[[], None], path: Path, options: TileOptions, sta
 
 
 def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None:
-    """Draw the outline of the tissue (yellow) and the tiles that would be kept (green) over a thumbnail, as PNG.
+    """Draw the tissue, the tiles that would be kept, and the annotation over a thumbnail, as PNG: see `draw_preview`.
 
     Raises
     ------
     MissingInputError
-        If the slide is not there.
+        If the slide, its annotation or the table of mpp is not there.
     SlideError
         If it is unusable.
+    AnnotationError
+        If its annotation is.
     """
     slide = require_file(slide, "slide")
     stated = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
+    found = None if options.annotations is None else find_annotation(options.annotations, source_of(slide))
     try:
-        found = run_isolated(_look_over, slide, options, stated.get(source_of(slide)))
+        overview = run_isolated(_look_over, slide, found, options, stated.get(source_of(slide)))
+    except AnnotationError as error:
+        raise AnnotationError(f"{slide.name}: {error}") from error
     except (SlideError, *UNREADABLE) as error:
         raise SlideError(f"{slide.name}: {error}") from error
-    thumbnail, tissue, grid, scale = found
-    picture = Image.fromarray(thumbnail)
-    outline = np.asarray(Image.fromarray(tissue).resize(picture.size, Image.Resampling.NEAREST))
-    outline = ndimage.binary_dilation(outline) & ~ndimage.binary_erosion(outline)
-    picture.paste((255, 220, 0), mask=Image.fromarray(outline))
-    draw = ImageDraw.Draw(picture)
-    kept = grid.keep(options.min_tissue, options.max_tiles)
-    for row, column in np.argwhere(kept):
-        x, y = grid.x[column], grid.y[row]
-        draw.rectangle([x / scale, y / scale, (x + grid.edge) / scale, (y + grid.edge) / scale], outline=(0, 130, 60))
     with atomic_write(output) as aside:
-        picture.save(aside, "PNG")
-    log.info("%d tiles kept of %d: %s", kept.sum(), grid.tissue.size, output)
+        draw_preview(overview).save(aside, "PNG")
+    log.info("%d tiles kept of %d: %s", overview.kept.sum(), overview.grid.tissue.size, output)
 
 
 def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> list[tuple[str, str, Path]]:
@@ -194,13 +199,44 @@ def _refuse(path: Path, error: Exception, status: Path | None) -> dict[str, Any]
 
 
 def _look_over(
-    beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None
-) -> tuple[np.ndarray, np.ndarray, Grid, float]:
-    """Return a thumbnail, the tissue, the grid, and the thumbnail's level-0 pixels per pixel."""
+    beat: Callable[[], None],
+    path: Path,
+    annotation_path: Path | None,
+    options: TileOptions,
+    stated_mpp: float | None,
+) -> Overview:
+    """Return what is drawn of a slide that is not tiled."""
     with open_slide(path) as slide:
-        _, codes, grid = _survey(beat, slide, options, stated_mpp)
-        scale = max(1.0, max(slide.dimensions) / PREVIEW_PX)
-        return read_downsampled(slide, scale, beat), codes == TISSUE, grid, scale
+        annotation = _annotate(slide, annotation_path, options)
+        survey = _survey(beat, slide, options, stated_mpp)
+        pixels = read_downsampled(slide, max(1.0, max(slide.dimensions) / PREVIEW_PX), beat)
+        kept = survey.grid.keep(options.min_tissue, options.max_tiles)
+        return survey.show(pixels, slide.dimensions, kept, annotation)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at the whole slide tells.
+
+    Attributes
+    ----------
+    resolution : Resolution
+    thumbnail : uint8 array [H, W, 3]
+    codes : uint8 array [H, W]
+        What its pixels are: see `classify_pixels`.
+    grid : Grid
+    """
+
+    resolution: Resolution
+    thumbnail: np.ndarray
+    codes: np.ndarray
+    grid: Grid
+
+    def show(
+        self, pixels: np.ndarray, dimensions: tuple[int, int], kept: np.ndarray, annotation: Annotation | None
+    ) -> Overview:
+        """Return what is drawn over a thumbnail of any size."""
+        return Overview(pixels, dimensions, self.codes == TISSUE, self.grid, kept, np.zeros_like(kept), annotation)
 
 
 def _survey(
@@ -209,13 +245,38 @@ def _survey(
     options: TileOptions,
     stated_mpp: float | None,
     overlap: float = 0.0,
-) -> tuple[Resolution, np.ndarray, Grid]:
-    """Return the resolution of a slide, what the pixels of its thumbnail are, and its grid."""
+) -> Survey:
     resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
     scale = thumbnail_scale(slide.dimensions, resolution.mpp)
-    codes = classify_pixels(read_downsampled(slide, scale, beat), scale * resolution.mpp)
+    thumbnail = read_downsampled(slide, scale, beat)
+    codes = classify_pixels(thumbnail, scale * resolution.mpp)
     edge = _snap(options.tile_px * options.mpp / resolution.mpp)
-    return resolution, codes, make_grid(slide.dimensions, codes == TISSUE, edge, overlap, options.partial_tiles)
+    grid = make_grid(slide.dimensions, codes == TISSUE, edge, overlap, options.partial_tiles)
+    return Survey(resolution, thumbnail, codes, grid)
+
+
+def _annotate(slide: Slide | Picture, path: Path | None, options: TileOptions) -> Annotation | None:
+    return None if path is None else read_annotation(path, slide.dimensions, options, scanned_bounds(slide))
+
+
+def _write_preview(
+    beat: Callable[[], None],
+    slide: Slide | Picture,
+    survey: Survey,
+    kept: np.ndarray,
+    annotation: Annotation | None,
+    path: Path,
+) -> None:
+    """Draw a slide while it is open, over the thumbnail that was read already unless that is small."""
+    scale = max(slide.dimensions) / SMALL_PREVIEW_PX
+    if max(survey.thumbnail.shape) < SMALL_PREVIEW_PX:
+        pixels = read_downsampled(slide, max(1.0, scale), beat)
+    else:
+        width, height = (max(1, round(length / scale)) for length in slide.dimensions)
+        pixels = np.asarray(Image.fromarray(survey.thumbnail).resize((width, height), Image.Resampling.BOX))
+    picture = draw_preview(survey.show(pixels, slide.dimensions, kept, annotation))
+    with atomic_write(path) as aside:
+        picture.save(aside, "JPEG", quality=PREVIEW_QUALITY, subsampling="4:4:4")
 
 
 def _snap(edge: float) -> float:
@@ -232,15 +293,17 @@ def _spool_tiles(
     options: TileOptions,
     stated_mpp: float | None,
     overlap: float,
+    preview_path: Path | None,
 ) -> dict[str, Any]:
-    """Write a slide's rows to a file; return what there is to record of it."""
+    """Write a slide's rows to a file, and its preview; return what there is to record of it."""
     with open_slide(path) as slide, open(spool_path, "wb") as spool:
-        annotation = None
-        if annotation_path is not None:
-            annotation = read_annotation(annotation_path, slide.dimensions, options, scanned_bounds(slide))
-            beat()
-        resolution, codes, grid = _survey(beat, slide, options, stated_mpp, overlap)
+        annotation = _annotate(slide, annotation_path, options)
+        beat()
+        survey = _survey(beat, slide, options, stated_mpp, overlap)
+        grid = survey.grid
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
+        if preview_path is not None:
+            _write_preview(beat, slide, survey, kept, annotation, preview_path)
         if not kept.any():
             raise SlideError(
                 f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
@@ -250,8 +313,9 @@ def _spool_tiles(
             pickle.dump(identity | tile, spool)
             n_images += 1
             beat()
-        record: dict[str, Any] = {"n_images": n_images, "mpp": resolution.mpp, "mpp_from": resolution.source}
-        dropped = Counter(grid.count_reasons(codes, ~tissue))
+        record: dict[str, Any] = {"n_images": n_images}
+        record |= {"mpp": survey.resolution.mpp, "mpp_from": survey.resolution.source}
+        dropped = Counter(grid.count_reasons(survey.codes, ~tissue))
         dropped["over the most of a slide"] = int((tissue & ~kept).sum())
         if annotation is not None:
             record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)

@@ -69,7 +69,7 @@ MOSAIC_PX = 1600
 
 
 @contextmanager
-def _figure(out: Path | str, *size: float) -> Iterator[Figure]:
+def draw_figure(out: Path | str, *size: float) -> Iterator[Figure]:
     """Yield a figure of `size` inches, and write it to `out`, PNG or SVG by its suffix."""
     kind = Path(out).suffix.lstrip(".").lower()
     if kind not in NO_DATES:
@@ -105,7 +105,7 @@ def draw_flow(flow: Path, out: Path) -> None:
     heights = np.array([max(1.0, 0.5 * (1 + text.count("\n"))) for text in reasons])
     y = np.cumsum(heights) - heights / 2
     most = max(float((steps["cases"] + steps["lost"]).max()), 1.0)
-    with _figure(out, 10, 0.9 + 0.52 * heights.sum()) as figure:
+    with draw_figure(out, 10, 0.9 + 0.52 * heights.sum()) as figure:
         axes = figure.subplots()
         axes.barh(y, steps["cases"], 0.62, color=BLUE)
         some = (steps["lost"] > 0).to_numpy()
@@ -162,7 +162,7 @@ def draw_losses(metrics: list[Path], out: Path) -> None:
     folds = sorted({fold for variants in runs.values() for tables in variants.values() for fold in tables})
     colours = {fold: FOLD_COLOURS[n % len(FOLD_COLOURS)] for n, fold in enumerate(folds)}
     columns = max(len(variants) for variants in runs.values())
-    with _figure(out, max(2.6 * columns + 0.8, 6), 4.2 * len(stages) + 0.6) as figure:
+    with draw_figure(out, max(2.6 * columns + 0.8, 6), 4.2 * len(stages) + 0.6) as figure:
         parts = figure.subfigures(len(stages), 1, squeeze=False)[:, 0]
         for stage, part in zip(stages, parts, strict=True):
             part.suptitle(stage, x=0.01, ha="left", weight="bold", color=INK)
@@ -242,7 +242,7 @@ def draw_comparison(evaluated: Path, out: Path) -> None:
     ).to_pandas()
     scores = patients.pivot(index="case_id", columns="variant", values="dice")[list(table.index)]
     reference = table.index[table["difference"].isna()][0]
-    with _figure(out, 10.5, 1.5 + 0.75 * len(table)) as figure:
+    with draw_figure(out, 10.5, 1.5 + 0.75 * len(table)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.15, 1])
         for place, variant in enumerate(table.index):
             row, colour = table.loc[variant], ORANGE if variant == reference else BLUE
@@ -310,7 +310,7 @@ def draw_overlays(variant: Path, sources: Path, out: Path) -> None:
     patients = read_table(Path(variant) / "per_patient.parquet", "metrics by patient", columns).to_pandas()
     ranked = patients.sort_values(["dice", "case_id"], ascending=[False, True], ignore_index=True)
     ranks = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    with _figure(out, 12, 8.6) as figure:
+    with draw_figure(out, 12, 8.6) as figure:
         grid = figure.subplots(2, 3)
         for column, (name, rank) in enumerate(ranks.items()):
             patient = ranked.loc[rank]

@@ -24,7 +24,7 @@ from mgi.tables import read_csv
 
 MAX_PNG_BYTES = 1 << 20
 MISSING = "\N{EN DASH}"
-FIGURES = ("comparison", "overlays", "flow", "losses")
+FIGURES = ("comparison", "overlays", "map", "flow", "slides", "losses")
 METRICS = {
     "dice": ("Dice by patient", 3),
     "pooled_dice": ("pooled Dice", 3),

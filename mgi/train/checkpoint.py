@@ -13,6 +13,7 @@ from mgi.config import ImageEncoder as ImageEncoderOptions
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import atomic_write, require_file
 from mgi.model.alignment import Aligner
+from mgi.model.baseline import Baseline
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 from mgi.model.segmenter import Segmenter
@@ -44,6 +45,8 @@ def build_aligner(description: AlignerDescription, weights: bool = False) -> Ali
 def build_segmenter(description: SegmenterDescription, weights: bool = False) -> Segmenter:
     """Build the segmenter that is described."""
     options = description.options
+    if options.network != "mgi":
+        return Baseline(options.network, options.neighbours, options.average_flips)
     genes = images = None
     if options.genes != "none":
         genes = build_gene_encoder(options.gene_encoder, len(description.genes))

@@ -10,6 +10,7 @@ from mgi.config import Config, Finetune, ImageEncoder, Pretrain
 from mgi.config import GeneEncoder as GeneEncoderOptions
 from mgi.errors import ConfigError, MGIError
 from mgi.model.alignment import Aligner
+from mgi.model.baseline import Baseline
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder as Vit
 from mgi.model.image_encoder import import_timm
@@ -68,7 +69,10 @@ def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vi
         )
     with _naming(where), torch.device("meta"):
         genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
-        model = Segmenter(variant.channels, vit if variant.vit else None, genes, variant.neighbours)
+        if variant.network != "mgi":
+            model: Segmenter = Baseline(variant.network, variant.neighbours)
+        else:
+            model = Segmenter(variant.channels, vit if variant.vit else None, genes, variant.neighbours)
         images = torch.empty(1, 3 * (1 + 2 * variant.neighbours), image_px, image_px)
         tokens = None if genes is None else torch.empty(1, 1, genes.dim)
         model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))

@@ -19,7 +19,7 @@ from mgi.config import TileOptions
 from mgi.errors import AnnotationError, MissingInputError, SlideError
 from mgi.evaluate.masks import stitch
 from mgi.prepare import isolation, reader, slides, tiling, tissue
-from mgi.prepare.slides import preview, tile_slides
+from mgi.prepare.slides import tile_slides
 from mgi.prepare.tissue import tissue_mask
 from mgi.tables import IMAGES_SCHEMA, SOURCES_SCHEMA
 from tests.prepare.conftest import tissue_picture, write_slide
@@ -258,18 +258,6 @@ def test_real_slide_without_mpp_is_skipped_with_its_reason(data_dir, tmp_path):
     tiles = tiled([slide], tmp_path / "t.parquet", tile_px=256, default_mpp=0.25, status=tmp_path / "s.parquet")
     (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
     assert row["mpp_from"] == "default" and set(tiles["size"]) == {512} and len(tiles) > 20
-
-
-def test_preview_outlines_the_tissue(slide, tmp_path):
-    preview(slide, tmp_path / "p.png", options())
-    drawn = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
-    assert drawn.shape == (1024, 1024, 3)
-    yellow = (drawn == (255, 220, 0)).all(axis=-1)
-    rows, columns = np.nonzero(yellow)
-    assert abs(columns.min() - 128) < 20 and abs(columns.max() - 896) < 20 and abs(rows.min() - 128) < 20
-    (tmp_path / "bad.svs").write_text("no slide")
-    with pytest.raises(SlideError, match=r"bad\.svs"):
-        preview(tmp_path / "bad.svs", tmp_path / "p.png", options())
 
 
 def test_stated_mpp_beats_the_file_and_an_implausible_one_is_called_so(tmp_path):

@@ -128,7 +128,7 @@ def test_page_is_self_contained_and_the_same_every_time(tmp_path: Path) -> None:
     text = (folder / "report" / "index.html").read_text()
     sources = [value for name, value in reader.attributes if name in ("src", "href")]
     assert [source.split(";")[0] for source in sources] == [
-        "data:image/png", "data:image/jpeg", "data:image/png", "data:image/png"
+        "data:image/png", "data:image/jpeg", "data:image/png", "data:image/png", "data:image/png"
     ]  # fmt: skip
     assert not re.search(r"https?://|url\(|@import", text)
     assert any("default-src 'none'" in (value or "") for _, value in reader.attributes)

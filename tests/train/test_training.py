@@ -29,7 +29,7 @@ from mgi.train.device import Place
 from mgi.train.finetune import ImageBatches, finetune
 from mgi.train.loop import TrainingRun, learning_rate, parameter_groups
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
-from mgi.train.profiles import read_profiles
+from mgi.train.profiles import NO_PROFILES, read_profiles
 from mgi.train.resume import LAST
 from mgi.train.validation import predict_probabilities, score
 from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
@@ -256,6 +256,17 @@ def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_o
     assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1)
     with pytest.raises(CheckpointError, match="holds pre-trained encoders, not the fine-tuned model of a fold"):
         finetune(*inputs, [pretrained])
+
+
+@pytest.mark.parametrize("network", ["unet-resnet18", "segformer-b0"])
+def test_published_network_is_trained_and_loaded(cohort, finetune_options, tmp_path, network):
+    options = finetune_options(network=network, genes="none", vit=False, pretrained=False, steps=2, neighbours=1)
+    finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
+    model, images = mgi.load(tmp_path), read_images(cohort.sources, set(CASES[6:]))
+    probability = np.concatenate([part for _, part in predict_probabilities(model, images, NO_PROFILES, CPU)])
+    masks = [model.description.decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
+    written = pq.read_table(tmp_path / "predictions.parquet")["prediction"].to_pylist()
+    assert (np.stack([decode_mask(png) for png in written]) == np.concatenate(masks)).mean() > 0.999
 
 
 def test_training_learns_the_discs(cohort, finetune_options, tmp_path):

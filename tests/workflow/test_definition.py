@@ -194,6 +194,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
         "compare": 1,
         "draw_flow": 1,
         "draw_losses": 1,
+        "draw_map": 1,
         "draw_comparison": 1,
         "draw_overlays": 1,
         "write_page": 1,

@@ -32,6 +32,7 @@ PACKAGES = {
     "snakemake": ["snakemake-minimal"],
     "torch": ["pytorch-cpu", "pytorch-gpu"],
     "urllib3": ["requests"],
+    "segmentation_models_pytorch": ["segmentation-models-pytorch"],
     "tensorboardX": ["tensorboardx"],
     "yaml": ["pyyaml"],
 }

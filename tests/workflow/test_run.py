@@ -20,8 +20,10 @@ RESULTS = (
     "evaluate/retrieval.csv",
     "report/flow.png",
     "report/losses.png",
+    "report/map.png",
     "report/comparison.png",
     "report/overlays.png",
+    "report/slides.png",
     "report/index.html",
 )
 
@@ -39,6 +41,8 @@ def test_every_slide_is_accounted_for(tiny):
     sources = pd.read_parquet(tiny.directory / "results/tiny/sources.parquet")
     assert set(sources.source_id) == set(slides)
     assert set(sources.status) == {"ok"}
+    previews = [f"{row.table}/{row.source_id}.jpg" for row in sources.itertuples()]
+    assert all((tiny.directory / "results/tiny/previews" / name).stat().st_size for name in previews)
 
 
 def test_second_run_has_nothing_to_do(tiny):

@@ -4,8 +4,10 @@ import functools
 
 from snakemake.logging import logger
 
+from mgi.config import read_configuration
 from mgi.errors import MGIError
-from mgi.plan import Plan, match_exactly, read_configuration
+from mgi.names import match_exactly
+from mgi.plan import Plan
 from mgi.prepare.series import open_named
 
 MANIFEST = "<resources>/gdc/{project}/manifest.parquet"
@@ -237,6 +239,16 @@ def status_tables(wildcards):
     return within_results(f"images/{name}.status.parquet" for name in image_names(wildcards))
 
 
+def preview_folder(folder):
+    """The folder of the previews of a batch's slides, where they are made."""
+    return directory(folder) if PLAN.draws_previews else []
+
+
+def preview_folders(wildcards):
+    """The previews of every batch."""
+    return within_results(f"previews/{name}" for name in image_names(wildcards))
+
+
 def profiles(wildcards):
     """The expression and its genes, where a fine-tuning variant reads them."""
     return within_results(["expression.parquet", "genes.parquet"]) if PLAN.reads_genes(wildcards.variant) else []
@@ -248,6 +260,12 @@ def encoders(wildcards):
     run = f"fold{wildcards.fold}" if hasattr(wildcards, "fold") else "all"
     files = ("model.safetensors", "config.json") if name else ()
     return within_results(f"pretrain/{name}/{run}/{file}" for file in files)
+
+
+def reference_embeddings(wildcards):
+    """The embeddings of every fold's test patients, by the encoders of the reference variant."""
+    name = CFG.finetune[CFG.evaluate.reference].encoders
+    return within_results(f"pretrain/{name}/fold{fold}/embeddings.parquet" for fold in PLAN.folds)
 
 
 def fold_models(wildcards):

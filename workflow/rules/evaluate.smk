@@ -58,11 +58,7 @@ rule yardstick:
 
 rule retrieve:
     input:
-        embeddings=expand(
-            "<results>/{{cohort}}/pretrain/{variant}/fold{fold}/embeddings.parquet",
-            variant=CFG.finetune[CFG.evaluate.reference].encoders,
-            fold=PLAN.folds,
-        ),
+        embeddings=reference_embeddings,
         yardstick=expand("<results>/{{cohort}}/evaluate/ridge-yardstick/fold{fold}/embeddings.parquet", fold=PLAN.folds),
         splits="<results>/{cohort}/splits.parquet",
     output:

@@ -67,6 +67,7 @@ if CFG.slides:
         output:
             images="<results>/{cohort}/images/{source}.parquet",
             status="<results>/{cohort}/images/{source}.status.parquet",
+            previews=preview_folder("<results>/{cohort}/previews/{source}"),
         log:
             "<logs>/{cohort}/tile_slides/{source}.log",
         benchmark:
@@ -85,9 +86,10 @@ if CFG.slides:
             slides=slide_files,
             names=slide_names,
             options=tile_options,
+            previews=lambda wildcards, output: [f"--previews={output.previews}"] if output.previews else [],
         shell:
             "{params.mgi:q} slide tile {params.slides:q} {params.names:q} --options {params.options:q} "
-            "--status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
+            "{params.previews:q} --status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
 
     rule collect_sources:
         input:

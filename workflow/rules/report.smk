@@ -112,6 +112,67 @@ rule draw_overlays:
         "{params.mgi:q} report overlays {params.folder:q} --sources {input.sources:q} -o {output:q} > {log:q} 2>&1"
 
 
+rule draw_map:
+    input:
+        embeddings=reference_embeddings,
+        labels=lambda wildcards: (
+            local(PLAN.map_label()[0]) if PLAN.map_label()[0] else within_results(["splits.parquet"])
+        ),
+    output:
+        report(
+            "<results>/{cohort}/report/map.png",
+            caption="../report/map.rst",
+            category="Pre-training",
+            labels={"shown": "map of images and genes"},
+        ),
+    log:
+        "<logs>/{cohort}/report/map.log",
+    benchmark:
+        "<benchmarks>/{cohort}/report/map.tsv"
+    conda:
+        environment("base")
+    threads: 1
+    resources:
+        mem_mb=CFG.resources.prepare_mem_mb,
+        runtime=CFG.resources.prepare_runtime_min,
+    params:
+        mgi=mgi_command,
+        column=PLAN.map_label()[1],
+    shell:
+        "{params.mgi:q} report map {input.embeddings:q} --labels {input.labels:q} --column {params.column:q} "
+        "-o {output:q} > {log:q} 2>&1"
+
+
+if PLAN.draws_previews:
+
+    rule draw_slides:
+        input:
+            sources="<results>/{cohort}/sources.parquet",
+            previews=preview_folders,
+        output:
+            report(
+                "<results>/{cohort}/report/slides.png",
+                caption="../report/slides.rst",
+                category="Cohort",
+                labels={"shown": "slides, tissue, tumour and tiles"},
+            ),
+        log:
+            "<logs>/{cohort}/report/slides.log",
+        benchmark:
+            "<benchmarks>/{cohort}/report/slides.tsv"
+        conda:
+            environment("base")
+        threads: 1
+        resources:
+            mem_mb=CFG.resources.prepare_mem_mb,
+            runtime=CFG.resources.prepare_runtime_min,
+        params:
+            mgi=mgi_command,
+            folder=lambda wildcards, input: Path(input.sources).parent / "previews",
+        shell:
+            "{params.mgi:q} report slides {input.sources:q} --previews {params.folder:q} -o {output:q} > {log:q} 2>&1"
+
+
 rule write_page:
     input:
         within_results(PLAN.page_inputs()),
