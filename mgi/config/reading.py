@@ -166,7 +166,8 @@ def _check_keys(node: MappingNode) -> None:
         if key.tag == _MERGE_TAG:
             continue
         if not isinstance(key, ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-            raise _error(key, f"a key is text: write {quote(key.value)} in quotes")
+            shown = f"write {quote(key.value)} in quotes" if isinstance(key, ScalarNode) else "not a list or a mapping"
+            raise _error(key, f"a key is text: {shown}")
         if key.value in keys:
             first = keys[key.value].start_mark.line + 1
             raise _error(key, f"duplicate key {quote(key.value)}, first in line {first}: keep one of them")

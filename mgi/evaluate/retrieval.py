@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mgi.config import EvaluateOptions
-from mgi.errors import CheckpointError, CohortError
+from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.evaluate.ranks import Ranking, measure, normalise, rank_queries
 from mgi.model.alignment import Aligner
+from mgi.names import quote
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
 from mgi.train.data import iterate_images, read_roles
@@ -18,7 +20,9 @@ from mgi.train.device import prepare_torch
 from mgi.train.profiles import read_profiles
 from mgi.train.validation import embed_genes, pool_bags, project_images
 
-COLUMNS = ["case_id", "fold", "kind", "vector"]
+SCHEMA = pa.schema(
+    [("case_id", pa.string()), ("fold", pa.int32()), ("kind", pa.string()), ("vector", pa.list_(pa.float32()))]
+)
 DIRECTIONS = (("image", "gene"), ("patient", "gene"), ("gene", "image"), ("gene", "patient"))
 
 
@@ -140,12 +144,12 @@ def retrieval_table(
     CohortError
         If no case has both images and genes.
     MissingInputError
-        If a table is missing or lacks a column.
+        If a table is missing, lacks a column or holds no embeddings.
     """
     options, site = options or EvaluateOptions(), _read_sites(splits)
     found: dict[tuple[str, str], list[tuple[str, dict[str, list[Ranking]]]]] = {}
     for path in map(Path, embeddings):
-        table = read_table(path, "embeddings", COLUMNS).to_pandas()
+        table = _read_embeddings(path)
         for fold, vectors in table.groupby("fold"):
             parts = {"all": [vectors], "site": [part for _, part in vectors.groupby(vectors.case_id.map(site))]}
             for gallery, tables in parts.items():
@@ -164,6 +168,27 @@ def retrieval_table(
                 where = {"variant": variant, "fold": fold, "gallery": gallery, "direction": direction}
                 rows += [{**where, **row} for row in measure(pooled, options.bootstrap_samples, options.seed)]
     write_csv(pd.DataFrame(rows), output, "%.6g")
+
+
+def _read_embeddings(path: Path) -> pd.DataFrame:
+    """Read a table of `write_embeddings`; raise `MissingInputError` where it is none."""
+    table = read_table(path, "embeddings", list(SCHEMA.names)).select(SCHEMA.names)
+    try:
+        table = table.cast(SCHEMA).combine_chunks()
+    except (pa.ArrowException, OverflowError) as error:
+        raise MissingInputError(f"{path} holds no embeddings: {quote(str(error), 200)}") from error
+    lengths = pc.unique(pc.list_value_length(table["vector"])).to_pylist()
+    values = pc.list_flatten(table["vector"])
+    wrong = None
+    if empty := [name for name in table.column_names if table[name].null_count]:
+        wrong = f"the column {empty[0]} lacks a value"
+    elif len(table) and (len(lengths) > 1 or not lengths[0]):
+        wrong = "its vectors differ in length or have none"
+    elif values.null_count or not np.isfinite(values.to_numpy()).all():
+        wrong = "a vector lacks a finite number"
+    if wrong:
+        raise MissingInputError(f"{path} holds no embeddings: {wrong}")
+    return table.to_pandas()
 
 
 def _read_sites(splits: Path | None) -> dict[str, str]:

@@ -163,7 +163,7 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
     except MriError:
         raise
     except Exception as error:  # damaged bytes raise almost anything in a decoder
-        raise MriError(f"unreadable image: {file.name}: {str(error)[:200]}") from error
+        raise MriError(f"unreadable image: {file.name}: {' '.join(str(error).split())[:200]}") from error
     if not np.isfinite(volume).all():
         raise MriError(f"NaN or infinite voxels: {file.name}; save it without")
     if not np.isfinite(affine).all() or min(_voxel_mm(affine)) <= 0:
@@ -189,6 +189,6 @@ def _whole(labels: np.ndarray, name: str) -> np.ndarray:
     if np.abs(whole - labels).max() > 1e-3:
         raise MriError(f"labels are no whole numbers: {name} was interpolated, or is a map of probabilities")
     found = np.unique(whole)
-    if len(found) > MAX_LABELS:
+    if found[0] < 0 or len(found) > MAX_LABELS:
         raise MriError(f"not labels: {name} has {len(found)} values, {first_few(f'{value:g}' for value in found)}")
     return whole.astype(np.int64)

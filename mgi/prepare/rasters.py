@@ -94,7 +94,7 @@ def read_samples(path: Readable, max_bytes: int = MAX_FILE_BYTES) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise RasterError("it is not a TIFF, PNG or JPEG") from error
     except Exception as error:  # damaged bytes raise almost anything in a decoder
-        raise RasterError(str(error)[:200] or type(error).__name__) from error
+        raise RasterError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def to_plane(samples: np.ndarray) -> np.ndarray:

@@ -15,13 +15,15 @@ import tifffile
 from PIL import Image
 
 from mgi.codecs import encode_mask, encode_png
-from mgi.config import MriOptions
+from mgi.config import MriOptions, TileOptions
 from mgi.prepare.annotations import read_annotation
 from mgi.prepare.mri import import_mri
 from mgi.prepare.series import find_series
+from mgi.prepare.slides import tile_slides
 from mgi.tables import IMAGES_SCHEMA
 from mgi.train.data import read_image_table
 from tests.fuzzing import check_damaged
+from tests.prepare.conftest import tissue_picture, write_slide
 
 SLIDE = (64, 48)
 PIXELS = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
@@ -104,6 +106,16 @@ READERS = {
     "p/p_flair.nii": (read_volume, lambda: volume(nib.Nifti1Image)),
     "p/p_flair.nii.gz": (read_volume, lambda: gzip.compress(volume(nib.Nifti1Image))),
 }
+
+
+def tile_slide(path: Path) -> None:
+    tile_slides([path], ["A"], path.parent / "tiles.parquet", TileOptions(mpp=0.5, tile_px=64))
+
+
+def test_slides(tmp_path):
+    """In a process of its own, as ever, since OpenSlide is no Python."""
+    valid = write_slide(tmp_path / "valid.svs", tissue_picture(512, 512), 0.5).read_bytes()
+    check_damaged(tile_slide, valid, tmp_path / "slide.svs", examples=40)
 
 
 @pytest.mark.parametrize("name", READERS)

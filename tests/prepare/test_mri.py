@@ -204,6 +204,7 @@ def test_labels_and_channels_are_chosen(tmp_path):
         ({"seg": brain()["seg"] * 0.4}, "labels are no whole numbers"),
         ({"flair": np.full((20, 24, 5), np.nan)}, "NaN"),
         ({"flair": np.zeros((20, 24, 6), np.int16)}, "grids differ"),
+        ({"seg": -np.eye(20, 24)[..., None].repeat(5, 2)}, "not labels"),
         ({"flair": np.zeros((20, 24, 5, 2), np.int16)}, "not a volume"),
     ],
 )
