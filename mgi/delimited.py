@@ -195,7 +195,7 @@ def parse_delimited(
     """Parse the bytes of a delimited table; `skip_lines` come before its header. The rest as `read_delimited`."""
     where = f"{what} {path}"
     content = _as_utf8(content, where, error)
-    if whole_lines and not content.endswith((b"\n", b"\r")):
+    if whole_lines and content.strip() and not content.endswith((b"\n", b"\r")):
         raise error(
             f"{where}: the last line does not end in a line break, so it may be cut short; get the file again, or end "
             "the line if it is complete"
@@ -224,7 +224,7 @@ def parse_delimited(
 def _as_utf8(content: bytes, where: str, error: type[MGIError]) -> bytes:
     """Return text as UTF-8 without a byte-order mark; without a mark it must be UTF-8."""
     mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
-    foreign = next((name for magic, name in _FOREIGN.items() if content.startswith(magic)), None)
+    foreign = next((name for magic, name in _FOREIGN.items() if content[:512].lstrip().startswith(magic)), None)
     if foreign is not None:
         raise error(f"{where} is not delimited text but {foreign}")
     encoding = _MARKS.get(mark, "utf-8")

@@ -15,6 +15,13 @@ MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = 500
 SHOWN = 3
 
+# Letters of other scripts that look like a Latin one, in both cases.
+_LOOK_ALIKES = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧοѵԛԝ",  # noqa: RUF001
+    "ABESIJKMHOPCTYXaesijopcyxABEZHIKMNOPTYXovqw",
+)
+# Letters and marks that leave no trace, beside those of the categories below.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0]")
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 
 
@@ -63,6 +70,8 @@ def check_text(value: object, what: str, error: type[MGIError] = InvalidNameErro
         raise error(f"invalid {what} {quote(value)}: give 1 to {MAX_TEXT_LENGTH} characters")
     if text.isascii() and text.isprintable():
         return text
+    if found := _INVISIBLE.search(text):
+        raise error(f"invalid {what} {value!a}: it holds U+{ord(found[0]):04X}, which is invisible")
     for character in text:
         category = unicodedata.category(character)
         if category[0] == "C" or category in ("Zl", "Zp") or (category in ("Pd", "Zs") and character not in "- "):
@@ -79,18 +88,24 @@ def check_case_ids(values: Iterable[object], where: str, error: type[MGIError] =
     Raises
     ------
     MGIError
-        `error`, if one is missing or no label, or two differ in upper and lower case only.
+        `error`, if one is missing or no label, or two look alike: they differ in upper and lower case only, or in
+        letters of several scripts.
     """
     checked = [check_text(value, f"case id in {where}", error) for value in values]
     seen: dict[str, str] = {}
     for case_id in checked:
-        other = seen.setdefault(case_id.casefold(), case_id)
+        looks = unicodedata.normalize("NFKC", case_id).translate(_LOOK_ALIKES).casefold()
+        other = seen.setdefault(looks, case_id)
         if other != case_id:
             raise error(
-                f"{where} writes one case id in two ways, '{other}' and '{case_id}': write each patient's id the same "
-                "way everywhere"
+                f"{where} writes one case id in two ways, {_spell(other)} and {_spell(case_id)}: write each "
+                "patient's id the same way everywhere"
             )
     return checked
+
+
+def _spell(case_id: str) -> str:
+    return f"'{case_id}'" if case_id.isascii() else f"'{case_id}' ({case_id!a})"
 
 
 def quote(value: object, length: int = 80) -> str:

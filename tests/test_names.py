@@ -55,6 +55,18 @@ def test_case_ids_differing_only_in_case_are_rejected():
         check_case_ids(["A-1", "B", "a-1"], "table")
 
 
+@pytest.mark.parametrize("other", ["\u0410\u04301", "\uff21a1", "A\u04301"])
+def test_case_ids_of_letters_that_look_alike_are_rejected(other):
+    with pytest.raises(InvalidNameError, match=r"in two ways, 'Aa1' and '.*' \('.*\\u"):
+        check_case_ids(["Aa1", other], "table")
+
+
+@pytest.mark.parametrize("character", ["\ufe0f", "\u034f", "\u3164"])
+def test_marks_that_leave_no_trace_are_rejected(character):
+    with pytest.raises(InvalidNameError, match="invisible"):
+        check_text(f"A{character}1", "case id")
+
+
 @pytest.mark.parametrize("missing", [None, float("nan"), ""])
 def test_missing_case_id_is_rejected(missing):
     with pytest.raises(InvalidNameError, match="case id in table"):

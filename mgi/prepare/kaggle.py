@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mgi.console import log
 from mgi.errors import MriError
 from mgi.files import is_system_file
 from mgi.names import first_few
@@ -19,7 +20,7 @@ from mgi.prepare.rasters import RasterError, Readable, read_samples, to_plane
 
 SLICE_NAME = re.compile(r"_(\d+)\.tiff?$", re.IGNORECASE)
 MASK_NAME = re.compile(r"_mask\.tiff?$", re.IGNORECASE)
-MAX_ENTRY_BYTES = 64 * 2**20
+MAX_SLICE_BYTES = 64 * 2**20
 
 Place = Path | zipfile.Path
 
@@ -72,8 +73,12 @@ def read_volume(folder: Place, labelled: bool = True) -> Volume:
                 raise MriError(f"two slices have the number {match[1]}: {other.name} and {name}; keep one")
     if not numbered:
         raise MriError("no slice: the folder holds no file named *_N.tif")
+    if missing := sorted(set(range(min(numbered), max(numbered))) - set(numbered)):
+        log.warning("%s lacks %d slices between others, by their numbers: %s", folder.name, len(missing),
+                    first_few(missing))  # fmt: skip
     images: list[np.ndarray] = []
     masks = []
+    tumour: set[float] = set()
     for number in sorted(numbered):
         image = _read_slice(numbered[number])
         if images and image.shape != images[0].shape:
@@ -82,10 +87,15 @@ def read_volume(folder: Place, labelled: bool = True) -> Volume:
             )
         images.append(image)
         if labelled:
-            masks.append(_read_mask(numbered[number], files, image))
+            mask = _read_mask(numbered[number], files, image)
+            tumour |= set(np.unique(mask[mask != 0]).tolist())
+            masks.append((mask != 0).astype(np.uint8))
+    if len(tumour) > 1:
+        shown = first_few(f"{value:g}" for value in sorted(tumour))
+        raise MriError(f"not two values: beside 0 its masks have {shown}; save masks of 0 and 255")
     unused = [name for name in files if not SLICE_NAME.search(name) and not MASK_NAME.search(name)]
-    mask = np.stack(masks) if labelled else None
-    return Volume(np.array(sorted(numbered)), np.stack(images), mask, sorted(unused))
+    stack = np.stack(masks) if labelled else None
+    return Volume(np.array(sorted(numbered)), np.stack(images), stack, sorted(unused))
 
 
 def _read_slice(path: Place) -> np.ndarray:
@@ -109,14 +119,12 @@ def _read_mask(path: Place, files: Mapping[str, Place], image: np.ndarray) -> np
     if len(values) > 2 or (len(values) == 2 and values[0] != 0) or values[-1] != values[-1]:
         shown = first_few(f"{value:g}" for value in values.astype(float))
         raise MriError(f"not two values: {name} has {shown}; save a mask of 0 and 255")
-    return (mask != 0).astype(np.uint8)
+    return mask
 
 
 def _read(path: Readable) -> np.ndarray:
     try:
-        if isinstance(path, zipfile.Path) and path.root.getinfo(path.at).file_size > MAX_ENTRY_BYTES:
-            raise RasterError(f"it is larger than {MAX_ENTRY_BYTES >> 20} MiB")
-        return read_samples(path)
+        return read_samples(path, MAX_SLICE_BYTES)
     except RasterError as error:
         raise MriError(f"unreadable image: {path.name}: {error}") from error
 

@@ -22,7 +22,8 @@ from mgi.names import first_few
 from mgi.prepare.rasters import RasterError, read_samples, to_plane
 
 PADDINGS = (16, 32, 64, 128, 256, 512, 1024)
-MAX_PADDED_SCALE = 256
+# A mask coarser than this outlines no tumour.
+MAX_SCALE = 256
 TUMOUR, IGNORED = 1, 2
 # A mask of one value is all tumour if that is how a mask of two writes tumour.
 FULL = (1, 255)
@@ -131,7 +132,10 @@ def _count_values(plane: np.ndarray, path: Path) -> dict[int | float, int]:
     if plane.dtype.kind == "f" and not np.isfinite(plane).all():
         raise AnnotationError(f"unreadable annotation: {path.name} holds NaN or infinite samples; save whole numbers")
     if plane.dtype.kind in "bu" and plane.dtype.itemsize == 1:
-        pixels = np.bincount(plane.astype(np.uint8, copy=False).ravel(), minlength=1)
+        # Counting takes eight bytes a pixel.
+        pixels = np.zeros(MAX_VALUES, np.int64)
+        for top in range(0, len(plane), ROWS):
+            pixels += np.bincount(plane[top : top + ROWS].astype(np.uint8, copy=False).ravel(), minlength=MAX_VALUES)
         return {int(value): int(pixels[value]) for value in np.flatnonzero(pixels)}
     found, pixels = np.unique(plane, return_counts=True)
     if len(found) > MAX_VALUES:
@@ -147,19 +151,22 @@ def _encode(plane: np.ndarray, found: list[int | float], values: MaskValues | No
     """Return background 0, tumour 1 and ignored 2, as uint8 [rows, columns]."""
     if values is not None:
         meaning: dict[int, Sequence[float]] = {TUMOUR: values.tumour, IGNORED: values.ignore}
-    elif len(found) == 2:
+    elif len(found) == 2 and found[0] >= 0:
         meaning = {TUMOUR: found[1:]}
     elif len(found) == 1 and found[0] in (0, *FULL):
         meaning = {TUMOUR: [value for value in found if value]}
     else:
+        wrong = "not two values from 0 up" if found[0] < 0 else "not two values"
         raise AnnotationError(
-            f"not two values: {path.name} has {first_few(map(str, found))}; say which values are tumour and which are "
+            f"{wrong}: {path.name} has {first_few(map(str, found))}; say which values are tumour and which are "
             "ignored (mask_values), or save a mask of 0 and 255"
         )
     codes = np.zeros(plane.shape, np.uint8)
-    for code, names in meaning.items():
-        for value in names:
-            codes[plane == value] = code
+    for top in range(0, len(plane), ROWS):
+        rows = plane[top : top + ROWS]
+        for code, names in meaning.items():
+            for value in names:
+                codes[top : top + ROWS][rows == value] = code
     return codes
 
 
@@ -185,14 +192,14 @@ def _fit(
 def _whole_scale(codes: np.ndarray, width: int, height: int) -> tuple[float, float] | None:
     rows, columns = codes.shape
     for scale in (round(width / columns), round(height / rows)):
-        if abs(columns * scale - width) < scale and abs(rows * scale - height) < scale:
+        if scale <= MAX_SCALE and abs(columns * scale - width) < scale and abs(rows * scale - height) < scale:
             return scale, scale
     return None
 
 
 def _padded_scale(codes: np.ndarray, width: int, height: int) -> tuple[float, float] | None:
     scale = 1
-    while scale <= MAX_PADDED_SCALE:
+    while scale <= MAX_SCALE:
         columns, rows = -(-width // scale), -(-height // scale)
         padded = any((-(-rows // step) * step, -(-columns // step) * step) == codes.shape for step in PADDINGS)
         if padded and not codes[rows:].any() and not codes[:, columns:].any():
@@ -205,7 +212,7 @@ def _any_scale(codes: np.ndarray, width: int, height: int) -> tuple[float, float
     rows, columns = codes.shape
     least = max(width / (columns + 1), height / (rows + 1))
     greatest = min(width / max(columns - 1, 0.5), height / max(rows - 1, 0.5))
-    return (width / columns, height / rows) if max(least, MIN_SCALE) < greatest else None
+    return (width / columns, height / rows) if max(least, MIN_SCALE) < min(greatest, MAX_SCALE) else None
 
 
 def _area_px(

@@ -11,7 +11,7 @@ from mgi.config import TableImport
 from mgi.console import log
 from mgi.delimited import check_unique
 from mgi.errors import ExpressionError
-from mgi.names import check_case_ids, first_few
+from mgi.names import MAX_NAME_LENGTH, check_case_ids, first_few
 from mgi.prepare.genes import UNPLACED, sort_by_position, without_version
 from mgi.prepare.layouts import RawMatrix, read_raw_matrix
 from mgi.prepare.orientation import (
@@ -28,8 +28,8 @@ from mgi.prepare.units import UNITS, check_unit, compute_tpm, find_fitting_units
 from mgi.tables import GENES_SCHEMA
 
 PRIMARY = "01"
-# Symbols hold a capital or a digit and no space; a spreadsheet makes dates such as 1-Mar of some.
-NO_SYMBOL = re.compile(r"^[a-z_.-]*$|[\s()]|^\d{1,2}-[A-Z][a-z]{2}$")
+# Symbols hold a capital and no space; a spreadsheet makes dates such as 1-Mar or numbers of some.
+NO_SYMBOL = re.compile(r"^[a-z_.-]*$|[\s()]|^\d{1,2}-[A-Z][a-z]{2}$|^[\d./:-]+$")
 CLINICAL_WORDS = {
     "AGE", "BATCH", "BMI", "CENSORED", "CENSORSHIP", "CLUSTER", "COHORT", "COUNT", "DAYS", "DFI", "DFS", "DSS",
     "EVENT", "FRACTION", "GENDER", "GRADE", "HEIGHT", "IDH", "INDEX", "KPS", "LABEL", "MONTHS", "MSI", "MUTATION",
@@ -144,7 +144,8 @@ def _name_genes(matrix: Matrix, places: Positions | None) -> None:
 
 def _looks_like_gene(name: str) -> bool:
     """Return whether a name without a position may still be a gene's."""
-    return not NO_SYMBOL.search(name) and not CLINICAL_WORDS & set(re.split(r"[^A-Z0-9]+", name.upper()))
+    plain = name.isprintable() and len(name) <= MAX_NAME_LENGTH
+    return plain and not NO_SYMBOL.search(name) and not CLINICAL_WORDS & set(re.split(r"[^A-Z0-9]+", name.upper()))
 
 
 def _choose_samples(matrix: Matrix) -> list[str | None]:

@@ -17,7 +17,7 @@ import numpy as np
 from mgi.console import log
 from mgi.errors import CohortError, MriError
 from mgi.names import first_few
-from mgi.prepare.rasters import Readable
+from mgi.prepare.rasters import Readable, read_limited
 
 SEQUENCES = {
     "t1": ("t1", "t1n", "t1w"),
@@ -173,9 +173,7 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
 
 def _unpack(file: Readable) -> bytes:
     """Return the content of a `.nii` or `.nii.gz`, up to 1 GiB."""
-    if isinstance(file, Path) and file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES >> 30} GiB")
-    content = file.read_bytes()
+    content = read_limited(file, MAX_BYTES)
     if content[:2] != b"\x1f\x8b":
         return content
     unpacker = zlib.decompressobj(wbits=31)

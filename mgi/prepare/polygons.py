@@ -18,7 +18,7 @@ import shapely
 
 from mgi.console import log
 from mgi.errors import AnnotationError
-from mgi.names import check_text, first_few
+from mgi.names import check_text, first_few, quote
 
 IGNORE_CLASSES = ("ignore", "ignore*")
 NO_CLASS = "unclassified"
@@ -157,6 +157,8 @@ def read_outlines(
 def _read_objects(path: Path) -> Objects:
     objects = Objects()
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
         for geometry, name in _features(json.loads(path.read_bytes()), 0):
@@ -185,13 +187,23 @@ def _features(node: Any, depth: int) -> Iterator[tuple[dict[str, Any] | None, st
     if isinstance(node, list):
         for inner in node:
             yield from _features(inner, depth + 1)
-    elif node["type"] == "FeatureCollection":
-        for inner in node["features"]:
-            yield from _features(inner, depth + 1)
+        return
+    _require_object(node)
+    if node["type"] == "FeatureCollection":
+        if not isinstance(node["features"], list):
+            raise ValueError("its 'features' are no list")
+        yield from _features(node["features"], depth)
     elif node["type"] == "Feature":
+        if node["geometry"] is not None:
+            _require_object(node["geometry"])
         yield node["geometry"], _class(node.get("properties"))
     else:
         yield node, None
+
+
+def _require_object(node: Any) -> None:
+    if not isinstance(node, dict):
+        raise ValueError(f"{quote(node, 40)} stands where an object is needed")
 
 
 def _class(properties: dict[str, Any] | None) -> str | None:
@@ -226,6 +238,8 @@ def _geometries(node: dict[str, Any], depth: int) -> list[dict[str, Any]]:
 
 def _polygon(rings: list[Any]) -> shapely.Polygon:
     """Build a polygon of its rings; raise ValueError where a coordinate is no number of a slide."""
+    if not isinstance(rings, list) or not rings:
+        raise ValueError("a polygon has no rings")
     arrays = [np.array([point[:2] for point in ring]) for ring in rings]
     for points in arrays:
         if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "if":
@@ -258,7 +272,13 @@ def _place(objects: Objects, dimensions: tuple[int, int], origin: tuple[float, f
     polygons, classes = polygons[on_slide], classes[on_slide]
     for place in np.flatnonzero(~shapely.is_valid(polygons)):
         polygons[place] = _repair(polygons[place])
-    flat = shapely.area(polygons) == 0
+    # Not even a pixel together: traced flat, or in microns or millimetres.
+    area = shapely.area(polygons)
+    if area.sum() < 1:
+        raise AnnotationError(
+            f"no area: the outlines of {path.name} enclose less than a pixel in all; give them in pixels of level 0"
+        )
+    flat = area == 0
     if flat.any():
         objects.dropped["outlines without area"] += int(flat.sum())
     objects.classes = classes[~flat].tolist()
@@ -266,15 +286,23 @@ def _place(objects: Objects, dimensions: tuple[int, int], origin: tuple[float, f
 
 
 def _repair(polygon: shapely.Polygon) -> shapely.Geometry:
-    """Return the area inside a polygon whose rings cross or touch themselves.
+    """Return the area inside a polygon whose rings cross or touch themselves: what the outer one encloses, less holes.
 
-    By structure: what a ring winds around, less the holes. Filling by linework would cut out what an outline drawn
-    twice encloses twice.
+    Holes are cut out wherever they lie; one that is not inside of the outer ring takes nothing away.
     """
-    repaired = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
-    course = shapely.node(shapely.LineString(polygon.exterior.coords))
+    holes = shapely.union_all([_fill(ring) for ring in polygon.interiors])
+    return shapely.difference(_fill(polygon.exterior), holes)
+
+
+def _fill(ring: shapely.LinearRing) -> shapely.Geometry:
+    """Return the area inside a ring.
+
+    By structure: what it winds around. Filling by linework would cut out what an outline drawn twice encloses twice.
+    """
+    repaired = shapely.make_valid(shapely.Polygon(ring), method="structure", keep_collapsed=False)
+    course = shapely.node(shapely.LineString(ring.coords))
     filled = shapely.union_all(shapely.get_parts(shapely.polygonize(shapely.get_parts(course))))
-    return filled if repaired.area < MIN_ENCLOSED_SHARE * filled.area and not polygon.interiors else repaired
+    return filled if repaired.area < MIN_ENCLOSED_SHARE * filled.area else repaired
 
 
 def _unite(polygons: np.ndarray) -> shapely.Geometry:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import zipfile
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 MAX_BYTES = 2**30
 MAX_FILE_BYTES = 2**31
 MAX_PAGES = 64
+ORIENTATION_TAG, UPRIGHT = 274, 1
 # Pillow scales samples of fewer than eight bits up to 255.
 PILLOW_SCALE = {1: 255, 2: 85, 4: 17, 8: 1}
 
@@ -29,18 +31,45 @@ class Readable(Protocol):
         """The file's name, without its folder."""
         ...
 
+    def is_file(self) -> bool:
+        """Return whether it is a regular file, which can be read without waiting."""
+        ...
+
     def read_bytes(self) -> bytes:
         """Return the content."""
         ...
 
 
-def read_samples(path: Readable) -> np.ndarray:
+def read_limited(file: Readable, max_bytes: int) -> bytes:
+    """Return the content of a regular file, no further than a limit, whatever its zip claims of its size.
+
+    Raises
+    ------
+    RasterError
+        If it is longer, or no regular file, which might be waited for forever.
+    """
+    if not file.is_file():
+        raise RasterError("it is no regular file")
+    if isinstance(file, Path) and file.stat().st_size > max_bytes:
+        raise RasterError(f"it is larger than {max_bytes >> 20} MiB")
+    if not isinstance(file, zipfile.Path):
+        return file.read_bytes()
+    with file.open("rb") as handle:
+        content: bytes = handle.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise RasterError(f"it is larger than {max_bytes >> 20} MiB")
+    return content
+
+
+def read_samples(path: Readable, max_bytes: int = MAX_FILE_BYTES) -> np.ndarray:
     """Read the samples of an image as they are stored, before any palette, inversion or colour conversion.
 
     Parameters
     ----------
     path : Path or zipfile.Path
         A TIFF of one page (with reduced copies of it or without), a PNG, or a JPEG.
+    max_bytes : int
+        Limit on the size of the file.
 
     Returns
     -------
@@ -53,13 +82,15 @@ def read_samples(path: Readable) -> np.ndarray:
         If it is none of these, is damaged, has several pages, or holds more than 1 GiB.
     """
     try:
-        if isinstance(path, Path) and path.stat().st_size > MAX_FILE_BYTES:
-            raise RasterError(f"it is larger than {MAX_FILE_BYTES >> 30} GiB")
-        content = path.read_bytes()
+        content = read_limited(path, max_bytes)
         tiff = content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
         return _read_tiff(content) if tiff else _read_picture(content)
     except RasterError:
         raise
+    except Image.DecompressionBombError as error:
+        raise RasterError(f"its header claims more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from error
+    except LookupError as error:
+        raise RasterError("it is damaged") from error
     except UnidentifiedImageError as error:
         raise RasterError("it is not a TIFF, PNG or JPEG") from error
     except Exception as error:  # damaged bytes raise almost anything in a decoder
@@ -101,7 +132,10 @@ def _read_tiff(content: bytes) -> np.ndarray:
         if any(max(other.shape) >= max(page.shape) for other in others):
             raise RasterError(f"it has {len(others) + 1} pages; save one")
         _check_size(page.shape, page.dtype)
+        _check_upright(page.tags.valueof(ORIENTATION_TAG, UPRIGHT))
         axes, samples = page.axes, page.asarray(maxworkers=1)
+        if page.colormap is not None:
+            _check_palette(samples, page.colormap.T >> 8)
     if axes == "SYX":
         samples, axes = np.moveaxis(samples, 0, -1), "YXS"
     if axes not in ("YX", "YXS") or samples.ndim != len(axes) or not samples.size:
@@ -116,8 +150,28 @@ def _read_picture(content: bytes) -> np.ndarray:
         _check_size((image.height, image.width, len(image.getbands())), np.dtype(np.uint32))
         # The ninth byte of a PNG's header chunk.
         bits = content[24] if image.format == "PNG" and image.mode == "L" else 8
+        _check_upright(image.getexif().get(ORIENTATION_TAG, UPRIGHT))
         samples = np.asarray(image)
+        if image.mode == "P":
+            _check_palette(samples, np.reshape(image.getpalette("RGB") or [], (-1, 3)))
     return samples // PILLOW_SCALE[bits] if PILLOW_SCALE[bits] > 1 else samples
+
+
+def _check_upright(orientation: int) -> None:
+    if orientation != UPRIGHT:
+        raise RasterError(f"its orientation tag is {orientation}, so programs turn it differently; save it upright")
+
+
+def _check_palette(samples: np.ndarray, colours: np.ndarray) -> None:
+    """Refuse two values of which the palette shows the larger, which should be the object, as the background."""
+    low, high = samples.min(), samples.max()
+    if high >= len(colours) or not ((samples == low) | (samples == high)).all():
+        return
+    if np.ptp(colours[high]) == 0 and np.ptp(colours[low]) > 0:
+        raise RasterError(
+            f"its palette shows the value {low} in colour and {high} in grey, so which is the object is in doubt; save "
+            "it with one channel and no palette"
+        )
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype | None) -> None:

@@ -68,6 +68,8 @@ class Slide(openslide.OpenSlide):
 @contextmanager
 def open_slide(path: Path) -> Iterator[Slide | Picture]:
     """Open a slide, or a plain picture, with one sentence in the `OpenSlideError` where it cannot be read."""
+    if not path.is_file():
+        raise openslide.OpenSlideError("no regular file")
     try:
         slide = Slide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:

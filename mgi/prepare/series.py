@@ -26,7 +26,7 @@ WHERE_TO_GET_IT = (
     "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
     "the folder kaggle_3m in it, or give a folder of NIfTI files, {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz"
 )
-TCGA_SERIES = re.compile(r"^(TCGA)[_-]([A-Z0-9]{2})[_-]([A-Z0-9]{4})(?![A-Za-z0-9])")
+TCGA_SERIES = re.compile(r"^(TCGA)[_-]([A-Z0-9]{2})[_-]([A-Z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 MAX_FILES = 10**6
 
 
@@ -131,7 +131,7 @@ def open_named(folder: Path | str, name: str) -> Series:
 
 def _case_of(name: str) -> str:
     match = TCGA_SERIES.match(name)
-    return "-".join(match.groups()) if match else name
+    return "-".join(match.groups()).upper() if match else name
 
 
 def _are_copies(name: str, places: list[tuple[Place, list[str]]]) -> bool:

@@ -34,9 +34,9 @@ def is_square(annotation):
     return np.array_equal(found, square()[:48, :48]) and annotation.tumour.area_px == 16 * 24
 
 
-def palette(pixels):
+def palette(pixels, colours=(255, 255, 255, 0, 0, 0)):
     image = Image.fromarray(pixels, "P")
-    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.putpalette(colours)
     return image
 
 
@@ -121,6 +121,9 @@ def write_png4(path, packed):
         ("cmyk.jpg", Image.fromarray(stack(MASK, MASK * 0, FULL, FULL), "CMYK"), {}, "differ|transparent"),
         ("pages.tif", np.stack([MASK, MASK]), {"photometric": "minisblack"}, "2 pages"),
         ("complex.tif", square(np.complex64), {}, "not numbers|not a mask"),
+        ("negative.tif", -square(np.int32), {}, "not two values from 0 up"),
+        ("turned.tif", MASK, {"extratags": [(274, "H", 1, 3, True)]}, "orientation tag is 3"),
+        ("red-on-grey.png", palette(1 - square(), [200, 0, 0, 0, 0, 0]), {}, "in doubt"),
     ],
 )
 def test_mask_without_a_plain_meaning_is_refused(tmp_path, name, pixels, options, message):
@@ -182,7 +185,13 @@ def test_scaled_mask_is_stretched(tmp_path):
 
 @pytest.mark.parametrize(
     ("slide", "mask"),
-    [((2000, 2000), (1900, 1900)), ((2000, 2000), (2100, 2100)), ((2000, 1000), (1000, 2000)), ((64, 48), (48, 64))],
+    [
+        ((2000, 2000), (1900, 1900)),
+        ((2000, 2000), (2100, 2100)),
+        ((2000, 1000), (1000, 2000)),
+        ((64, 48), (48, 64)),
+        ((9000, 9000), (2, 2)),
+    ],
 )
 def test_mask_of_another_extent_is_refused(tmp_path, slide, mask):
     with pytest.raises(AnnotationError, match=r"mask of another shape: a\.tif is \d+ x \d+, its slide"):

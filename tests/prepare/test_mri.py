@@ -1,8 +1,11 @@
 """Importing MRI: the kaggle_3m layout and NIfTI."""
 
 import gzip
+import io
+import os
 import shutil
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from PIL import Image
 from mgi.codecs import decode_mask
 from mgi.config import MriOptions
 from mgi.errors import CohortError, MissingInputError, MriError
+from mgi.prepare import kaggle
 from mgi.prepare.kaggle import read_volume
 from mgi.prepare.mri import import_mri
 from mgi.prepare.series import find_series, fingerprint
@@ -260,6 +264,27 @@ def test_files_of_the_system_are_ignored_and_others_counted(tmp_path):
     assert (row["case_id"], row["n_images"], row["dropped"]) == ("Patient-7", 2, '{"files not read": 1}')
 
 
+def test_masks_of_a_series_mean_one_thing(tmp_path):
+    write_slices(tmp_path / NAME, [1, 2])
+    mask = tmp_path / NAME / f"{NAME}_2_mask.tif"
+    Image.fromarray(np.asarray(Image.open(mask)) // 255 * 2).save(mask)
+    with pytest.raises(MriError, match="beside 0 its masks have '2', '255'"):
+        read_volume(tmp_path / NAME)
+
+
+def test_gap_between_slices_is_told(tmp_path, caplog):
+    write_slices(tmp_path / NAME, [1, 4])
+    read_volume(tmp_path / NAME)
+    assert "lacks 2 slices between others, by their numbers: '2', '3'" in caplog.text
+
+
+def test_barcode_in_lower_case_is_the_same_patient(tmp_path):
+    write_slices(tmp_path / NAME, [1])
+    write_slices(tmp_path / "tcga-cs-4941_2", [1])
+    with pytest.raises(CohortError, match="belong to the case TCGA-CS-4941"):
+        find_series(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["bool", "rgb"])
 def test_masks_are_read_as_written(tmp_path, form):
     write_slices(tmp_path / "in" / NAME, [5])
@@ -277,6 +302,30 @@ def test_slice_that_is_no_image_is_skipped(tmp_path):
     (tmp_path / "in" / NAME / f"{NAME}_1.tif").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n")
     _, (one, other) = imported(tmp_path / "in", tmp_path)
     assert one["status"] == "skipped" and one["reason"].startswith("unreadable image") and other["status"] == "ok"
+
+
+def test_zip_that_lies_about_a_size_is_read_no_further_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(kaggle, "MAX_SLICE_BYTES", 1 << 20)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as writer:
+        writer.writestr(f"{NAME}/{NAME}_1.tif", b"\0" * (20 << 20))
+    content = bytearray(buffer.getvalue())
+    entry = content.find(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = struct.pack("<I", 2 << 20)
+    (tmp_path / "a.zip").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(MriError, match="larger than 1 MiB"):
+        read_volume(find_series(tmp_path / "a.zip")[0].folder)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_pipe_among_the_slices_is_not_waited_for(tmp_path):
+    write_slices(tmp_path / "in" / NAME, [1])
+    (tmp_path / "in" / NAME / f"{NAME}_1.tif").unlink()
+    os.mkfifo(tmp_path / "in" / NAME / f"{NAME}_1.tif")
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert "no regular file" in row["reason"]
 
 
 def test_slices_that_are_not_square_are_padded(tmp_path):

@@ -136,6 +136,30 @@ def test_hole_joined_to_the_outline_by_a_cut_stays_a_hole(tmp_path):
     assert read(tmp_path, feature(Polygon([*outer, *inner]))).tumour.area_px == 400**2 - 200**2
 
 
+@pytest.mark.parametrize("shift", [0, 150, 600])
+def test_holes_of_a_crossing_outline_take_away_what_they_cover(tmp_path, shift):
+    hole = box(450 + shift, 350, 550 + shift, 450)
+    annotation = read(tmp_path, feature(Polygon(ring(200, turns=2), [hole.exterior])))
+    assert annotation.tumour.area_px == pytest.approx(Polygon(ring(200)).difference(hole).area, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [box(0.2, 0.2, 0.6, 0.6), Polygon([(9, 9), (99, 99), (9, 9)])])
+def test_outlines_without_area_are_refused(tmp_path, shape):
+    with pytest.raises(AnnotationError, match="less than a pixel"):
+        read(tmp_path, feature(shape))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", '"x"', "null", "[[5]]", '{"type": "FeatureCollection", "features": {}}',
+     '{"type": "Feature", "geometry": 5}', '{"type": "Polygon", "coordinates": []}'],
+)  # fmt: skip
+def test_json_of_another_shape_is_refused_in_words(tmp_path, text):
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(AnnotationError, match=r"object is needed|no list|no rings"):
+        read_annotation(tmp_path / "a.geojson", SLIDE)
+
+
 def test_outlines_beyond_the_edge_are_cut(tmp_path):
     assert read(tmp_path, feature(box(900, 700, 1500, 1500))).tumour.area_px == 100 * 100
 

@@ -160,13 +160,17 @@ def test_bad_slides_are_recorded_with_their_reasons_and_the_run_goes_on(slide, t
     blank = write_slide(tmp_path / "TCGA-S1-0004.svs", np.full((512, 512, 3), 242, np.uint8), 0.5)
     nameless = write_slide(tmp_path / "TCGA-S1-0005.svs", tissue_picture(512, 512), None)
     coarse = write_slide(tmp_path / "TCGA-S1-0006.svs", tissue_picture(512, 512), 2.0)
-    bad = [tmp_path / "TCGA-S1-0002.svs", cut, blank, nameless, coarse]
+    folder = tmp_path / "TCGA-S1-0007.svs"
+    folder.mkdir()
+    pipe = tmp_path / "TCGA-S1-0008.svs"
+    os.mkfifo(pipe)
+    bad = [tmp_path / "TCGA-S1-0002.svs", cut, blank, nameless, coarse, folder, pipe]
     tiles = tiled([*bad, slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
     status = pq.read_table(tmp_path / "s.parquet")
     assert status.schema.equals(SOURCES_SCHEMA)
     rows = status.to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "failed", "failed", "skipped", "skipped", "skipped"]
-    kinds = ["unreadable", "unreadable", "no tissue", "no mpp", "too coarse"]
+    assert [row["status"] for row in rows] == ["ok", *["failed"] * 2, *["skipped"] * 3, *["failed"] * 2]
+    kinds = ["unreadable", "unreadable", "no tissue", "no mpp", "too coarse", "unreadable", "unreadable"]
     assert [row["reason"].split(":")[0] for row in rows[1:]] == kinds
     assert rows[0]["n_images"] == len(tiles) > 0 and set(tiles.source_id) == {f"{CASE}-01Z-00-DX1"}
     assert rows[0]["mpp"] == 0.5 and rows[0]["mpp_from"] == "metadata" and rows[0]["table"] == "t"
