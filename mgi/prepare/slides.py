@@ -4,22 +4,23 @@ import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import openslide
 from PIL import Image
 
+from mgi.codecs import decode_image
 from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.names import check_name
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
-from mgi.prepare.focus import find_blurred
+from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
 from mgi.prepare.isolation import IsolationError, run_isolated
 from mgi.prepare.local import LocalSlide, read_mpp_table
 from mgi.prepare.pictures import Picture
@@ -305,19 +306,19 @@ def _spool_tiles(
     preview_path: Path | None,
 ) -> dict[str, Any]:
     """Write a slide's rows to a file, and its preview; return what there is to record of it."""
-    with open_slide(path) as slide, open(spool_path, "wb") as spool:
+    with open_slide(path) as slide, open(spool_path, "w+b") as spool:
         annotation = _annotate(slide, annotation_path, options)
         beat()
         survey = _survey(beat, slide, options, stated_mpp, overlap)
         grid = survey.grid
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
-        spooled, focus = kept, np.full(kept.shape, np.nan)
+        spooled, blurred = kept, np.zeros_like(kept)
         tiles = iterate_tiles(slide, grid, kept, options.tile_px, annotation, options.min_focus > 0)
-        for (row, column), (tile, sharpness) in zip(np.argwhere(kept), tiles, strict=True):
-            focus[row, column] = sharpness
-            pickle.dump(identity | tile, spool)
-            beat()
-        blurred = find_blurred(focus, grid.tissue, options.min_focus, options.tile_px * options.mpp)
+        focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
+        if options.min_focus > 0:
+            sharpness = np.full(kept.shape, np.nan)
+            sharpness[kept] = focus
+            blurred = find_blurred(sharpness, grid.tissue, options.min_focus, options.tile_px * options.mpp)
         kept = kept & ~blurred
         if preview_path is not None:
             _write_preview(beat, slide, survey, kept, blurred, annotation, preview_path)
@@ -334,6 +335,34 @@ def _spool_tiles(
             record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)
             dropped.update(annotation.dropped)
     return record | {"dropped": json.dumps({reason: n for reason, n in sorted(dropped.items()) if n})}
+
+
+def _spool(
+    beat: Callable[[], None],
+    tiles: Iterable[tuple[dict[str, Any], float | None]],
+    identity: dict[str, Any],
+    spool: BinaryIO,
+    measured: bool,
+) -> np.ndarray:
+    """Write tiles to a file, and return the focus of each; NaN unless it is measured."""
+    focus, places, sizes = [], [], []
+    for tile, sharpness in tiles:
+        places.append(spool.tell())
+        # Those of copied tiles, whose focus is not known yet, for their share of tissue since glass takes no bytes.
+        sizes.append(len(tile["image"]) / max(tile["tissue_fraction"], 0.01) if sharpness is None else 0.0)
+        focus.append(np.nan if sharpness is None else sharpness)
+        pickle.dump(identity | tile, spool)
+        beat()
+
+    def measure(number: int) -> float:
+        beat()
+        spool.seek(places[number])
+        return measure_focus(decode_image(pickle.load(spool)["image"]))
+
+    values, copied = np.array(focus), np.flatnonzero(sizes)
+    if measured and len(copied):
+        values[copied] = estimate_focus(np.array(sizes)[copied], lambda number: measure(copied[number]))
+    return values
 
 
 def _describe(

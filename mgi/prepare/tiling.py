@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isclose, nan
+from math import isclose
 from typing import Any
 
 import imagecodecs
@@ -136,10 +136,10 @@ def iterate_tiles(
     tile_px: int,
     annotation: Annotation | None,
     measured: bool,
-) -> Iterator[tuple[dict[str, Any], float]]:
+) -> Iterator[tuple[dict[str, Any], float | None]]:
     """Yield the kept tiles by y, then x, as rows of a table of images, with their focus; each is read by itself.
 
-    Unless `measured`, the focus is NaN: that of a copied tile takes decoding it.
+    The focus is None unless `measured`, and of copied tiles, which are not decoded.
     """
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
     downsample = slide.level_downsamples[level]
@@ -149,24 +149,23 @@ def iterate_tiles(
     stored = slide.native.get(level) if at_scale else None
     dimensions = slide.dimensions
 
-    def cut(x: int, y: int, fraction: float) -> tuple[dict[str, Any], float]:
+    def cut(x: int, y: int, fraction: float) -> tuple[dict[str, Any], float | None]:
         inside = _count_inside(x, y, grid.edge, tile_px, dimensions)
         image = stored.copy_tile(x / downsample, y / downsample, tile_px) if stored else None
+        focus = None
         if image is None:
             box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
             region = reader.read_region(slide, level, box)
             pixels = _resample(region, x, y, grid.edge, tile_px, inside)
-            image = _encode_image(pixels)
-        elif measured:
-            pixels = imagecodecs.jpeg8_decode(image)
+            image, focus = _encode_image(pixels), measure_focus(pixels) if measured else None
         mask = _encode_mask(annotation, x, y, grid.edge, tile_px, inside)
         row = {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
-        return row, measure_focus(pixels) if measured else nan
+        return row, focus
 
     rows, columns = np.nonzero(kept)
     places = list(zip(grid.x[columns].tolist(), grid.y[rows].tolist(), grid.tissue[kept].tolist(), strict=True))
     with ThreadPoolExecutor(reader.THREADS) as threads:
-        waiting: deque[Future[list[tuple[dict[str, Any], float]]]] = deque()
+        waiting: deque[Future[list[tuple[dict[str, Any], float | None]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):
             task = places[start : start + TILES_PER_TASK]
             waiting.append(threads.submit(lambda tiles: [cut(*tile) for tile in tiles], task))

@@ -3,13 +3,15 @@
 import json
 
 import numpy as np
+import openslide
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from mgi.config import TileOptions
-from mgi.prepare.focus import MIN_CONTRAST, MIN_SHARPNESS, find_blurred, measure_focus
+from mgi.prepare import focus
+from mgi.prepare.focus import MIN_CONTRAST, MIN_SHARPNESS, estimate_focus, find_blurred, measure_focus
 from mgi.prepare.slides import tile_slides
 from mgi.prepare.tiling import make_grid
 from mgi.prepare.tissue import PEN, TISSUE, classify_pixels, tissue_mask
@@ -96,27 +98,48 @@ def test_annotated_tumour_is_not_lost_with_the_edge_of_the_tissue(drawn):
 
 def test_focus_is_the_variance_of_the_laplacian():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    expected = ndimage.laplace(pixels[..., 1].astype(float))[1:-1, 1:-1].var()
+    expected = ndimage.laplace(pixels[..., 1].astype(float))[1:-1:2, 1:-1:2].var()
     assert measure_focus(pixels) == pytest.approx(expected, rel=1e-5)
     assert np.isnan(measure_focus(np.full((20, 30, 3), 200, np.uint8)))
     ramp = np.broadcast_to(np.linspace(100, 100 + 3 * MIN_CONTRAST, 64, dtype=np.uint8)[:, None], (64, 64))
     assert np.isnan(measure_focus(np.stack([ramp] * 3, axis=-1)))
 
 
+def test_copied_tiles_are_measured_where_their_bytes_are_few():
+    sizes = np.array([1000] * 300 + [400] * 10)
+    true = np.where(sizes == 1000, 500.0, 7.0)
+    asked = []
+    found = estimate_focus(sizes, lambda number: asked.append(number) or true[number])
+    assert np.array_equal(found, true) and len(asked) < 100
+    assert np.isnan(estimate_focus(sizes, lambda number: np.nan)).all()
+
+
+@pytest.mark.parametrize(("tile_px", "blurred"), [(256, 12), (224, 8)])
+def test_copied_tiles_are_judged_as_others_are(data_dir, tmp_path, monkeypatch, tile_px, blurred):
+    """A real region beside the same out of focus, in tiles that are the slide's own and in others."""
+    with openslide.OpenSlide(data_dir / "slides" / "cmu-1-small-region.svs") as slide:
+        sharp = np.asarray(slide.read_region((800, 1700), 0, (768, 1024)).convert("RGB"))
+    both = np.concatenate([sharp, ndimage.gaussian_filter(sharp, (5, 5, 0))], axis=1)
+    monkeypatch.setattr(focus, "SAMPLE", 2)
+    path = write_slide(tmp_path / "a.svs", both, MPP)
+    tiles, dropped = tile(path, mpp=MPP, tile_px=tile_px)
+    assert tiles.x.max() < 768 and dropped["blur"] == blurred
+
+
 def test_sharpness_is_relative_to_tissue_and_to_the_slide():
-    focus, tissue = np.full((3, 4), 400.0), np.ones((3, 4))
-    focus[0, 0], focus[1, 1], focus[2, 3] = 15, 25, np.nan
-    focus[2, 0], tissue[2, 0] = 50, 0.1
-    blurred = find_blurred(focus, tissue, 0.05, 64.0)
+    values, tissue = np.full((3, 4), 400.0), np.ones((3, 4))
+    values[0, 0], values[1, 1], values[2, 3] = 15, 25, np.nan
+    values[2, 0], tissue[2, 0] = 50, 0.1
+    blurred = find_blurred(values, tissue, 0.05, 64.0)
     assert np.argwhere(blurred).tolist() == [[0, 0]]
-    assert not find_blurred(focus, tissue, 0, 64.0).any()
-    assert not find_blurred(focus / 400 * (MIN_SHARPNESS - 1), tissue, 0.05, 64.0).any(), "no detail to compare with"
+    assert not find_blurred(values, tissue, 0, 64.0).any()
+    assert not find_blurred(values / 400 * (MIN_SHARPNESS - 1), tissue, 0.05, 64.0).any(), "no detail to compare with"
     assert not find_blurred(np.full((3, 4), np.nan), tissue, 0.05, 64.0).any()
 
 
 def test_small_tiles_are_judged_with_their_neighbours():
-    focus, tissue = np.full((5, 5), 400.0), np.ones((5, 5))
-    focus[0, 0] = 1
-    focus[3:, 3:] = 1
-    assert find_blurred(focus, tissue, 0.05, 64.0).sum() == 5
-    assert np.argwhere(find_blurred(focus, tissue, 0.05, 32.0)).tolist() == [[4, 4]]
+    values, tissue = np.full((5, 5), 400.0), np.ones((5, 5))
+    values[0, 0] = 1
+    values[3:, 3:] = 1
+    assert find_blurred(values, tissue, 0.05, 64.0).sum() == 5
+    assert np.argwhere(find_blurred(values, tissue, 0.05, 32.0)).tolist() == [[4, 4]]
