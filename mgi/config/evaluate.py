@@ -83,7 +83,7 @@ class PredictOptions(Section):
     """How one image is segmented: the options of `mgi predict`."""
 
     default_mpp: float | None = Field(None, gt=0, description="level-0 microns per pixel of a slide that states none")
-    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    min_tissue: float = Field(0.1, ge=0, le=1, description="least tissue fraction of a tile")
     channels: Sequences = Field(
         ["t1", "flair", "t1ce"], description="NIfTI sequences of the three channels, as in training"
     )

@@ -102,7 +102,14 @@ class TileOptions(Section):
         gt=0,
         description="level-0 microns per pixel of slides that state none, or an impossible one; null skips them",
     )
-    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    min_tissue: float = Field(0.1, ge=0, le=1, description="least tissue fraction of a tile")
+    min_focus: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="least sharpness of a tile, as a share of the upper quartile of its slide: blurrier tiles are out "
+        "of focus and left out; 0 keeps all",
+    )
     partial_tiles: bool = Field(
         False,
         description="keep tiles that reach beyond the right and bottom margins of a slide: what lies beyond is white, "

@@ -4,21 +4,23 @@ import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import openslide
 from PIL import Image
 
+from mgi.codecs import decode_image
 from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import atomic_write, require_file
 from mgi.names import check_name
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
+from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
 from mgi.prepare.isolation import IsolationError, run_isolated
 from mgi.prepare.local import LocalSlide, read_mpp_table
 from mgi.prepare.pictures import Picture
@@ -117,8 +119,10 @@ def tile_slides(
                     record |= run_isolated(_spool_tiles, *arguments)
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
-                for _ in range(record["n_images"]):
-                    add(pickle.load(spool))
+                for in_focus in record.pop("in_focus", []):
+                    tile = pickle.load(spool)
+                    if in_focus:
+                        add(tile)
             records.append(record)
     if status is not None:
         write_sources(records, status)
@@ -211,7 +215,7 @@ def _look_over(
         survey = _survey(beat, slide, options, stated_mpp)
         pixels = read_downsampled(slide, max(1.0, max(slide.dimensions) / PREVIEW_PX), beat)
         kept = survey.grid.keep(options.min_tissue, options.max_tiles)
-        return survey.show(pixels, slide.dimensions, kept, annotation)
+        return survey.show(pixels, slide.dimensions, kept, np.zeros_like(kept), annotation)
 
 
 @dataclass(frozen=True)
@@ -233,10 +237,15 @@ class Survey:
     grid: Grid
 
     def show(
-        self, pixels: np.ndarray, dimensions: tuple[int, int], kept: np.ndarray, annotation: Annotation | None
+        self,
+        pixels: np.ndarray,
+        dimensions: tuple[int, int],
+        kept: np.ndarray,
+        blurred: np.ndarray,
+        annotation: Annotation | None,
     ) -> Overview:
         """Return what is drawn over a thumbnail of any size."""
-        return Overview(pixels, dimensions, self.codes == TISSUE, self.grid, kept, np.zeros_like(kept), annotation)
+        return Overview(pixels, dimensions, self.codes == TISSUE, self.grid, kept, blurred, annotation)
 
 
 def _survey(
@@ -264,6 +273,7 @@ def _write_preview(
     slide: Slide | Picture,
     survey: Survey,
     kept: np.ndarray,
+    blurred: np.ndarray,
     annotation: Annotation | None,
     path: Path,
 ) -> None:
@@ -274,7 +284,7 @@ def _write_preview(
     else:
         width, height = (max(1, round(length / scale)) for length in slide.dimensions)
         pixels = np.asarray(Image.fromarray(survey.thumbnail).resize((width, height), Image.Resampling.BOX))
-    picture = draw_preview(survey.show(pixels, slide.dimensions, kept, annotation))
+    picture = draw_preview(survey.show(pixels, slide.dimensions, kept, blurred, annotation))
     with atomic_write(path) as aside:
         picture.save(aside, "JPEG", quality=PREVIEW_QUALITY, subsampling="4:4:4")
 
@@ -296,31 +306,63 @@ def _spool_tiles(
     preview_path: Path | None,
 ) -> dict[str, Any]:
     """Write a slide's rows to a file, and its preview; return what there is to record of it."""
-    with open_slide(path) as slide, open(spool_path, "wb") as spool:
+    with open_slide(path) as slide, open(spool_path, "w+b") as spool:
         annotation = _annotate(slide, annotation_path, options)
         beat()
         survey = _survey(beat, slide, options, stated_mpp, overlap)
         grid = survey.grid
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
+        spooled, blurred = kept, np.zeros_like(kept)
+        tiles = iterate_tiles(slide, grid, kept, options.tile_px, annotation, options.min_focus > 0)
+        focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
+        if options.min_focus > 0:
+            sharpness = np.full(kept.shape, np.nan)
+            sharpness[kept] = focus
+            blurred = find_blurred(sharpness, grid.tissue, options.min_focus, options.tile_px * options.mpp)
+        kept = kept & ~blurred
         if preview_path is not None:
-            _write_preview(beat, slide, survey, kept, annotation, preview_path)
+            _write_preview(beat, slide, survey, kept, blurred, annotation, preview_path)
         if not kept.any():
             raise SlideError(
                 f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
             )
-        n_images = 0
-        for tile in iterate_tiles(slide, grid, kept, options.tile_px, annotation):
-            pickle.dump(identity | tile, spool)
-            n_images += 1
-            beat()
-        record: dict[str, Any] = {"n_images": n_images}
+        record: dict[str, Any] = {"n_images": int(kept.sum()), "in_focus": kept[spooled].tolist()}
         record |= {"mpp": survey.resolution.mpp, "mpp_from": survey.resolution.source}
         dropped = Counter(grid.count_reasons(survey.codes, ~tissue))
-        dropped["over the most of a slide"] = int((tissue & ~kept).sum())
+        dropped["over the most of a slide"] = int((tissue & ~spooled).sum())
+        dropped["blur"] = int(blurred.sum())
         if annotation is not None:
             record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)
             dropped.update(annotation.dropped)
     return record | {"dropped": json.dumps({reason: n for reason, n in sorted(dropped.items()) if n})}
+
+
+def _spool(
+    beat: Callable[[], None],
+    tiles: Iterable[tuple[dict[str, Any], float | None]],
+    identity: dict[str, Any],
+    spool: BinaryIO,
+    measured: bool,
+) -> np.ndarray:
+    """Write tiles to a file, and return the focus of each; NaN unless it is measured."""
+    focus, places, sizes = [], [], []
+    for tile, sharpness in tiles:
+        places.append(spool.tell())
+        # Those of copied tiles, whose focus is not known yet, for their share of tissue since glass takes no bytes.
+        sizes.append(len(tile["image"]) / max(tile["tissue_fraction"], 0.01) if sharpness is None else 0.0)
+        focus.append(np.nan if sharpness is None else sharpness)
+        pickle.dump(identity | tile, spool)
+        beat()
+
+    def measure(number: int) -> float:
+        beat()
+        spool.seek(places[number])
+        return measure_focus(decode_image(pickle.load(spool)["image"]))
+
+    values, copied = np.array(focus), np.flatnonzero(sizes)
+    if measured and len(copied):
+        values[copied] = estimate_focus(np.array(sizes)[copied], lambda number: measure(copied[number]))
+    return values
 
 
 def _describe(

@@ -14,6 +14,7 @@ from PIL import Image
 from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
+from mgi.prepare.focus import measure_focus
 from mgi.prepare.pictures import Picture
 from mgi.prepare.tissue import REASONS
 
@@ -129,9 +130,17 @@ def make_grid(
 
 
 def iterate_tiles(
-    slide: reader.Slide | Picture, grid: Grid, kept: np.ndarray, tile_px: int, annotation: Annotation | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the kept tiles by y, then x, as rows of a table of images; each is read by itself."""
+    slide: reader.Slide | Picture,
+    grid: Grid,
+    kept: np.ndarray,
+    tile_px: int,
+    annotation: Annotation | None,
+    measured: bool,
+) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """Yield the kept tiles by y, then x, as rows of a table of images, with their focus; each is read by itself.
+
+    The focus is None unless `measured`, and of copied tiles, which are not decoded.
+    """
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
     downsample = slide.level_downsamples[level]
     # The filter reaches beyond a tile's edge; at the level's own scale there is none.
@@ -140,20 +149,23 @@ def iterate_tiles(
     stored = slide.native.get(level) if at_scale else None
     dimensions = slide.dimensions
 
-    def cut(x: int, y: int, fraction: float) -> dict[str, Any]:
+    def cut(x: int, y: int, fraction: float) -> tuple[dict[str, Any], float | None]:
         inside = _count_inside(x, y, grid.edge, tile_px, dimensions)
         image = stored.copy_tile(x / downsample, y / downsample, tile_px) if stored else None
+        focus = None
         if image is None:
             box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
             region = reader.read_region(slide, level, box)
-            image = _encode_image(_resample(region, x, y, grid.edge, tile_px, inside))
+            pixels = _resample(region, x, y, grid.edge, tile_px, inside)
+            image, focus = _encode_image(pixels), measure_focus(pixels) if measured else None
         mask = _encode_mask(annotation, x, y, grid.edge, tile_px, inside)
-        return {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
+        row = {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
+        return row, focus
 
     rows, columns = np.nonzero(kept)
     places = list(zip(grid.x[columns].tolist(), grid.y[rows].tolist(), grid.tissue[kept].tolist(), strict=True))
     with ThreadPoolExecutor(reader.THREADS) as threads:
-        waiting: deque[Future[list[dict[str, Any]]]] = deque()
+        waiting: deque[Future[list[tuple[dict[str, Any], float | None]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):
             task = places[start : start + TILES_PER_TASK]
             waiting.append(threads.submit(lambda tiles: [cut(*tile) for tile in tiles], task))

@@ -17,6 +17,8 @@ NEAR_WHITE = 235
 NEAR_BLACK = 70
 BLACK_INK_CHROMA = 25
 PEN_GREEN_OVER_RED = 10
+# Thin haematoxylin is blue, too, but redder than green.
+PEN_BLUE_OVER_RED = 30
 
 
 def thumbnail_scale(dimensions: tuple[int, int], mpp: float) -> float:
@@ -81,7 +83,8 @@ def _look_at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     lowest = np.minimum(np.minimum(red, green), blue)
     chroma = highest - lowest
     black = (highest < NEAR_BLACK) & (chroma < BLACK_INK_CHROMA)
-    pen = green > red.astype(np.int16) + PEN_GREEN_OVER_RED
+    over_red = red.astype(np.int16)
+    pen = (green > over_red + PEN_GREEN_OVER_RED) | ((green > over_red) & (blue > over_red + PEN_BLUE_OVER_RED))
     return _filter_median(chroma / np.maximum(highest, 1).astype(np.float32)), pen, black, lowest >= NEAR_WHITE
 
 

@@ -71,6 +71,19 @@ def test_outlines_are_valid_and_cover_the_prediction(seed: int) -> None:
     assert sum(len(part.exterior.coords) for part in parts) < 0.6 * exact
 
 
+def test_region_full_of_holes_keeps_them() -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((200, 200)), 2)
+    region = noise > -0.3 * noise.std()
+    parts = [
+        shapely.geometry.shape(feature["geometry"]) for feature in make_geojson(region, (0, 0), 1.0, "s")["features"]
+    ]
+    assert all(part.is_valid for part in parts) and sum(len(part.interiors) for part in parts) > 50
+    y, x = np.mgrid[:200, :200]
+    drawn = shapely.contains_xy(shapely.union_all(parts), x + 0.5, y + 0.5)
+    # Its holes are few pixels wide, and an edge moves by up to a pixel.
+    assert (drawn & region).sum() / (drawn | region).sum() >= 0.96
+
+
 def test_outlines_stay_within_the_tolerance() -> None:
     region = smooth_region(5)
     simple = shapely.union_all([part for whole in regions.polygons(region) for part in regions._simplify(whole)])
