@@ -197,6 +197,7 @@ def test_brca_plan_lists_every_fetch_tile_and_training_job(tmp_path):
         "draw_map": 1,
         "draw_comparison": 1,
         "draw_overlays": 1,
+        "draw_slides": 1,
         "write_page": 1,
     }
     tiled = {job.wildcards["source"] for job in planned if job.rule == "tile_slides"}
