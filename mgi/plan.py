@@ -363,7 +363,7 @@ class Plan:
 
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""
-        names = ["evaluate/comparison.csv"]
+        names = ["evaluate/comparison.csv", "evaluate/projects.csv"]
         figures = ["flow", "losses", "comparison", "overlays", *(["slides"] if self.draws_previews else [])]
         names += [f"report/{name}.png" for name in figures]
         names += ["evaluate/retrieval.csv", "report/map.png"] if self.encoders(self.config.evaluate.reference) else []

@@ -128,13 +128,16 @@ def compare(
     options: Options = "{}",
     bootstrap_samples: BootstrapSamples = None,
     seed: BootstrapSeed = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="splits.parquet: write projects.csv, Dice by project, too.")
+    ] = None,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
     from mgi.evaluate.comparison import compare as run
 
     chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
     compared = load_options(Evaluate, {}, variants=variant, reference=reference)
-    run(folder, compared.variants, output, compared.reference, chosen.bootstrap_samples, chosen.seed)
+    run(folder, compared.variants, output, compared.reference, chosen.bootstrap_samples, chosen.seed, splits)
 
 
 @app.command(

@@ -22,6 +22,8 @@ COLUMNS = (
     "p_holm", "primary", "detectable", "n_paired",
 )  # fmt: skip
 
+PROJECT_COLUMNS = ["project", "variant", "n_patients", "dice", "low", "high"]
+
 
 def compare(
     folder: Path,
@@ -30,6 +32,7 @@ def compare(
     reference: str = "mgi",
     bootstrap_samples: int = 2000,
     seed: int = 0,
+    splits: Path | None = None,
 ) -> None:
     """Compare variants patient by patient.
 
@@ -43,6 +46,8 @@ def compare(
     The first variant that is not the reference is the primary contrast (`primary`), whose p-value stands for itself;
     `p_holm` holds the others' p-values adjusted for one another (Holm, 1979). `detectable` is the smallest mean
     difference that a paired t-test of these patients would detect with 80% power at the 5% level.
+
+    With `splits`, splits.parquet, projects.csv holds the mean Dice of each variant over the patients of each project.
 
     Raises
     ------
@@ -66,6 +71,23 @@ def compare(
     for name, table in tables.items():
         write_table(table, output / f"{name}.parquet")
     write_csv(rows[list(COLUMNS)], output / "comparison.csv", f"%.{DECIMALS}f")
+    if splits is not None:
+        by_project = _compare_projects(scores, splits, bootstrap_samples, seed)
+        write_csv(by_project, output / "projects.csv", f"%.{DECIMALS}f")
+
+
+def _compare_projects(scores: pd.DataFrame, splits: Path, bootstrap_samples: int, seed: int) -> pd.DataFrame:
+    """Return the mean Dice of each variant by project, with its interval; patients of no project are one more."""
+    listed = read_table(splits, "splits", ["case_id", "project"]).to_pandas().drop_duplicates("case_id")
+    projects = listed.set_index("case_id")["project"].reindex(scores.index).fillna("")
+    rows = []
+    for project, own in scores.groupby(projects):
+        resamples = resample_patients(len(own), bootstrap_samples, seed)
+        for variant in scores.columns:
+            dice = estimate_mean(own[variant].to_numpy(), resamples)
+            cells = (project, variant, dice["n"], dice["mean"], dice["low"], dice["high"])
+            rows.append(dict(zip(PROJECT_COLUMNS, cells, strict=True)))
+    return pd.DataFrame(rows, columns=PROJECT_COLUMNS)
 
 
 def _read_tables(folder: Path, variants: list[str], name: str) -> pa.Table:

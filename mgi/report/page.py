@@ -105,6 +105,7 @@ def write_page(results: Path | str, output: Path | str) -> None:
         cards=_cards(comparison, reference, summaries.get(reference, {})),
         comparison=_comparison_table(comparison, reference),
         metrics=_metrics_table(summaries),
+        projects=_projects_table(results / "evaluate" / "projects.csv"),
         retrieval=_retrieval_table(results / "evaluate" / "retrieval.csv"),
         flow=_flow_table(results / "cohort_flow.csv"),
         figures={name: _embed(results / "report" / f"{name}.png") for name in FIGURES},
@@ -196,6 +197,25 @@ def _metrics_table(summaries: dict[str, dict[str, Any]]) -> Table | None:
         if set(cells) != {MISSING}:
             rows.append([f"{words}{unit}", *cells])
     return Table(["mean over patients", *summaries], rows, _count_missed(summaries))
+
+
+def _projects_table(path: Path) -> Table | None:
+    """Return the Dice by project, a row per variant; None of a single project."""
+    if not path.exists():
+        return None
+    table = read_csv(path, "the metrics by project", ["project", "variant", "n_patients", "dice", "low", "high"])
+    if table["project"].nunique(dropna=False) < 2:
+        return None
+    rows: dict[str, list[str]] = {}
+    headings = ["Dice by project"]
+    for row in iterate_rows(table):
+        project = "no project" if pd.isna(row.project) else str(row.project)
+        headings += [] if project in headings else [project]
+        dice = f"{row.dice:.3f} {format_interval(row.low, row.high)}".rstrip()
+        cell = MISSING if pd.isna(row.dice) else f"{dice} of {row.n_patients:.0f}"
+        rows.setdefault(str(row.variant), []).append(cell)
+    caption = "Mean over the test patients of each project, with its 95% interval and their number."
+    return Table(headings, [[variant, *cells] for variant, cells in rows.items()], caption, marked=True)
 
 
 def _count_missed(summaries: dict[str, dict[str, Any]]) -> str:

@@ -115,3 +115,20 @@ def test_five_patients_have_differences_without_intervals_or_p_values(tmp_path: 
     row = pd.read_csv(tmp_path / "evaluate" / "comparison.csv").set_index("variant").loc["image-only"]
     assert (row["dice"], row["difference"], row["n_paired"]) == pytest.approx((0.52, 0.4, 5))
     assert row[["low", "high", "difference_low", "difference_high", "p_value", "detectable"]].isna().all()
+
+
+def test_projects_have_means_of_their_own(compared: Path) -> None:
+    scores = pd.read_parquet(compared / "mgi" / "per_patient.parquet").set_index("case_id")["dice"]
+    projects = ["TCGA-LGG"] * 20 + ["TCGA-GBM"] * 8 + [None] * 2
+    splits = pd.DataFrame({"case_id": [*scores.index] * 2, "project": projects * 2})
+    splits.to_parquet(compared / "splits.parquet")
+    output = compared / "evaluate"
+    compare(compared, ["mgi", "noise"], output, "mgi", 200, splits=compared / "splits.parquet")
+    table = pd.read_csv(output / "projects.csv").fillna({"project": ""}).set_index(["project", "variant"])
+    assert table["n_patients"].to_dict() == {
+        ("", "mgi"): 2, ("", "noise"): 2, ("TCGA-GBM", "mgi"): 8, ("TCGA-GBM", "noise"): 8,
+        ("TCGA-LGG", "mgi"): 20, ("TCGA-LGG", "noise"): 15,
+    }  # fmt: skip
+    lgg = table.loc[("TCGA-LGG", "mgi")]
+    assert lgg["dice"] == pytest.approx(scores.iloc[:20].mean(), abs=1e-6) and lgg["low"] < lgg["dice"] < lgg["high"]
+    assert np.isnan(table.loc[("", "mgi"), "low"]), "two patients are too few"

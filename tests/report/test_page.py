@@ -158,3 +158,16 @@ def test_page_without_a_comparison_is_an_error(tmp_path: Path, text: str | None)
     with pytest.raises(MissingInputError, match=r"comparison"):
         write_page(tmp_path, tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
+
+
+def test_dice_by_project_is_shown_where_there_are_several(tmp_path: Path) -> None:
+    folder = write_results(tmp_path)
+    table = pd.DataFrame(
+        {"project": ["TCGA-GBM", "TCGA-LGG"], "variant": "mgi", "n_patients": [4, 9], "dice": [0.5125, 0.7],
+         "low": [None, 0.6], "high": [None, 0.8]}
+    )  # fmt: skip
+    table.to_csv(folder / "evaluate" / "projects.csv", index=False)
+    _, words = read_page(folder)
+    assert "TCGA-GBM" in words and "0.512 of 4" in words and "of 9" in words
+    table[:1].to_csv(folder / "evaluate" / "projects.csv", index=False)
+    assert "TCGA-GBM" not in read_page(folder)[1]

@@ -157,7 +157,9 @@ rule compare:
     input:
         per_patient=within_results(f"finetune/{name}/per_patient.parquet" for name in CFG.evaluate.variants),
         per_image=within_results(f"finetune/{name}/per_image.parquet" for name in CFG.evaluate.variants),
+        splits="<results>/{cohort}/splits.parquet",
     output:
+        projects="<results>/{cohort}/evaluate/projects.csv",
         comparison=report(
             "<results>/{cohort}/evaluate/comparison.csv",
             caption="../report/comparison_table.rst",
@@ -183,4 +185,5 @@ rule compare:
         compared=PLAN.compared_options(),
         options=options("evaluate"),
     shell:
-        "{params.mgi:q} compare {params.variants:q} {params.compared:q} --options {params.options:q} -o {params.folder:q} > {log:q} 2>&1"
+        "{params.mgi:q} compare {params.variants:q} {params.compared:q} --splits {input.splits:q} "
+        "--options {params.options:q} -o {params.folder:q} > {log:q} 2>&1"
