@@ -34,6 +34,10 @@ FILE_NAME = re.compile(
 )
 # Unpacked, of one file: a volume of 512 x 512 x 512 in single precision, twice.
 MAX_BYTES = 2**30
+# Of NIfTI-2, the longer of the two, with its flag of extensions.
+HEADER_BYTES = 544
+# What may follow the voxels.
+TRAILING_BYTES = 2**20
 GRID_TOLERANCE_MM = 0.01
 MAX_LABELS = 64
 
@@ -141,9 +145,10 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
     import nibabel as nib
 
     try:
-        content = _unpack(file)
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        header = kind.header_class.from_fileobj(io.BytesIO(content))
+        content = read_limited(file, MAX_BYTES)
+        head = _unpack(content, HEADER_BYTES)
+        kind = nib.Nifti2Image if head[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        header = kind.header_class.from_fileobj(io.BytesIO(head))
         shape = tuple(int(length) for length in header.get_data_shape())
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
@@ -154,7 +159,8 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
             held *= length
         if held > MAX_BYTES:
             raise MriError(f"implausible size: the header of {file.name} claims {shape} voxels")
-        image: Any = kind.from_bytes(content)
+        stated = int(header.get_data_offset()) + held // 4 * header.get_data_dtype().itemsize
+        image: Any = kind.from_bytes(_unpack(content, min(stated, MAX_BYTES) + TRAILING_BYTES, whole=True))
         if not (int(header["sform_code"]) or int(header["qform_code"])):
             log.warning("%s states no orientation: the axes are taken as left, front, head", file.name)
         canonical = nib.as_closest_canonical(image.slicer[..., 0] if len(image.shape) > 3 else image)
@@ -171,15 +177,14 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
     return volume, affine
 
 
-def _unpack(file: Readable) -> bytes:
-    """Return the content of a `.nii` or `.nii.gz`, up to 1 GiB."""
-    content = read_limited(file, MAX_BYTES)
+def _unpack(content: bytes, max_bytes: int, whole: bool = False) -> bytes:
+    """Return the content of a `.nii` or `.nii.gz`, gunzipped up to a limit; where `whole`, all of it or ValueError."""
     if content[:2] != b"\x1f\x8b":
         return content
     unpacker = zlib.decompressobj(wbits=31)
-    unpacked = unpacker.decompress(content, MAX_BYTES)
-    if not unpacker.eof:
-        raise ValueError(f"it is cut short, or larger than {MAX_BYTES >> 30} GiB unpacked")
+    unpacked = unpacker.decompress(content, max_bytes)
+    if whole and not unpacker.eof:
+        raise ValueError("it is cut short, or larger than its header says")
     return unpacked
 
 

@@ -9,7 +9,7 @@ from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.config.vit import MAX_IMAGE_PX
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import require_file
-from mgi.names import quote
+from mgi.names import MAX_NAME_LENGTH, NAME_PATTERN, quote
 from mgi.train.decision import Decision
 from mgi.train.vit import check_vit
 
@@ -45,7 +45,7 @@ class Description(BaseModel):
 
     mgi: str = ""
     code: str = ""
-    fold: str
+    fold: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     cases: list[str] = Field([], max_length=MAX_CASES)
     image_px: int = Field(ge=1, le=MAX_IMAGE_PX)
     mpp: float | None = Field(None, gt=0)
@@ -112,7 +112,7 @@ def read_description(path: Path) -> AlignerDescription | SegmenterDescription:
         # The first part is the kind, by which pydantic tells the two descriptions apart.
         key = ".".join(map(str, first["loc"][1:]))
         value = f" {quote(first['input'])}" if key and first["type"] != "missing" else ""
-        reason = " ".join(first["msg"].removeprefix("Value error, ").split())
+        reason = " ".join(first["msg"].removeprefix("Value error, ").replace("{here}", key).split())
         raise CheckpointError(
             f"{path} does not describe a model: {f'{quote(key)}:{value} ' if key else ''}{quote(reason, 300)[1:-1]}"
         ) from error

@@ -248,6 +248,17 @@ def test_nifti_header_that_claims_too_much_is_refused(tmp_path):
     assert "implausible size" in row["reason"]
 
 
+def test_nifti_is_unpacked_no_further_than_its_header_says(tmp_path):
+    write_nifti(tmp_path / "in" / "a", "a", brain())
+    path = tmp_path / "in" / "a" / "a_t1.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(40 << 20)))
+    tracemalloc.start()
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert "larger than its header says" in row["reason"]
+
+
 @pytest.mark.parametrize("name", ["/a_1.tif", "a//a_1.tif", "../a/a_1.tif", "a/./a_1.tif", "a\\a_1.tif", "/", "//"])
 def test_zip_with_an_improper_name_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -83,6 +83,7 @@ VALUES = {
     "endless ViT": ("options/image_encoder/options/depth", 10**9, "depth"),
     "endless genes": ("options/gene_encoder/depth", 10**9, "depth"),
     "wide genes": ("options/gene_encoder/dim", 10**9, "dim"),
+    "fold that is a path": ("fold", "../x", "fold"),
     "stride": ("options/gene_encoder/stride", 10**12, "stride"),
     "wide channels": ("options/channels", [8, 10**12], "channels"),
     "many channels": ("options/channels", [8] * 40, "channels"),
@@ -95,7 +96,7 @@ def test_rejects_invalid_value_naming_its_key(case, folder):
     change(folder, path, value)
     with pytest.raises(CheckpointError, match=name) as caught:
         mgi.load(folder)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "{here}" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
