@@ -71,6 +71,8 @@ def read_profiles_for(
             log.warning("the model in %s was trained without genes: the expression table is not used", folder)
         return NO_PROFILES
     description = model.description
+    if not description.uses_genes:
+        log.warning("the model in %s leaves genes out, without which its validation patients were better off", folder)
     genes, names = description.genes, description.gene_names
     if expression is None:
         log.warning("no expression table: the model in %s sees the images alone", folder)

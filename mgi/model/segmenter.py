@@ -117,6 +117,8 @@ class Segmenter(nn.Module):
 
     # What config.json says of a model that was read from a folder.
     description: Any
+    # Whether profiles are used in prediction; otherwise everybody is segmented as a patient without one.
+    uses_genes = True
 
     def __init__(
         self,

@@ -117,6 +117,8 @@ def load(folder: Path | str) -> Aligner | Segmenter:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} holds no model that this version can load: {reason}") from error
     model.description = description
+    if isinstance(description, SegmenterDescription):
+        model.uses_genes = description.uses_genes
     return model.eval()
 
 

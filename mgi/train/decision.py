@@ -21,10 +21,13 @@ class Decision(NamedTuple):
     min_component : float
         In a series of slices, connected components of fewer voxels than this share of the largest one's are left out: 0
         keeps all, 1 only the largest.
+    uses_genes : bool
+        Whether patients' profiles are used; otherwise everybody is segmented as one without a profile.
     """
 
     threshold: float = 0.5
     min_component: float = 0.0
+    uses_genes: bool = True
 
     def apply(self, probability: np.ndarray, is_series: bool) -> np.ndarray:
         """Return the mask of an image or of several, bool [images, height, width], or of the slices of one series."""
@@ -43,7 +46,9 @@ class Decision(NamedTuple):
         return cls(*(statistics.median_low(values) for values in zip(*decisions, strict=True)))
 
 
-DECISIONS = tuple(Decision(tenths / 10, share) for tenths in range(1, 10) for share in (0.0, 0.1, 1.0))
+# Not the largest component alone: where a false one is larger, the whole tumour would be lost.
+MIN_COMPONENTS = (0.0, 0.1, 0.3)
+DECISIONS = tuple(Decision(tenths / 10, share) for tenths in range(1, 10) for share in MIN_COMPONENTS)
 
 
 def choose_decision(dice: np.ndarray) -> Decision:

@@ -81,11 +81,12 @@ class SegmenterDescription(Description):
     options: FinetuneOptions
     threshold: float = Field(ge=0, le=1)
     min_component: float = Field(0.0, ge=0, le=1)
+    uses_genes: bool = True
 
     @property
     def decision(self) -> Decision:
-        """Which pixels are tumour."""
-        return Decision(self.threshold, self.min_component)
+        """Which pixels are tumour, and whether by the genes."""
+        return Decision(self.threshold, self.min_component, self.uses_genes)
 
 
 ModelDescription = Annotated[AlignerDescription | SegmenterDescription, Field(discriminator="kind")]

@@ -113,8 +113,8 @@ def finetune(
     run.train(options.seed, partial(batches.backward, model), validate)
     if ranks.first:
         if val is not None:
-            dice, _ = score(model, val, profiles, DECISIONS, place)
-            description = description.model_copy(update=choose_decision(dice)._asdict())
+            decision = _decide(model, val, profiles, options, place)
+            description = description.model_copy(update=decision._asdict())
         if roles["test"]:
             test = iterate_images(sources, set(roles["test"]), labelled=True)
             write_predictions(model, test, profiles, int(fold), description.decision, place, output)
@@ -265,8 +265,29 @@ def _validate(model: Segmenter, val: Images, profiles: Profiles, place: Place) -
     """
     dice, loss = score(model, val, profiles, DECISIONS, place)
     best = float(dice.max())
-    chosen = {f"val_{name}": value for name, value in choose_decision(dice)._asdict().items()}
-    return (best, -loss), {"val_loss": loss, "val_dice": best, **chosen}
+    chosen = choose_decision(dice)
+    measured = {"val_threshold": chosen.threshold, "val_min_component": chosen.min_component}
+    return (best, -loss), {"val_loss": loss, "val_dice": best, **measured}
+
+
+def _decide(model: Segmenter, val: Images, profiles: Profiles, options: FinetuneOptions, place: Place) -> Decision:
+    """Choose the decision on the validation patients, and leave the genes out where they are better off without.
+
+    Only where patients without a profile were trained on, so that the model knows what to do without.
+    """
+    dice, _ = score(model, val, profiles, DECISIONS, place)
+    if model.gene_encoder is None or not options.patient_dropout:
+        return choose_decision(dice)
+    model.uses_genes = False
+    without, _ = score(model, val, profiles, DECISIONS, place)
+    model.uses_genes = bool(without.max() <= dice.max())
+    if model.uses_genes:
+        return choose_decision(dice)
+    log.warning(
+        "the Dice of the validation patients is %.3f with their genes and %.3f without: the model leaves the genes out",
+        dice.max(), without.max(),
+    )  # fmt: skip
+    return choose_decision(without)._replace(uses_genes=False)
 
 
 def _check_edges(description: SegmenterDescription) -> None:

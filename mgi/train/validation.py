@@ -101,6 +101,7 @@ def predict_probabilities(model: Segmenter, images: Images, profiles: Profiles, 
         rows = order[start : start + BATCH]
         cases, patient = np.unique(case_ids[rows], return_inverse=True)
         values, present = profiles.of(cases.tolist())
+        present &= model.uses_genes
         inputs = to_tensor(images.load_stacks(rows, model.neighbours), place.device).contiguous(
             memory_format=torch.channels_last
         )

@@ -1,8 +1,12 @@
 """Which pixels are tumour: the threshold, and the connected components of a series that are kept."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from mgi.config import FinetuneOptions
+from mgi.train import finetune as fine
 from mgi.train.decision import DECISIONS, Decision, choose_decision
 
 
@@ -40,19 +44,34 @@ def test_equally_large_components_are_all_kept():
     ("best", "chosen"),
     [
         ([(0.3, 0.1)], (0.3, 0.1)),
-        ([(0.9, 1.0)], (0.9, 1.0)),
-        ([(0.4, 1.0), (0.6, 0.0)], (0.4, 1.0)),
-        ([(0.1, 0.0), (0.7, 1.0)], (0.7, 1.0)),
-        ([(0.5, 0.1), (0.5, 1.0), (0.9, 0.0)], (0.5, 0.1)),
-        (DECISIONS, (0.5, 0.0)),
+        ([(0.9, 0.3)], (0.9, 0.3)),
+        ([(0.4, 0.3), (0.6, 0.0)], (0.4, 0.3)),
+        ([(0.1, 0.0), (0.7, 0.3)], (0.7, 0.3)),
+        ([(0.5, 0.1), (0.5, 0.3), (0.9, 0.0)], (0.5, 0.1)),
+        ([decision[:2] for decision in DECISIONS], (0.5, 0.0)),
     ],
 )
 def test_of_equal_dice_the_threshold_nearest_to_a_half_and_then_most_tissue_is_chosen(best, chosen):
-    dice = np.array([0.8 if decision in best else 0.7 for decision in DECISIONS])
-    assert choose_decision(dice) == chosen
+    dice = np.array([0.8 if decision[:2] in best else 0.7 for decision in DECISIONS])
+    assert choose_decision(dice) == (*chosen, True)
 
 
 def test_median_is_one_of_the_values():
-    decisions = [Decision(0.3, 1.0), Decision(0.9, 0.0), Decision(0.5, 0.1), Decision(0.6, 0.1)]
-    assert Decision.median(decisions) == (0.5, 0.1)
+    decisions = [Decision(0.3, 1.0), Decision(0.9, 0.0), Decision(0.5, 0.1, False), Decision(0.6, 0.1)]
+    assert Decision.median(decisions) == (0.5, 0.1, True)
+    assert not Decision.median(decisions[1:3]).uses_genes
     assert Decision.median(decisions[:1]) == decisions[0]
+
+
+@pytest.mark.parametrize(("dropout", "without", "used"), [(0.2, 0.6, False), (0.2, 0.5, True), (0.0, 0.6, True)])
+def test_genes_are_left_out_where_validation_patients_are_better_off_without(
+    dropout, without, used, monkeypatch, caplog
+):
+    model = SimpleNamespace(gene_encoder=object(), uses_genes=True)
+    dice = {True: np.full(len(DECISIONS), 0.5), False: np.full(len(DECISIONS), 0.1)}
+    dice[False][DECISIONS.index(Decision(0.7, 0.1))] = without
+    monkeypatch.setattr(fine, "score", lambda model, *_: (dice[model.uses_genes], 0.0))
+    decision = fine._decide(model, None, None, FinetuneOptions(patient_dropout=dropout), None)
+    assert decision == ((0.5, 0.0, True) if used else (0.7, 0.1, False))
+    assert model.uses_genes is used
+    assert ("0.500 with their genes and 0.600 without" in caplog.text) is not used

@@ -241,7 +241,7 @@ def test_only_variants_with_genes_need_expression(cohort, pretrained, finetune_o
 def test_fold_all_writes_no_predictions(cohort, pretrained, finetune_options, tmp_path):
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
-    assert mgi.load(tmp_path).description.decision == (0.5, 0.0)
+    assert mgi.load(tmp_path).description.decision == (0.5, 0.0, True)
 
 
 def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_options, tmp_path):
@@ -253,7 +253,7 @@ def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_o
         stated = json.loads((finetuned / "config.json").read_text())
         (folds[-1] / "config.json").write_text(json.dumps(stated | {"threshold": threshold, "min_component": share}))
     finetune(*inputs, folds)
-    assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1)
+    assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1, True)
     with pytest.raises(CheckpointError, match="holds pre-trained encoders, not the fine-tuned model of a fold"):
         finetune(*inputs, [pretrained])
 

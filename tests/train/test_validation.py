@@ -11,7 +11,7 @@ from mgi.errors import CohortError
 from mgi.train import finetune as fine
 from mgi.train import pretrain as pre
 from mgi.train.data import read_images
-from mgi.train.decision import DECISIONS
+from mgi.train.decision import DECISIONS, Decision
 from mgi.train.device import Place
 from mgi.train.finetune import finetune
 from mgi.train.loop import TrainingRun, learning_rate
@@ -112,11 +112,11 @@ def test_effective_rank():
 
 def test_step_is_chosen_by_the_best_dice_of_any_decision_and_then_by_the_loss(monkeypatch):
     dice = np.full(len(DECISIONS), 0.1)
-    dice[DECISIONS.index((0.7, 1.0))] = 0.9
+    dice[DECISIONS.index(Decision(0.7, 0.3))] = 0.9
     monkeypatch.setattr(fine, "score", lambda *_: (dice, 0.25))
     score, measured = fine._validate(None, None, None, CPU)
     assert score == (0.9, -0.25)
-    assert measured == {"val_loss": 0.25, "val_dice": 0.9, "val_threshold": 0.7, "val_min_component": 1.0}
+    assert measured == {"val_loss": 0.25, "val_dice": 0.9, "val_threshold": 0.7, "val_min_component": 0.3}
 
 
 @pytest.mark.parametrize(
