@@ -17,3 +17,8 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real TCGA data not found at {folder}; set MGI_DATA")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "workflow")

@@ -98,7 +98,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_flow_shows_every_step_and_every_reason(flow: Path, tmp_path: Path, drawn: list[str]) -> None:
     draw_flow(flow, tmp_path / "flow.png")
-    assert Image.open(tmp_path / "flow.png").size[0] > 500
+    with Image.open(tmp_path / "flow.png") as drawing:
+        assert drawing.size[0] > 500
     assert {"found", "usable", "paired", "60", "55"} <= set(drawn)
     assert any("2  no mpp\n\N{MINUS SIGN}3  not a slide" in words for words in drawn)
 
