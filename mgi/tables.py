@@ -98,6 +98,9 @@ PREDICTIONS_SCHEMA = pa.schema([*_PLACE, ("fold", pa.int32()), ("prediction", pa
 PARQUET_MAGIC = b"PAR1"
 # More values than any cohort has; a Parquet file of a few bytes can claim any number of rows.
 MAX_CELLS = 1 << 29
+# A dictionary of one long text stands for any number of rows in a few bytes.
+SMALL_TEXT_BYTES, MAX_TEXT_EXPANSION = 256 << 20, 1000
+DICTIONARY_ENCODINGS = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 ROWS_PER_GROUP = 64
 TCGA_NAME = re.compile(r"TCGA-\w{2}-\w{4}")
 SUFFIXES = re.compile(r"(\.ome)?\.[^.]*$", re.IGNORECASE)
@@ -172,13 +175,39 @@ def read_table(
     MGIError
         `error`, if it is no Parquet file, is damaged, claims too many values, or lacks a column or has a duplicate.
     """
-    with open_table(path, what, columns, error):
+    with open_table(path, what, columns, error) as file:
         try:
+            _check_text(
+                file,
+                columns,
+                f"{what} {path}",
+                max(SMALL_TEXT_BYTES, MAX_TEXT_EXPANSION * Path(path).stat().st_size),
+                error,
+            )
             table = pq.read_table(path, columns=columns, filters=filters)
             table.validate(full=True)
             return table
         except PARSER_ERRORS as cause:
             raise error(f"{what} {path} cannot be read: {quote(' '.join(str(cause).split()), 200)}") from cause
+
+
+def _check_text(file: pq.ParquetFile, columns: list[str] | None, where: str, limit: int, error: type[MGIError]) -> None:
+    """Raise `error` where the text and bytes of dictionary-encoded columns come to more than `limit` bytes."""
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    encoded = {
+        name
+        for chunk in chunks
+        # The column itself, and the column that holds a nested one.
+        for name in (chunk.path_in_schema, chunk.path_in_schema.split(".")[0])
+        if chunk.physical_type == "BYTE_ARRAY" and not DICTIONARY_ENCODINGS.isdisjoint(chunk.encodings)
+    }
+    names = [name for name in columns or file.schema_arrow.names if name in encoded]
+    total = 0
+    for batch in file.iter_batches(1024, columns=names) if names else ():
+        total += batch.nbytes
+        if total > limit:
+            raise error(f"{where} holds more than {limit / 2**20:.0f} MB of text, far more than its size suggests")
 
 
 def read_any_table(

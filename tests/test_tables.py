@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mgi import tables
 from mgi.codecs import decode_ignore, decode_image, decode_mask, encode_jpeg, encode_mask, encode_png
 from mgi.config import MriOptions
 from mgi.errors import ImageTableError, MissingInputError, MriError
@@ -191,3 +192,15 @@ def test_table_that_claims_too_many_values_is_refused_before_it_is_read(tmp_path
     assert (tmp_path / "bomb.parquet").stat().st_size < 5_000_000
     with pytest.raises(MissingInputError, match="claims 560000000 values; the limit is 536870912"):
         read_any_table(tmp_path / "bomb.parquet", "table")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_rejects_a_dictionary_that_stands_for_far_more_text(tmp_path, monkeypatch, nested):
+    monkeypatch.setattr(tables, "SMALL_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(tables, "MAX_TEXT_EXPANSION", 10)
+    texts = [["x" * 1000] if nested else "x" * 1000] * 3000
+    pq.write_table(pa.table({"case_id": texts}), tmp_path / "bomb.parquet")
+    with pytest.raises(MissingInputError, match="holds more than 1 MB of text, far more than its size suggests"):
+        tables.read_any_table(tmp_path / "bomb.parquet", "table of labels")
+    pq.write_table(pa.table({"case_id": texts[:900]}), tmp_path / "small.parquet")
+    assert len(tables.read_any_table(tmp_path / "small.parquet", "table of labels")) == 900
