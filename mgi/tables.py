@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mgi.delimited import PARSER_ERRORS, check_columns, read_delimited
 from mgi.errors import MGIError, MissingInputError
 from mgi.files import atomic_write, require_file
-from mgi.names import quote
+from mgi.names import escape, quote
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -106,7 +106,7 @@ TCGA_NAME = re.compile(r"TCGA-\w{2}-\w{4}")
 SUFFIXES = re.compile(r"(\.ome)?\.[^.]*$", re.IGNORECASE)
 UUID_TAIL = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 # A spreadsheet takes a cell that begins so for a formula.
-FORMULA = re.compile(r"^(?:[=+@\t\r]|-(?![\d.]*$))")
+FORMULA = re.compile(r"^(?:[=+@＝＋＠\t\r]|[-－](?![\d.]*$))")  # noqa: RUF001
 
 
 def expression_schema(genes: int, metadata: dict[str, str] | None = None) -> pa.Schema:
@@ -133,7 +133,7 @@ def write_tsv(table: pd.DataFrame, path: Path | str, delimiter: str = "\t", floa
 
 def _make_plain(cell: str) -> str:
     """Return text on one line that a spreadsheet shows as it is."""
-    line = re.sub(r"[\r\n]+", " ", cell)
+    line = escape(re.sub(r"[\r\n]+", " ", cell))
     return f"'{line}" if FORMULA.match(cell) else line
 
 
@@ -216,13 +216,19 @@ def read_any_table(
     """Read a table that a user gives, Parquet or delimited text, with every cell as text and null cells as None.
 
     Whole numbers of a Parquet table become their digits, true and false `True` and `False`. The rest as
-    `read_delimited`.
+    `read_delimited`; a column of `columns` that holds lists or bytes, or of case ids that holds decimal numbers, is
+    refused.
     """
     path = require_file(path, what)
     if not is_parquet(path):
         return read_delimited(path, what, columns, error)
     frame = read_parquet_frame(path, what, error)
     check_columns(frame.columns, columns, f"{what} {path}", error)
+    for name in columns:
+        kinds = {type(cell).__name__ for cell in frame[name] if isinstance(cell, list | dict | bytes | np.ndarray)}
+        if kinds or (name == "case_id" and pd.api.types.is_float_dtype(frame[name])):
+            found = f"values of type {min(kinds)}" if kinds else "decimal numbers"
+            raise error(f"{what} {path} has {found} in its column {name}: write it as text")
     return pd.DataFrame({name: cells_as_text(frame[name]) for name in frame.columns}, dtype=object)
 
 

@@ -204,3 +204,24 @@ def test_rejects_a_dictionary_that_stands_for_far_more_text(tmp_path, monkeypatc
         tables.read_any_table(tmp_path / "bomb.parquet", "table of labels")
     pq.write_table(pa.table({"case_id": texts[:900]}), tmp_path / "small.parquet")
     assert len(tables.read_any_table(tmp_path / "small.parquet", "table of labels")) == 900
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ([["A"], ["B"]], "values of type ndarray in its column case_id: write it as text"),
+        ([b"A", b"B"], "values of type bytes"),
+        ([1.0, None], "decimal numbers in its column case_id"),
+        ([{"id": "A"}, None], "values of type dict"),
+    ],
+)
+def test_rejects_case_ids_that_are_no_text(tmp_path, cells, reason):
+    pq.write_table(pa.table({"case_id": cells, "age": [1.5, 2.0]}), tmp_path / "labels.parquet")
+    with pytest.raises(MissingInputError, match=reason):
+        read_any_table(tmp_path / "labels.parquet", "table of labels", ["case_id", "age"])
+
+
+@pytest.mark.parametrize(("cell", "written"), [("＝1+1", "'＝1+1"), ("a\x1b[2Jb", r"a\x1b[2Jb"), ("-0.5", "-0.5")])  # noqa: RUF001
+def test_cells_of_text_tables_hold_no_formula_and_no_control_character(tmp_path, cell, written):
+    write_tsv(pd.DataFrame({"name": [cell]}), tmp_path / "out.tsv")
+    assert (tmp_path / "out.tsv").read_text().splitlines() == ["name", written]

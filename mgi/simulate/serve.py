@@ -204,8 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_for_this_host(self) -> bool:
         """Refuse requests that a web page of another host sends here by way of the user's browser."""
-        host = self.headers.get("Host", "")
-        if re.fullmatch(rf"({'|'.join(map(re.escape, HOSTS))})(:\d+)?", host, re.IGNORECASE):
+        hosts = self.headers.get_all("Host", [])
+        host = hosts[0] if len(hosts) == 1 else ""
+        if re.fullmatch(rf"({'|'.join(map(re.escape, HOSTS))})(:\d{{1,5}})?", host, re.IGNORECASE):
             return True
         self.close_connection = True
         self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers for 127.0.0.1 and localhost only")

@@ -210,11 +210,18 @@ def test_files_outside_of_the_folder_are_not_served(own_cohort, tmp_path, record
         ("evil.example", 421),
         ("127.0.0.1.evil", 421),
         ("", 421),
+        ("localhost:99999999", 421),
     ],
 )
 def test_requests_for_other_hosts_are_refused(url, method, host, code):
     answer = requests.request(method, f"{url}/files", headers={"Host": host}, data="{}", timeout=5)
     assert answer.status_code == code
+
+
+def test_request_with_two_hosts_is_refused(url):
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as client:
+        client.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 421")
 
 
 @pytest.mark.parametrize("length", ["99999999999", "-1", "x", str(2 << 20)])
