@@ -211,7 +211,7 @@ class RunOptions(Seed):
     """What every training job is told besides its variant."""
 
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="where training runs; with `cuda` every training job asks for one GPU"
+        "cpu", description="where training runs; with `cuda` a training job asks for `resources.gpus` GPUs"
     )
     threads: int = Field(
         1, ge=1, le=4096, description="CPU threads of a training job; results depend on it, so it is a setting"

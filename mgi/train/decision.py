@@ -1,7 +1,9 @@
 """What makes a mask of probabilities: a threshold, and in a series the least size of a connected component."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -31,14 +33,7 @@ class Decision(NamedTuple):
 
     def apply(self, probability: np.ndarray, is_series: bool) -> np.ndarray:
         """Return the mask of an image or of several, bool [images, height, width], or of the slices of one series."""
-        mask = probability >= self.threshold
-        if not is_series or not self.min_component:
-            return mask
-        labels, count = ndimage.label(mask, TOUCHING)
-        voxels = np.bincount(labels.ravel(), minlength=count + 1)
-        voxels[0] = 0
-        kept = voxels >= max(1, self.min_component * voxels.max())
-        return kept[labels]
+        return next(apply_each((self,), probability, is_series))
 
     @classmethod
     def median(cls, decisions: Iterable[Self]) -> Self:
@@ -49,6 +44,23 @@ class Decision(NamedTuple):
 # Not the largest component alone: where a false one is larger, the whole tumour would be lost.
 MIN_COMPONENTS = (0.0, 0.1, 0.3)
 DECISIONS = tuple(Decision(tenths / 10, share) for tenths in range(1, 10) for share in MIN_COMPONENTS)
+
+
+def apply_each(decisions: Sequence[Decision], probability: np.ndarray, is_series: bool) -> Iterator[np.ndarray]:
+    """Yield the mask of each decision; those of one threshold in succession share what is computed, and equal masks."""
+    for threshold, group in groupby(decisions, key=attrgetter("threshold")):
+        mask, alike = probability >= threshold, list(group)
+        shares = _measure_components(mask) if is_series and any(one.min_component for one in alike) else None
+        for decision in alike:
+            yield mask if shares is None or not decision.min_component else shares >= decision.min_component
+
+
+def _measure_components(mask: np.ndarray) -> np.ndarray:
+    """Return of each voxel the size of its connected component, as a share of the largest one's; 0 outside."""
+    labels, count = ndimage.label(mask, TOUCHING)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)
+    voxels[0] = 0
+    return (voxels / max(1, voxels.max()))[labels]
 
 
 def choose_decision(dice: np.ndarray) -> Decision:

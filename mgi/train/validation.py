@@ -17,7 +17,7 @@ from mgi.model.segmenter import Segmenter
 from mgi.tables import PREDICTIONS_SCHEMA
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images
-from mgi.train.decision import Decision
+from mgi.train.decision import Decision, apply_each
 from mgi.train.device import Place
 from mgi.train.profiles import Profiles
 
@@ -155,10 +155,14 @@ def score(
             cross_entropy -= pixels.mean(axis=(1, 2)).sum()
         else:
             cross_entropy -= ((pixels * counted).sum(axis=(1, 2)) / np.maximum(counted.sum(axis=(1, 2)), 1)).sum()
-        for index, decision in enumerate(decisions):
-            predicted = decision.apply(probability, is_series) & counted
-            counts[0, index, rows] = (predicted & reference).sum(axis=(1, 2))
-            counts[1, index, rows] = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
+        before = None
+        for index, mask in enumerate(apply_each(decisions, probability, is_series)):
+            if mask is not before:
+                predicted = mask & counted
+                overlap = (predicted & reference).sum(axis=(1, 2))
+                total = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
+            counts[:, index, rows] = overlap, total
+            before = mask
     per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()
     overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, decisions] each
     dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
