@@ -11,17 +11,18 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
 
-from mgi.codecs import decode_mask
+from mgi.codecs import decode_image, decode_mask
 from mgi.config import MriOptions
 from mgi.errors import CohortError, MissingInputError, MriError
 from mgi.prepare import kaggle
 from mgi.prepare.kaggle import read_volume
-from mgi.prepare.mri import import_mri
+from mgi.prepare.mri import DEVIATION, MEDIAN, import_mri
 from mgi.prepare.series import find_series, fingerprint
 
 NAME = "TCGA_CS_4941_19960909"
@@ -355,3 +356,36 @@ def test_two_folders_of_one_name_with_other_slices_are_refused(tmp_path):
     write_slices(tmp_path / "b" / NAME, [1, 2])
     with pytest.raises(CohortError, match=rf"both {NAME}"):
         find_series(tmp_path)
+
+
+def test_scalp_and_air_do_not_set_the_contrast_of_the_brain(tmp_path):
+    """Two series of one brain, one with bright fat in a scanner's own scale and one with air that is not zero."""
+    random = np.random.default_rng(0)
+    brain = random.normal(60, 8, (3, 64, 64, 3)).round()
+    head, scalp = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
+    head[8:56, 8:56] = True
+    scalp[8:12, 8:56] = True
+    dark = np.where(head[..., None], brain, 0)
+    bright = np.where(scalp[..., None], 250, np.where(head[..., None], brain / 2, 0)).round()
+    bright[:, ~head, 0] = 104
+    for name, image in (("TCGA_AA_0001_20000101", dark), ("TCGA_AA_0002_20000101", bright)):
+        (tmp_path / name).mkdir()
+        for number, plane in enumerate(image.astype(np.uint8), 1):
+            Image.fromarray(plane).save(tmp_path / name / f"{name}_{number}.tif")
+            Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / name / f"{name}_{number}_mask.tif")
+    import_mri(tmp_path, tmp_path / "mri.parquet", None, MriOptions(image_px=64))
+    table = pd.read_parquet(tmp_path / "mri.parquet")
+    pixels = np.stack([decode_image(row) for row in table.image]).reshape(2, 3, 64, 64, 3)
+    inside = pixels[:, :, 16:48, 16:48]
+    assert np.abs(np.median(inside, axis=(1, 2, 3)) - MEDIAN).max() <= 3
+    assert np.abs(inside.std(axis=(1, 2, 3)) - DEVIATION).max() <= 6
+    assert not pixels[:, :, ~head].any()
+
+
+def test_sequence_of_one_intensity_is_normalised(tmp_path):
+    name = "TCGA_AA_0001_20000101"
+    (tmp_path / name).mkdir()
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / name / f"{name}_1.tif")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / name / f"{name}_1_mask.tif")
+    import_mri(tmp_path, tmp_path / "mri.parquet", None, MriOptions(image_px=64))
+    assert (decode_image(pd.read_parquet(tmp_path / "mri.parquet").image[0]) == MEDIAN).all()
