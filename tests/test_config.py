@@ -155,6 +155,14 @@ def test_missing_section_is_named(raw: dict[str, Any]) -> None:
     assert "'finetune' is missing" in refusal(raw)
 
 
+def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:
+    local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
+    raw |= local | {"slides": None, "gdc": None}
+    raw["finetune"]["mgi"] |= {"stain_jitter": 0.05}
+    with pytest.raises(ConfigError, match=r"'finetune.mgi.stain_jitter' is 0.05, but MRI has no stain"):
+        load_config(raw)
+
+
 def test_mri_without_gdc_needs_a_table(raw: dict[str, Any]) -> None:
     raw |= {"mri": {"folder": "kaggle_3m"}, "slides": None, "gdc": None}
     assert "expression.table" in refusal(raw)

@@ -13,7 +13,7 @@ from mgi.config.names import Name
 from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
 from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
-from mgi.config.train import Finetune, Pretrain, RunOptions
+from mgi.config.train import Finetune, Optimisation, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
 
@@ -88,6 +88,18 @@ class Config(RunOptions, Cohort):
         for name in self.evaluate.variants:
             if name not in self.finetune:
                 raise sentence(f"'evaluate.variants' has '{name}', but finetune has {first_few(self.finetune)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stains(self) -> Self:
+        sections: dict[str, Mapping[str, Optimisation]] = {"pretrain": self.pretrain, "finetune": self.finetune}
+        for stage, variants in sections.items() if self.mri is not None else ():
+            for name, variant in variants.items():
+                if variant.stain_jitter:
+                    raise sentence(
+                        f"'{stage}.{name}.stain_jitter' is {variant.stain_jitter}, but MRI has no stain: leave it out, "
+                        "and use 'intensity_jitter'"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -97,6 +97,13 @@ class Optimisation(Section):
         "image statistics learn at `lr` itself",
     )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
+    stain_jitter: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="slides: largest relative change of the amounts of haematoxylin, eosin and DAB, and largest amount "
+        "added, in optical density; 0.05 is light, 0.2 strong",
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,

@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgi.config.train import Optimisation
+
 T = TypeVar("T")
 STEPS_AHEAD = 2
+
+# Optical density of haematoxylin, eosin and diaminobenzidine in red, green and blue (Ruifrok and Johnston, 2001).
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32)
+# Natural logarithm, of each level of intensity; level 0 counts as 1.
+DENSITIES = -np.log(np.arange(256, dtype=np.float32).clip(min=1) / 255)
 
 
 class Ahead(Generic[T]):
@@ -57,29 +64,32 @@ class Augmentation(NamedTuple):
         Whether it is flipped left to right, after the turn.
     gains : float ndarray, [batch, 3]
         Factor of each channel's intensity.
+    factors, offsets : float32 ndarray, [batch, 3]
+        What each stain's amount is multiplied by, and what is added to it, in optical density (Tellez et al., 2019,
+        arXiv 1902.06543).
     """
 
     turns: np.ndarray
     flips: np.ndarray
     gains: np.ndarray
+    factors: np.ndarray
+    offsets: np.ndarray
 
     @classmethod
-    def draw(cls, count: int, how: str, jitter: float, random: np.random.Generator) -> Self:
-        """Draw the augmentation of `count` images.
-
-        Parameters
-        ----------
-        how : {"none", "flip", "dihedral"}
-        jitter : float
-            Largest relative change of a channel's intensity: stain of a slide, gain of an MRI sequence.
-        """
+    def draw(cls, count: int, options: Optimisation, random: np.random.Generator) -> Self:
+        """Draw the augmentation of `count` images."""
+        how, jitter, stain = options.augment, options.intensity_jitter, options.stain_jitter
         turns = random.integers(0, 4, count) * (how == "dihedral")
         flips = (random.random(count) < 0.5) & (how != "none")
-        return cls(turns, flips, 1 + jitter * random.uniform(-1, 1, (count, 3)))
+        gains = 1 + jitter * random.uniform(-1, 1, (count, 3))
+        # Without stains the sequence of random numbers is that of a cohort that has none.
+        drawn = random.uniform(-1, 1, (2, count, 3)) if stain else np.zeros((2, count, 3))
+        factors, offsets = stain * drawn.astype(np.float32)
+        return cls(turns, flips, gains, 1 + factors, offsets)
 
     def share(self, part: slice) -> Self:
         """Return the augmentation of some images of the batch."""
-        return type(self)(self.turns[part], self.flips[part], self.gains[part])
+        return type(self)(*(values[part] for values in self))
 
     def move(self, stack: np.ndarray) -> np.ndarray:
         """Return images or masks, uint8 [batch, height, width, ...], turned and flipped."""
@@ -92,11 +102,28 @@ class Augmentation(NamedTuple):
     def apply(self, images: np.ndarray) -> np.ndarray:
         """Return images, uint8 [batch, height, width, 3 planes], turned, flipped and of changed intensities."""
         images = self.move(images)
+        for image, factor, offset in zip(images, self.factors, self.offsets, strict=True):
+            if offset.any():
+                image[:] = restain(image, factor, offset)
         for image, gain in zip(images, self.gains, strict=True):
             if (gain != 1).any():
                 planes = image.shape[2] // len(gain)
                 image[:] = np.clip(image * np.tile(gain, planes), 0, 255).astype(np.uint8)
         return images
+
+
+def restain(image: np.ndarray, factor: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [height, width, 3], with other amounts of its stains.
+
+    Parameters
+    ----------
+    image : uint8 ndarray, [height, width, 3]
+    factor, offset : float32 ndarray, [3]
+        What the amount of each of `STAINS` is multiplied by, and what is then added, in optical density.
+    """
+    mixing = np.linalg.inv(STAINS) @ (factor[:, None] * STAINS)
+    density = DENSITIES[image] @ mixing + offset @ STAINS
+    return np.rint(255 * np.exp(-density.clip(min=0))).astype(np.uint8)
 
 
 class Warp(NamedTuple):

@@ -190,7 +190,7 @@ class ImageBatches:
         counts = (positives, options.batch_images - positives)
         drawn = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
         rows = np.concatenate(drawn)
-        augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
+        augmentation = Augmentation.draw(len(rows), options, random)
         cases = np.unique(self.case_ids[rows])
         dropped = cases[random.random(len(cases)) < options.patient_dropout]
         warp = Warp.draw(len(rows), options.rotation, options.zoom, options.gamma, random)

@@ -177,7 +177,7 @@ class PatientBatches:
         drawn = random.permutation(len(self.patients))[: self.patients_per_step]
         cases = [self.patients[index] for index in drawn]
         rows = np.concatenate([random.choice(self.rows[case], options.images_per_patient) for case in cases])
-        augmentation = Augmentation.draw(len(rows), options.augment, options.intensity_jitter, random)
+        augmentation = Augmentation.draw(len(rows), options, random)
         own = self.ranks.share(len(cases))
         part = slice(own.start * options.images_per_patient, own.stop * options.images_per_patient)
         return cases[own], augmentation.share(part).apply(self.images.load(rows[part], self._pool))

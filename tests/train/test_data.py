@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mgi.codecs import encode_png
+from mgi.config.train import Optimisation
 from mgi.errors import CohortError, ImageTableError
 from mgi.tables import write_table
-from mgi.train.batches import Ahead, Augmentation, Warp
+from mgi.train.batches import Ahead, Augmentation, Warp, restain
 from mgi.train.data import read_images, read_roles
 from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
@@ -130,7 +131,7 @@ def test_augmentation_moves_image_and_mask_alike():
     masks = (random.random((40, 8, 8)) < 0.3).astype(np.uint8)
     images = np.repeat(masks[..., None] * 200, 3, axis=-1).astype(np.uint8)
     before = images.copy()
-    augmentation = Augmentation.draw(40, "dihedral", 0.0, np.random.default_rng(1))
+    augmentation = Augmentation.draw(40, Optimisation(augment="dihedral"), np.random.default_rng(1))
     moved, moved_masks = augmentation.apply(images), augmentation.move(masks)
     assert (moved[..., 0] == moved_masks * 200).all()
     assert (images == before).all()
@@ -143,12 +144,12 @@ def test_augmentation_moves_image_and_mask_alike():
 
 def test_flip_is_left_to_right_only():
     images = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (20, 1, 8, 3))
-    assert (Augmentation.draw(20, "flip", 0.0, np.random.default_rng(1)).apply(images) == images).all()
+    assert (Augmentation.draw(20, Optimisation(augment="flip"), np.random.default_rng(1)).apply(images) == images).all()
 
 
 def test_intensities_change_by_channel_within_the_jitter_and_saturate():
     images = np.full((50, 4, 4, 3), 200, np.uint8)
-    augmentation = Augmentation.draw(50, "none", 0.5, np.random.default_rng(2))
+    augmentation = Augmentation.draw(50, Optimisation(augment="none", intensity_jitter=0.5), np.random.default_rng(2))
     changed = augmentation.apply(images)
     expected = np.clip(200 * augmentation.gains, 0, 255).astype(np.uint8)
     assert (changed == expected[:, None, None]).all() and (images == 200).all()
@@ -157,9 +158,27 @@ def test_intensities_change_by_channel_within_the_jitter_and_saturate():
     assert not augmentation.turns.any() and not augmentation.flips.any()
 
 
+def test_stains_are_those_of_scikit_image_and_change_within_the_jitter():
+    color = pytest.importorskip("skimage.color")
+    image = color.hed2rgb(np.random.default_rng(0).uniform(0, 0.04, (8, 8, 3)))
+    image = np.rint(255 * image).astype(np.uint8)
+    factor, offset = np.array([1.2, 0.9, 1.0], np.float32), np.array([0.0, 0.02, 0.01], np.float32)
+    # scikit-image measures densities in units of log(1e6).
+    stains = color.rgb2hed(image) * factor + offset / np.log(1e6)
+    expected = 255 * color.hed2rgb(stains)
+    assert np.abs(restain(image, factor, offset) - expected).max() <= 1.5
+    images = np.repeat(image[None], 50, axis=0)
+    augmentation = Augmentation.draw(50, Optimisation(augment="none", stain_jitter=0.2), np.random.default_rng(1))
+    assert np.abs(augmentation.factors - 1).max() <= 0.2 and 0.19 < np.abs(augmentation.offsets).max() <= 0.2
+    assert (augmentation.apply(images) != images).any(axis=(1, 2, 3)).all() and (images == image).all()
+    assert (restain(image, np.ones(3, np.float32), np.zeros(3, np.float32)) == image).all()
+
+
 def test_share_of_an_augmentation_does_to_its_images_what_the_whole_does():
     images = np.random.default_rng(0).integers(0, 255, (7, 6, 6, 3)).astype(np.uint8)
-    augmentation = Augmentation.draw(7, "dihedral", 0.3, np.random.default_rng(3))
+    augmentation = Augmentation.draw(
+        7, Optimisation(augment="dihedral", intensity_jitter=0.3), np.random.default_rng(3)
+    )
     assert (augmentation.share(slice(2, 5)).apply(images[2:5]) == augmentation.apply(images)[2:5]).all()
 
 
@@ -191,7 +210,9 @@ def test_stack_has_the_neighbours_of_the_same_series(cohort):
 
 def test_gain_is_the_same_for_every_slice_of_a_stack():
     stack = np.tile(np.full((1, 4, 4, 3), 100, np.uint8), 3)
-    augmented = Augmentation.draw(1, "none", 0.5, np.random.default_rng(0)).apply(stack)
+    augmented = Augmentation.draw(
+        1, Optimisation(augment="none", intensity_jitter=0.5), np.random.default_rng(0)
+    ).apply(stack)
     assert (augmented[..., :3] == augmented[..., 3:6]).all() and (augmented[..., :3] == augmented[..., 6:]).all()
     assert len(np.unique(augmented)) == 3
 
