@@ -174,6 +174,7 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
     try:
         plan = check_inputs(config)
         yield from _check_own_slides(config, plan)
+        yield from _check_features(config, plan)
         yield from (Finding(WARN, "inputs", sentence) for sentence in plan.find_unpaired())
     except MGIError as error:
         yield Finding(FAIL, "inputs", str(error))
@@ -192,6 +193,20 @@ def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
     for reason, names in sorted(_group_by_kind(reasons).items()):
         state = FAIL if len(reasons) == len(own) else WARN
         yield Finding(state, "slides", f"{len(names)} of {len(own)} will be left out, {first_few(names)}: {reason}")
+
+
+def _check_features(config: Config, plan: "Plan") -> Iterator[Finding]:
+    """Count the files of features, and read the header of each to see whether it will be imported."""
+    if config.features is None:
+        return
+    from mgi.prepare.features import describe_unusable
+
+    cases = len({slide.case_id for slide in plan.own_slides})
+    yield Finding(PASS, "features", f"{len(plan.own_slides)} files of features, of {cases} cases")
+    try:
+        yield from (Finding(WARN, "features", sentence) for sentence in describe_unusable(plan.own_slides))
+    except MGIError as error:
+        yield Finding(FAIL, "features", str(error))
 
 
 def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:

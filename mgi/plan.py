@@ -19,6 +19,7 @@ from mgi.errors import CohortError, ConfigError, ManifestError
 from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
+from mgi.prepare.features import describe_unusable, fingerprint_features, list_features
 from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
@@ -81,7 +82,7 @@ class Plan:
             self._check_pinned(self._manifest_path(name))
         if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
             _ = self.annotations
-        _ = self.mri_state
+        _ = self.mri_state, self.features_state
         self._check_stratification()
 
     def _check_stratification(self) -> None:
@@ -114,12 +115,11 @@ class Plan:
             slides_per_case=gdc.slides_per_case,
         )
 
-    def _check_labelled(self) -> None:
-        """Refuse own slides of which too few are annotated for the folds."""
-        annotated = {slide.case_id for slide in self.own_slides if slide.source_id in self.annotations}
+    def _check_enough(self, useful: set[str], kind: str) -> None:
+        """Refuse own slides of which too few cases are annotated, or paired with expression, for the folds."""
         cases = pd.DataFrame({"group": sorted({slide.case_id for slide in self.own_slides})})
-        cases["labelled"] = cases["group"].isin(annotated)
-        check_enough(cases, cases["labelled"].to_numpy(), self.config.split.folds)
+        cases["labelled"] = cases["group"].isin(useful)
+        check_enough(cases, cases["labelled"].to_numpy(), self.config.split.folds, kind)
 
     # ---- acquire
 
@@ -139,16 +139,18 @@ class Plan:
         config = self.config
         known = {"cohort", "seed", "device", "threads", "pretrain", "finetune"}
         options = config.model_dump(include=known, exclude_defaults=True)
-        for variant in (*options["pretrain"].values(), *options["finetune"].values()):
+        for variant in (*options["pretrain"].values(), *options.get("finetune", {}).values()):
             # A variant is complete by now.
             variant.pop("base", None)
-        options["evaluate"] = {"variants": config.evaluate.variants, "reference": config.evaluate.reference}
+        options["evaluate"] = {"variants": config.compared, "reference": config.evaluate.reference}
         if config.gdc:
             options["gdc"] = {"projects": config.gdc.projects}
         if config.expression.table:
             options["expression"] = config.expression.model_dump(include={"table", "positions"})
         if config.slides:
             options["slides"] = config.slides.model_dump(include={"tile_px", "table", "folder"}, exclude_none=True)
+        if config.features:
+            options["features"] = config.features.model_dump(include={"table", "folder"}, exclude_none=True)
         if config.mri:
             options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
         return json.dumps(options, sort_keys=True)
@@ -158,8 +160,12 @@ class Plan:
         return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
 
     def warnings(self) -> list[str]:
-        """Return what is valid but probably not meant, one sentence each; raises as `find_unpaired` does."""
-        return self.config.warnings() + self.find_unpaired()
+        """Return what is valid but probably not meant, one sentence each.
+
+        Raises as `find_unpaired` and `mgi.prepare.features.inspect_features` do.
+        """
+        unusable = describe_unusable(self.own_slides) if self.config.features else []
+        return self.config.warnings() + self.find_unpaired() + unusable
 
     def find_unpaired(self) -> list[str]:
         """Return what there is to say of the cases of own slides that have no expression, one sentence each.
@@ -167,12 +173,12 @@ class Plan:
         Raises
         ------
         CohortError
-            If none has expression, or too few are annotated for the folds.
+            If none has expression, or too few are annotated, or of features paired, for the folds.
         ExpressionError
             If the table of expression cannot be used.
         """
-        slides, expression = self.config.slides, self.config.expression
-        if slides is None or slides.own is None:
+        own, expression = self.config.own, self.config.expression
+        if own is None:
             return []
         if expression.table is not None:
             where = expression.table
@@ -184,9 +190,13 @@ class Plan:
             expressed = [case for one in tables for case in one.loc[one["data_type"] == EXPRESSION, "case_id"].dropna()]
         else:
             return []
-        self._check_labelled()
         imaged = [slide.case_id for slide in self.own_slides]
-        check_paired(imaged, expressed, slides.own, where)
+        check_paired(imaged, expressed, str(own.own), where)
+        if self.config.features:
+            self._check_enough(set(imaged) & set(expressed), "paired")
+        else:
+            annotated = (slide.case_id for slide in self.own_slides if slide.source_id in self.annotations)
+            self._check_enough(set(annotated), "labelled")
         return describe_lacking(imaged, expressed)
 
     def manifest(self, project: str) -> pd.DataFrame:
@@ -269,9 +279,12 @@ class Plan:
 
     @cached_property
     def own_slides(self) -> list[LocalSlide]:
-        """The user's own slides, none where they come from the GDC."""
-        slides = self.config.slides
-        return list_local_slides(slides.own, slides.case_pattern) if slides and slides.own else []
+        """The user's own slides, or files of their features; none where slides come from the GDC."""
+        own = self.config.own
+        if own is None or own.own is None:
+            return []
+        list_own = list_features if self.config.features else list_local_slides
+        return list_own(own.own, own.case_pattern)
 
     @property
     def draws_previews(self) -> bool:
@@ -329,6 +342,11 @@ class Plan:
         """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
         return fingerprint(self.config.mri.folder) if self.config.mri else ""
 
+    @cached_property
+    def features_state(self) -> str:
+        """A hash of the files of features, their cases, sizes and times."""
+        return fingerprint_features(self.own_slides) if self.config.features else ""
+
     def predict_options(self, source: str) -> str:
         """Return the options of `mgi predict` for a series or a batch of slides as JSON."""
         stated = json.loads(self.tile_options(source)).get("stated", {}) if self.config.slides else {}
@@ -346,9 +364,11 @@ class Plan:
 
     def runs(self) -> list[str]:
         """List the folders of the training runs that the comparison rests on."""
-        variants = self.config.evaluate.variants
-        stages = {f"pretrain/{name}": None for name in map(self.encoders, variants) if name}
-        stages |= {f"finetune/{name}": None for name in variants}
+        if self.config.features:
+            stages = {f"pretrain/{name}": None for name in self.config.compared}
+        else:
+            stages = {f"pretrain/{name}": None for name in map(self.encoders, self.config.compared) if name}
+            stages |= {f"finetune/{name}": None for name in self.config.compared}
         return [f"{stage}/fold{fold}" for stage in stages for fold in self.folds]
 
     def compared_options(self) -> list[str]:
@@ -363,12 +383,15 @@ class Plan:
 
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""
-        names = ["evaluate/comparison.csv", "evaluate/projects.csv"]
-        figures = ["flow", "losses", "comparison", "overlays", *(["slides"] if self.draws_previews else [])]
-        names += [f"report/{name}.png" for name in figures]
-        names += ["evaluate/retrieval.csv", "report/map.png"] if self.encoders(self.config.evaluate.reference) else []
-        summaries = [f"finetune/{name}/summary.json" for name in self.config.evaluate.variants]
-        return [*names, "cohort_flow.csv", "expression.parquet", *summaries]
+        names = ["report/flow.png", "report/losses.png"]
+        if self.config.features or self.encoders(self.config.evaluate.reference):
+            names += ["evaluate/retrieval.csv", "report/map.png"]
+        if not self.config.features:
+            names += ["evaluate/comparison.csv", "evaluate/projects.csv"]
+            figures = ["comparison", "overlays", *(["slides"] if self.draws_previews else [])]
+            names += [f"report/{name}.png" for name in figures]
+            names += [f"finetune/{name}/summary.json" for name in self.config.compared]
+        return [*names, "cohort_flow.csv", "expression.parquet"]
 
     def final_outputs(self) -> list[str]:
         """List what the default target makes, within results/{cohort}."""

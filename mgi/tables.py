@@ -39,7 +39,10 @@ _PLACE = [
     ("size", pa.float64()),
     ("mpp", pa.float32()),
 ]
+_PLACE_SCHEMA = pa.schema(_PLACE)
 IMAGES_SCHEMA = pa.schema([*_PLACE, ("tissue_fraction", pa.float32()), ("image", pa.binary()), ("mask", pa.binary())])
+# The features of an image are a fixed-size list; `feature_table` states their number.
+FEATURES_SCHEMA = pa.schema([*_PLACE, pa.field("features", pa.list_(pa.float32()), nullable=False)])
 # A reason reads "kind: detail", so that the cohort flow can count by kind.
 SOURCES_SCHEMA = pa.schema(
     [
@@ -318,6 +321,29 @@ def image_table(path: Path | str) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield add
         if pending:
             flush()
+
+
+@contextmanager
+def feature_table(path: Path | str, width: int) -> Iterator[Callable[[pd.DataFrame, np.ndarray], None]]:
+    """Yield a function that adds a slide's patches to the table `path`, which appears when the block ends.
+
+    The function takes the places of the patches, columns of `FEATURES_SCHEMA`, and their features, float32
+    [patches, width]. Each slide is a row group, so that a reader needs no more than one in memory.
+    """
+    values = pa.list_(pa.field("item", pa.float32(), nullable=False), width)
+    number = FEATURES_SCHEMA.get_field_index("features")
+    schema = FEATURES_SCHEMA.set(number, pa.field("features", values, nullable=False))
+    with (
+        atomic_write(path) as aside,
+        pq.ParquetWriter(aside, schema, compression="NONE", use_dictionary=["case_id", "source_id"]) as writer,
+    ):
+
+        def add(places: pd.DataFrame, features: np.ndarray) -> None:
+            columns = [pa.array(places[field.name], field.type, from_pandas=True) for field in _PLACE_SCHEMA]
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), type=values))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(places), 1))
+
+        yield add
 
 
 def write_sources(rows: list[dict[str, Any]], path: Path | str) -> None:

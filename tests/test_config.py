@@ -26,6 +26,8 @@ from mgi.errors import ConfigError, MissingInputError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+# All but that of precomputed features.
+SEGMENTING = [name for name in SHIPPED if name != "patch-features.yaml"]
 REPAIR = "python -m mgi config --write config"
 
 
@@ -253,7 +255,7 @@ def test_reports_unreadable_files(tmp_path: Path) -> None:
             load_config(file)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SEGMENTING)
 def test_every_shipped_configuration_has_a_control_that_sees_no_genes_in_either_stage(name: str) -> None:
     config = load_config(ROOT / "config" / name)
     control = config.finetune["image-only-no-pretraining"]
@@ -266,7 +268,7 @@ def test_every_shipped_configuration_has_a_control_that_sees_no_genes_in_either_
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configuration_is_valid(name: str) -> None:
     config = load_config(ROOT / "config" / name)
-    assert {"mgi", "image-only"} <= set(config.finetune)
+    assert {"mgi", "image-only"} <= set(config.finetune) or name not in SEGMENTING
     assert all(config.finetune_options(variant)["steps"] > 0 for variant in config.finetune)
 
 
@@ -362,3 +364,40 @@ def test_rejects_images_that_the_patches_of_a_name_do_not_divide():
     raw["slides"]["tile_px"] = 72
     with pytest.raises(ConfigError, match=r"image_encoder.name' has patches of 16 px, which do not divide"):
         load_config(raw)
+
+
+@pytest.fixture
+def of_features() -> dict[str, Any]:
+    """The smallest configuration of precomputed features."""
+    return {
+        "cohort": "trial",
+        "expression": {"table": "e.csv", "positions": "p.tsv"},
+        "features": {"folder": "features"},
+        "pretrain": {"mgi": {"steps": 10}, "linear": {"base": "mgi", "gene_encoder": {"kind": "linear"}}},
+    }
+
+
+def test_features_need_no_finetuning_and_compare_pretraining(of_features: dict[str, Any]) -> None:
+    config = load_config(of_features)
+    assert config.compared == config.embedded == ["mgi"] and config.split_options()["labelled"] is False
+    assert config.given_files()["features.folder"] == "features" and config.image_px is None
+    config = load_config(of_features | {"evaluate": {"variants": ["linear", "mgi"]}})
+    assert config.compared == ["linear", "mgi"] and config.embedded == ["mgi", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finetune": {"mgi": {}}}, "'finetune' segments images, and 'features' have no pixels: leave 'finetune' out"),
+        ({"slides": {"folder": "s"}}, "give either 'slides' or 'mri', or 'features'"),
+        ({"features": {}}, "give 'features.folder' or 'features.table'"),
+        ({"features": {"folder": "a", "table": "b"}}, "'features.table' and 'features.folder' both list the slides"),
+        ({"features": {"folder": "a", "case_pattern": "(a)(b)"}}, "'features.case_pattern' has 2 groups"),
+        ({"pretrain": {"mgi": {"stain_jitter": 0.1}}}, "'pretrain.mgi.stain_jitter' is of images, and 'features'"),
+        ({"pretrain": {"mgi": {"image_encoder": {}}}}, "'pretrain.mgi.image_encoder' is of images, and 'features'"),
+        ({"evaluate": {"variants": ["mgi", "other"]}}, "'evaluate.variants' has 'other', but pretrain has 'mgi'"),
+        ({"features": None, "slides": {"folder": "s"}}, "'finetune' is missing; see config/README.md"),
+    ],
+)
+def test_features_refuse_what_needs_pixels(of_features: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    assert said in refusal(of_features | change)

@@ -14,11 +14,14 @@ from typer.testing import CliRunner
 
 from mgi import doctor
 from mgi.acquire.manifest import SLIDES
+from mgi.check import check_configuration
 from mgi.cli import app
 from mgi.doctor import FAIL, PASS, WARN
+from mgi.errors import MGIError
 from mgi.simulate.cohort import RELEASE
 from tests.conftest import ROOT
 from tests.prepare.conftest import tissue_picture, write_manifest, write_slide
+from tests.prepare.features import write_features
 
 
 def states(config=None) -> dict[str, tuple[str, str]]:
@@ -207,6 +210,33 @@ def test_every_own_slide_is_opened(own_slides):
     assert found[1][0] == WARN and found[1][1].startswith("1 of 5 will be left out, 'P0': no mpp: its metadata state")
     assert found[2] == (WARN, "1 of 5 will be left out, 'P4': unreadable: not a slide that OpenSlide reads")
     assert found[3] == (WARN, "1 of 5 cases with images have no expression: 'P0'") and len(found) == 4
+
+
+def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(5):
+        path = write_features(tmp_path / f"features/P{number}.h5", seed=number)
+    path.write_bytes(b"x")
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 5)))
+    (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
+    raw = yaml.safe_load((ROOT / "config/patch-features.yaml").read_text()) | {"features": {"folder": "features"}}
+    raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+
+    def find() -> list[tuple[str, str]]:
+        found = doctor.examine(tmp_path / "own.yaml")
+        return [(one.state, one.found) for one in found if one.subject in ("features", "inputs", "models")]
+
+    first, damaged, unpaired, models = find()
+    assert first == (PASS, "5 files of features, of 5 cases") and models == (PASS, "2 can be built")
+    assert damaged[0] == WARN and damaged[1].startswith("1 of 5 files of features will be left out, 'P4': unreadable")
+    assert unpaired == (WARN, "1 of 5 cases with images have no expression: 'P0'")
+    with pytest.raises(MGIError, match="3 paired patients are too few for 2 folds with a test, a val and a training"):
+        (tmp_path / "features/P3.h5").unlink()
+        check_configuration(tmp_path / "own.yaml")
+    for path in (tmp_path / "features").iterdir():
+        path.write_bytes(b"x")
+    assert (FAIL in dict(find())) and "none of 4 files of features can be used" in str(find())
 
 
 def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):

@@ -59,7 +59,6 @@ def check(
     for path in receipt or []:
         with atomic_write(path) as part:
             part.write_text(settings.model_dump_json(indent=2, exclude_none=True) + "\n")
-    log.info(
-        "%d models can be built for images of %d px on %s",
-        len(settings.pretrain) + len(settings.finetune), settings.image_px, settings.device,
-    )  # fmt: skip
+    inputs = f"images of {settings.image_px} px" if settings.image_px else "precomputed features"
+    count = len(settings.pretrain) + len(settings.finetune)
+    log.info("%d models can be built for %s on %s", count, inputs, settings.device)

@@ -18,10 +18,21 @@ from mgi.cli.common import (
     app,
     flag,
 )
-from mgi.config import MriOptions, Slides, SplitOptions, StarCounts, TableImport, TileJob, TileOptions, load_options
+from mgi.config import (
+    Features,
+    MriOptions,
+    Slides,
+    SplitOptions,
+    StarCounts,
+    TableImport,
+    TileJob,
+    TileOptions,
+    load_options,
+)
 
 mri_app = add_group("mri", "Import magnetic-resonance images.")
 expression_app = add_group("expression", "Build the table of gene expression.")
+features_app = add_group("features", "Import precomputed features of patches.")
 slide_app = add_group("slide", "Cut whole-slide images into tiles.")
 
 Annotations = Annotated[Path | None, typer.Option(help="Folder of annotations, or the slide's own file.")]
@@ -104,6 +115,21 @@ def expression_import(
         TableImport, options, table_unit=unit, normalise=normalise, duplicates=duplicates, leave_out=leave_out
     )
     import_table(table, positions, output, chosen, h5ad)
+
+
+@features_app.command(
+    "import", epilog="Example: mgi features import features_uni_v2 -o images/features.parquet --sources sources.parquet"
+)
+def features_import(
+    files: Annotated[Path, typer.Argument(help="Folder of HDF5 files of TRIDENT or CLAM, or a table that names them.")],
+    output: Output,
+    sources: Annotated[Path, typer.Option(help="Write the table of slides here.")],
+    case_pattern: Annotated[str | None, flag(Features, "case_pattern")] = None,
+) -> None:
+    """Import patch features, a file per slide, in place of images."""
+    from mgi.prepare.features import import_features
+
+    import_features(files, output, sources, case_pattern)
 
 
 @slide_app.command(
@@ -197,6 +223,7 @@ def split(
     site_table: Annotated[str | None, flag(SplitOptions, "site_table")] = None,
     site_column: Annotated[str | None, flag(SplitOptions, "site_column")] = None,
     seed: Annotated[int | None, flag(SplitOptions, "seed")] = None,
+    labelled: Annotated[bool | None, flag(SplitOptions, "labelled", "--labelled/--unlabelled")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
     flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
 ) -> None:
@@ -206,5 +233,6 @@ def split(
     chosen = load_options(
         SplitOptions, options, folds=folds, val_fraction=val_fraction, by=by, stratify_table=stratify_table,
         stratify_column=stratify_column, site_table=site_table, site_column=site_column, seed=seed,
+        labelled=labelled,
     )  # fmt: skip
     cohort.split(sources, expression, output, chosen, manifests=manifest or [], flow=flow)

@@ -21,9 +21,11 @@ from mgi.config.cohort import Config, Resources, load_config, load_options, read
 from mgi.config.evaluate import Evaluate, EvaluateOptions, PredictOptions, Probe, ProbeOptions
 from mgi.config.prepare import (
     Expression,
+    Features,
     MaskValues,
     Mri,
     MriOptions,
+    OwnFiles,
     Slides,
     Split,
     SplitOptions,
@@ -52,10 +54,10 @@ from mgi.config.vit import VitOptions
 
 __all__ = [
     "ATTENTION_HEADS", "GDC_API", "GENCODE_V36_FILE_ID", "LOCAL", "MAX_SEED", "REFERENCE_BEGIN", "REFERENCE_END",
-    "Config", "Evaluate", "EvaluateOptions", "Expression", "FetchOptions", "Finetune", "FinetuneOptions", "Gdc",
-    "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation", "PredictOptions",
-    "Pretrain", "PretrainOptions", "Probe", "ProbeOptions", "QueryOptions", "Resources", "RunOptions", "Section",
-    "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts", "StatedSlide",
-    "TableImport", "TileJob", "TileOptions", "VitOptions", "load_config", "load_options", "read_configuration",
-    "read_mapping", "read_yaml", "reference_files", "write_reference",
+    "Config", "Evaluate", "EvaluateOptions", "Expression", "Features", "FetchOptions", "Finetune", "FinetuneOptions",
+    "Gdc", "GeneEncoder", "ImageEncoder", "ImportOptions", "MaskValues", "Mri", "MriOptions", "Optimisation",
+    "OwnFiles", "PredictOptions", "Pretrain", "PretrainOptions", "Probe", "ProbeOptions", "QueryOptions", "Resources",
+    "RunOptions", "Section", "Server", "Simulate", "SimulateOptions", "Slides", "Split", "SplitOptions", "StarCounts",
+    "StatedSlide", "TableImport", "TileJob", "TileOptions", "VitOptions", "load_config", "load_options",
+    "read_configuration", "read_mapping", "read_yaml", "reference_files", "write_reference",
 ]  # fmt: skip

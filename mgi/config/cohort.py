@@ -1,6 +1,5 @@
 """The whole configuration of a cohort: its sections, and what each stage is told of them."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -9,15 +8,26 @@ from pydantic import Field, model_validator
 
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
 from mgi.config.evaluate import Bootstrap, Evaluate, PredictOptions, Probe
+from mgi.config.images import check_features, check_image_size, check_kind_of_image
 from mgi.config.names import Name
-from mgi.config.prepare import Expression, Folds, Mri, MriOptions, Slides, Split, StarCounts, TableImport, TileOptions
+from mgi.config.prepare import (
+    Expression,
+    Features,
+    Folds,
+    Mri,
+    MriOptions,
+    OwnFiles,
+    Slides,
+    Split,
+    StarCounts,
+    TableImport,
+    TileOptions,
+)
 from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
 from mgi.config.train import Finetune, Optimisation, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
-
-VIT_PATCH = re.compile(r"_patch([1-9][0-9]*)(?:_|$)")
 
 # Keys that Snakemake itself reads from a configuration file.
 SNAKEMAKE_KEYS = ("pathvars",)
@@ -54,6 +64,11 @@ class Config(RunOptions, Cohort):
     )
     slides: Slides | None = Field(None, description="whole-slide images; a cohort has either `slides` or `mri`")
     mri: Mri | None = Field(None, description="brain MRI; a cohort has either `slides` or `mri`")
+    features: Features | None = Field(
+        None,
+        description="precomputed features of patches (UNI, CONCH, ...) in place of images, for pre-training, "
+        "embeddings and probes; nothing is segmented",
+    )
     split: Split = Field(
         Split(),
         description="folds by patient; selection, early stopping and thresholds use val, test is read once",
@@ -62,7 +77,7 @@ class Config(RunOptions, Cohort):
         min_length=1, description="pre-training variants, each stating how it differs from its base"
     )
     finetune: dict[Name, Finetune] = Field(
-        min_length=1, description="fine-tuning variants, each stating how it differs from its base"
+        {}, description="fine-tuning variants, each stating how it differs from its base; none with `features`"
     )
     evaluate: Evaluate = Field(Evaluate(), description="comparison and report")
     probe: Probe = Field(Probe(), description="labels that the embeddings of pre-training are asked for")
@@ -72,6 +87,15 @@ class Config(RunOptions, Cohort):
     @classmethod
     def _resolve_variants(cls, raw: Any) -> Any:
         return resolve_variants(raw) if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        check_kind_of_image(self)
+        if self.features is not None:
+            check_features(self)
+        else:
+            check_image_size(self)
+        return self
 
     @model_validator(mode="after")
     def _check_variants(self) -> Self:
@@ -85,9 +109,10 @@ class Config(RunOptions, Cohort):
                     f"'finetune.{name}.neighbours' is {variant.neighbours}, but tiles of slides have no neighbouring "
                     "slices: leave it out"
                 )
-        for name in self.evaluate.variants:
-            if name not in self.finetune:
-                raise sentence(f"'evaluate.variants' has '{name}', but finetune has {first_few(self.finetune)}")
+        stage, variants = ("pretrain", self.pretrain) if self.features else ("finetune", self.finetune)
+        for name in self.compared:
+            if name not in variants:
+                raise sentence(f"'evaluate.variants' has '{name}', but {stage} has {first_few(variants)}")
         return self
 
     @model_validator(mode="after")
@@ -100,44 +125,6 @@ class Config(RunOptions, Cohort):
                         f"'{stage}.{name}.stain_jitter' is {variant.stain_jitter}, but MRI has no stain: leave it out, "
                         "and use 'intensity_jitter'"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _check_inputs(self) -> Self:
-        if (self.slides is None) == (self.mri is None):
-            raise sentence("give either 'slides' or 'mri': one cohort has one kind of image")
-        if self.simulate is not None and (self.gdc is None or not self.gdc.api_url.startswith(LOCAL)):
-            raise sentence("'simulate' makes the folder that 'gdc.api_url' names: write it as local:DIR")
-        if self.slides is not None and self.slides.own is None and self.gdc is None:
-            raise sentence("give 'slides.table' or 'slides.folder', or 'gdc.projects' for slides of the GDC")
-        if self.expression.table is None and self.gdc is None:
-            raise sentence("give 'expression.table', or 'gdc.projects' for STAR counts")
-        return self
-
-    @model_validator(mode="after")
-    def _check_image_size(self) -> Self:
-        key = "slides.tile_px" if self.slides is not None else "mri.image_px"
-        for name, pretrain in self.pretrain.items():
-            where = f"pretrain.{name}.image_encoder"
-            patch = pretrain.image_encoder.options.get("patch_size")
-            if patch and self.image_px % patch:
-                raise sentence(
-                    f"'{where}.options.patch_size' is {patch}, which does not divide '{key}', {self.image_px}: make "
-                    "one a multiple of the other"
-                )
-            named = VIT_PATCH.search(pretrain.image_encoder.name)
-            if not patch and named and self.image_px % int(named[1]):
-                raise sentence(
-                    f"'{where}.name' has patches of {named[1]} px, which do not divide '{key}', {self.image_px}: "
-                    f"change one, or set '{where}.options.patch_size'"
-                )
-        for name, finetune in self.finetune.items():
-            halvings = len(finetune.channels) - 1
-            if self.image_px % 2**halvings:
-                raise sentence(
-                    f"'finetune.{name}.channels' has {halvings + 1} widths and so halves the images {halvings} times, "
-                    f"but '{key}' is {self.image_px}: make it a multiple of {2**halvings}, or use fewer widths"
-                )
         return self
 
     @model_validator(mode="after")
@@ -155,9 +142,29 @@ class Config(RunOptions, Cohort):
         return self
 
     @property
-    def image_px(self) -> int:
-        """Edge of the images that models read, pixels."""
-        return self.slides.tile_px if self.slides is not None else self._mri().image_px
+    def image_px(self) -> int | None:
+        """Edge of the images that models read, pixels; None where they read precomputed features."""
+        images = self.slides or self.mri
+        return None if images is None else images.tile_px if isinstance(images, Slides) else images.image_px
+
+    @property
+    def own(self) -> OwnFiles | None:
+        """Where the user's own slides or files of features are listed; None where there are none."""
+        listed = self.slides or self.features
+        return listed if listed is not None and listed.own else None
+
+    @property
+    def compared(self) -> list[str]:
+        """The variants that the default target compares: of fine-tuning, or with features of pre-training."""
+        stated = self.features is None or "variants" in self.evaluate.model_fields_set
+        return self.evaluate.variants if stated else [self.evaluate.reference]
+
+    @property
+    def embedded(self) -> list[str]:
+        """The pre-training variants whose embeddings are compared; the reference's comes first."""
+        if self.features is None:
+            return [self.finetune[self.evaluate.reference].encoders]
+        return sorted(self.compared, key=lambda name: name != self.evaluate.reference)
 
     @property
     def fetches_slides(self) -> bool:
@@ -245,7 +252,8 @@ class Config(RunOptions, Cohort):
 
     def split_options(self) -> dict[str, Any]:
         """Return the options of `mgi split`."""
-        return _select(self.split, Folds) | {"seed": self.seed}
+        unlabelled = {"labelled": False} if self.features else {}
+        return _select(self.split, Folds) | {"seed": self.seed} | unlabelled
 
     def pretrain_options(self, variant: str) -> dict[str, Any]:
         """Return the options of `mgi pretrain` for `variant`."""
@@ -285,6 +293,8 @@ class Config(RunOptions, Cohort):
         given["probe.labels"] = self.probe.labels
         if self.slides is not None:
             given |= {f"slides.{key}": getattr(self.slides, key) for key in ("table", "folder", "mpp_table")}
+        if self.features is not None:
+            given |= {f"features.{key}": getattr(self.features, key) for key in ("table", "folder")}
         return {key: path for key, path in given.items() if path and not self._is_simulated(path)}
 
     def warnings(self) -> list[str]:
@@ -306,11 +316,6 @@ class Config(RunOptions, Cohort):
         if self.gdc is None:
             raise ValueError("the configuration has no section 'gdc'")
         return self.gdc
-
-    def _mri(self) -> Mri:
-        if self.mri is None:
-            raise ValueError("the configuration has no section 'mri'")
-        return self.mri
 
 
 def _select(section: Section, model: type[Section]) -> dict[str, Any]:

@@ -157,8 +157,8 @@ class TileJob(TileOptions):
     stated: dict[str, StatedSlide] = Field({}, description="what is stated of single slides, by their source_id")
 
 
-class Slides(TileOptions):
-    """Whole-slide images cut into tiles of one physical size."""
+class OwnFiles(Section):
+    """Where the user's own files are listed, one per slide, and whose each is."""
 
     table: str | None = Field(
         None,
@@ -179,22 +179,10 @@ class Slides(TileOptions):
         "there without the suffix: the first group, or the whole match; null: the TCGA barcode that the name begins "
         "with, else the whole name",
     )
-    fetch_from: Literal["gdc", "idc"] = Field(
-        "gdc",
-        description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
-    )
-    per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
-    preview: bool = Field(
-        True,
-        description="make a picture of each slide with its tissue, tiles and annotation, and a sheet of them for the "
-        "report",
-    )
-    keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
-    in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
 
     @property
     def own(self) -> str | None:
-        """The table or folder of the user's own slides; None where they come from the GDC."""
+        """The table or folder of the user's own files; None where there is none."""
         return self.table or self.folder
 
     @field_validator("case_pattern")
@@ -209,15 +197,59 @@ class Slides(TileOptions):
         return pattern
 
     @model_validator(mode="after")
-    def _check_own(self) -> Self:
+    def _check_listing(self) -> Self:
         if self.table is not None and self.folder is not None:
             raise sentence("'{at}table' and '{at}folder' both list the slides: give one")
         if self.case_pattern is not None and self.folder is None:
             raise sentence("'{at}case_pattern' reads the names in '{at}folder', which is not given")
+        return self
+
+
+class Slides(OwnFiles, TileOptions):
+    """Whole-slide images cut into tiles of one physical size."""
+
+    fetch_from: Literal["gdc", "idc"] = Field(
+        "gdc",
+        description="`idc`: TCGA's slides as DICOM from the Imaging Data Commons, through its library `idc-index`",
+    )
+    per_job: int = Field(1, ge=1, description="slides fetched and tiled by one job")
+    preview: bool = Field(
+        True,
+        description="make a picture of each slide with its tissue, tiles and annotation, and a sheet of them for the "
+        "report",
+    )
+    keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
+    in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
         if self.table is not None and self.mpp_table is not None:
             raise sentence("'{at}table' states the mpp of its slides in a column mpp: leave '{at}mpp_table' out")
         if self.own is not None and self.fetch_from == "idc":
             raise sentence("'{at}fetch_from' fetches slides, but these are your own: leave it out")
+        return self
+
+
+class Features(OwnFiles):
+    """Precomputed features of patches in place of images, for pre-training alone."""
+
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="the HDF5 files of patch features: a table (CSV, TSV or Parquet) of case_id and slide, which names "
+        "the file, and, where known, site; relative paths are taken from the folder of the table",
+    )
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of HDF5 files as TRIDENT and CLAM write them, one per slide, folders within it included: "
+        "the datasets `features` [patches, values] and `coords` [patches, 2], pixels of level 0",
+    )
+
+    @model_validator(mode="after")
+    def _require_listing(self) -> Self:
+        if self.own is None:
+            raise sentence("give '{at}folder' or '{at}table': the HDF5 files of patch features")
         return self
 
 
@@ -302,3 +334,9 @@ class Split(Folds):
 
 class SplitOptions(Folds, Seed):
     """The options of `mgi split`, complete."""
+
+    labelled: bool = Field(
+        True,
+        description="whether every fold needs labelled patients; false for pre-training alone, where each needs "
+        "patients with images and expression",
+    )

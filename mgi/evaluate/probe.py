@@ -13,6 +13,7 @@ from mgi.config import ProbeOptions
 from mgi.errors import CheckpointError, CohortError
 from mgi.evaluate.statistics import resample_patients, round_estimate
 from mgi.model.alignment import Aligner
+from mgi.model.image_encoder import ImageEncoder
 from mgi.model.texture import measure_texture
 from mgi.names import first_few
 from mgi.tables import read_any_table, read_table, write_csv
@@ -162,7 +163,7 @@ def _embed_patients(
     genes, means = (description.genes, description.gene_names), model.gene_encoder.mean
     profiles = profiles.match(*genes, means, limit, folder)
     images = read_images(sources, set(profiles.row), images_per_source=options.images_per_source)
-    checkpoint.check_images(description, images.image_px, images.mpp, folder, sources)
+    checkpoint.check_inputs(description, images, folder, sources)
     cases, patient = np.unique(images.frame.case_id.to_numpy(dtype=str), return_inverse=True)
     found = []
     for encoder in ("trained", "random"):
@@ -183,11 +184,12 @@ def _build_untrained(model: Aligner, images: Images, profiles: Profiles, train: 
         untrained = checkpoint.build_aligner(model.description)
     values, present = profiles.of(train)
     untrained.gene_encoder.fit_standardisation(values[present], model.description.options.sd_prior)
-    if model.description.options.image_encoder.texture:
+    encoder = untrained.image_encoder
+    if isinstance(encoder, ImageEncoder) and encoder.texture_map is not None:
         rows = np.flatnonzero(images.frame.case_id.isin(train))
         parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
         pictures = (to_tensor(images.load(part), torch.device("cpu")) for part in parts)
-        untrained.image_encoder.fit_texture(torch.cat([measure_texture(part) for part in pictures]))
+        encoder.fit_texture(torch.cat([measure_texture(part) for part in pictures]))
     return untrained
 
 

@@ -65,7 +65,7 @@ def embed(
     cases = [case for case in tested if case in profiles.row]
     frames, vectors = [], []
     for images in iterate_images(sources, set(cases)):
-        checkpoint.check_images(description, images.image_px, images.mpp, folder, sources)
+        checkpoint.check_inputs(description, images, folder, sources)
         frames.append(images.frame)
         vectors.append(project_images(model, images, np.arange(len(images)), place))
     projected = torch.cat(vectors)

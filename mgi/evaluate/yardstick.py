@@ -14,11 +14,14 @@ from mgi.evaluate.ranks import rank_queries
 from mgi.evaluate.retrieval import write_embeddings
 from mgi.model.texture import measure_texture
 from mgi.train.batches import to_tensor
-from mgi.train.data import Images, iterate_images, read_roles
+from mgi.train.data import Images, iterate_images, read_roles, spread
 from mgi.train.profiles import Profiles, read_profiles
 from mgi.train.validation import BATCH
 
 COMPONENTS = 10
+# Of precomputed features: the principal components that are regressed on, and the patches of a slide that are fitted.
+FEATURE_COMPONENTS = 64
+FITTED_PATCHES = 256
 MIN_PATIENTS = 2
 MAX_Z = 5.0
 PENALTIES = 10.0 ** np.arange(-3, 3.5, 0.5)
@@ -28,7 +31,8 @@ def embed_by_ridge(sources: Path, expression: Path, splits: Path, fold: int, out
     """Fit the yardstick on a fold's training patients and write its embeddings of the test patients.
 
     Image and patient vectors are the predicted components, gene vectors the patient's own: the first ten principal
-    components of the standardised training profiles, each of unit variance. The table is that of `mgi embed`.
+    components of the standardised training profiles, each of unit variance. Precomputed features take the place of the
+    statistics as their first 64 principal components. The table is that of `mgi embed`.
 
     Raises
     ------
@@ -42,8 +46,10 @@ def embed_by_ridge(sources: Path, expression: Path, splits: Path, fold: int, out
     train, test = ([case for case in roles[role] if case in profiles.row] for role in ("train", "test"))
     features, owners = [], []
     for images in iterate_images(sources, set(train)):
-        features.append(measure_images(images))
-        owners.append(images.frame.case_id.to_numpy(dtype=str))
+        every = np.arange(len(images))
+        rows = spread(every, FITTED_PATCHES) if images.features else every
+        features.append(measure_images(images, rows))
+        owners.append(images.frame.case_id.to_numpy(dtype=str)[rows])
     owner = np.concatenate(owners)
     seen = [case for case in train if case in set(owner)]
     if len(seen) < MIN_PATIENTS:
@@ -52,14 +58,13 @@ def embed_by_ridge(sources: Path, expression: Path, splits: Path, fold: int, out
         )
     components = fit_components(profiles, seen)
     targets = components(seen)
-    x = np.concatenate(features)
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    standardise = fit_standardisation(np.concatenate(features))
     index = {case: number for number, case in enumerate(seen)}
-    weights = fit_ridge((x - mean) / scale, targets, np.array([index[case] for case in owner]))
+    weights = fit_ridge(standardise(np.concatenate(features)), targets, np.array([index[case] for case in owner]))
     frames, predicted = [], []
     for images in iterate_images(sources, set(test)):
         frames.append(images.frame)
-        predicted.append((measure_images(images) - mean) / scale @ weights)
+        predicted.append(standardise(measure_images(images, np.arange(len(images)))) @ weights)
     vectors = np.concatenate(predicted)
     tested = np.concatenate([frame.case_id.to_numpy(dtype=str) for frame in frames])
     cases, patient = np.unique(tested, return_inverse=True)
@@ -114,9 +119,21 @@ def fit_ridge(x: np.ndarray, targets: np.ndarray, patient: np.ndarray) -> np.nda
     return np.linalg.solve(square + PENALTIES[int(np.argmax(found))] * n * np.eye(x.shape[1]), product)
 
 
-def measure_images(images: Images) -> np.ndarray:
-    """Return the texture statistics of every image, float64 [images, STATISTICS]."""
-    rows = np.arange(len(images))
+def fit_standardisation(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that standardises columns as those of x [images, columns], and turns many into components."""
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    if x.shape[1] <= FEATURE_COMPONENTS:
+        return lambda values: (values - mean) / scale
+    standardised = (x - mean) / scale
+    _, directions = np.linalg.eigh(standardised.T @ standardised)
+    loadings = directions[:, ::-1][:, :FEATURE_COMPONENTS]
+    return lambda values: (values - mean) / scale @ loadings
+
+
+def measure_images(images: Images, rows: np.ndarray) -> np.ndarray:
+    """Return the texture statistics of some images, or their precomputed features, float64 [rows, columns]."""
+    if images.features:
+        return images.load(rows).astype(np.float64)
     parts = [
         measure_texture(to_tensor(images.load(rows[start : start + BATCH]), torch.device("cpu")))
         for start in range(0, len(rows), BATCH)

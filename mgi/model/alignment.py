@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgi.model.feature_encoder import FeatureEncoder
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 
@@ -75,7 +76,8 @@ class Aligner(nn.Module):
     Parameters
     ----------
     gene_encoder : GeneEncoder
-    image_encoder : ImageEncoder
+    image_encoder : ImageEncoder or FeatureEncoder
+        Of pixels, or of precomputed features.
     embed_dim : int
         Width of the shared space.
     bags : bool
@@ -86,7 +88,11 @@ class Aligner(nn.Module):
     description: Any
 
     def __init__(
-        self, gene_encoder: GeneEncoder, image_encoder: ImageEncoder, embed_dim: int, bags: bool = True
+        self,
+        gene_encoder: GeneEncoder,
+        image_encoder: ImageEncoder | FeatureEncoder,
+        embed_dim: int,
+        bags: bool = True,
     ) -> None:
         super().__init__()
         self.gene_encoder = gene_encoder
@@ -97,7 +103,10 @@ class Aligner(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def project_images(self, images: Tensor) -> Tensor:
-        """Map images [batch, 3, height, width] in 0..1 to vectors [batch, embed_dim] that `pool_bags` takes."""
+        """Map images [batch, 3, height, width] in 0..1, or features [batch, width], to vectors [batch, embed_dim].
+
+        `pool_bags` takes them.
+        """
         return self.image_projection(self.image_encoder(images))
 
     def pool_bags(self, vectors: Tensor, bag: Tensor, bags: int) -> Tensor:
@@ -110,7 +119,7 @@ class Aligner(nn.Module):
         return F.normalize(pooled, dim=-1)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed images [batch, 3, height, width] in 0..1 as unit vectors [batch, embed_dim]."""
+        """Embed what `project_images` maps as unit vectors [batch, embed_dim]."""
         return F.normalize(self.project_images(images), dim=-1)
 
     def embed_genes(self, values: Tensor, gene_dropout: float = 0.0) -> Tensor:

@@ -114,6 +114,7 @@ def split(
 
     With `options.by` "site", the cases of a site stay together: the site that `options.site_table` names, else that of
     the sources, else the tissue-source site of a TCGA barcode. Several projects are spread alike, as classes are.
+    Without `options.labelled`, every fold has patients with images and expression where it would have labelled ones.
 
     Raises
     ------
@@ -130,12 +131,15 @@ def split(
         cases["site"] = _look_up(cases.index, Path(options.site_table), options.site_column, "table of sites")
     cases["stratum"] = _find_strata(cases, options)
     cases["group"] = _find_groups(cases, options.by)
-    roles = assign_roles(cases, options.folds, options.val_fraction, options.seed)
+    dealt = cases if options.labelled else cases.assign(labelled=cases["paired"], tumour=cases["paired"])
+    kind = "labelled" if options.labelled else "paired"
+    roles = assign_roles(dealt, options.folds, options.val_fraction, options.seed, kind)
     columns = [name for name in SPLITS_SCHEMA.names if name not in ("fold", "role")]
     tables = [cases.reset_index()[columns].assign(fold=fold, role=role) for fold, role in enumerate(roles)]
     write_table(pa.Table.from_pandas(pd.concat(tables), SPLITS_SCHEMA, preserve_index=False), output)
     if flow is not None:
-        write_csv(_count_flow(records, cases, expressed, [read_manifest(path) for path in manifests or []]), flow)
+        pinned = [read_manifest(path) for path in manifests or []]
+        write_csv(_count_flow(records, cases, expressed, pinned, options.labelled), flow)
 
 
 def _check_disjoint(
@@ -276,7 +280,11 @@ def _look_up(case_ids: pd.Index, table: Path, column: str, what: str) -> np.ndar
 
 
 def _count_flow(
-    records: pd.DataFrame, cases: pd.DataFrame, expressed: list[str], manifests: list[pd.DataFrame]
+    records: pd.DataFrame,
+    cases: pd.DataFrame,
+    expressed: list[str],
+    manifests: list[pd.DataFrame],
+    needs_masks: bool,
 ) -> pd.DataFrame:
     """Count the cases of each step, how many it lost of those it could have had, and why."""
     imaged, sourced = set(cases.index), set(records["case_id"])
@@ -297,6 +305,8 @@ def _count_flow(
         ("labelled", "with masks", "no annotation, kept for pre-training"),
         ("paired", "paired with expression", "no expression, kept for images"),
     ):
+        if flag == "labelled" and not needs_masks:
+            continue
         lacking = cases.index[~cases[flag]].tolist()
         steps.append((step, len(imaged) - len(lacking), len(lacking), f"{reason}: {first_few(lacking)}"))
     steps.append(("in the folds", len(imaged), 0, ""))

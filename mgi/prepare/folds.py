@@ -10,7 +10,9 @@ from mgi.names import first_few
 ROLES = ("train", "val", "test")
 
 
-def assign_roles(cases: pd.DataFrame, folds: int, val_fraction: float, seed: int) -> list[np.ndarray]:
+def assign_roles(
+    cases: pd.DataFrame, folds: int, val_fraction: float, seed: int, kind: str = "labelled"
+) -> list[np.ndarray]:
     """Return each case's role in each fold.
 
     Each case is tested once. Folds, and val within the rest, are alike in the stratifying classes, in paired and in
@@ -24,6 +26,8 @@ def assign_roles(cases: pd.DataFrame, folds: int, val_fraction: float, seed: int
         A case per row: stratum (str), group (what stays together), labelled, paired and tumour (bool).
     folds, val_fraction, seed
         As in the configuration.
+    kind : str
+        What the column `labelled` means, for messages.
 
     Returns
     -------
@@ -37,7 +41,7 @@ def assign_roles(cases: pd.DataFrame, folds: int, val_fraction: float, seed: int
     """
     useful = (cases["labelled"] & cases["tumour"]).to_numpy()
     labelled = cases["labelled"].to_numpy()
-    check_enough(cases, useful, folds)
+    check_enough(cases, useful, folds, kind)
     shares = np.full(folds, 1 / folds)
     test_fold = _deal(cases, shares, np.random.default_rng(seed))
     groups = cases["group"].to_numpy()
@@ -56,7 +60,7 @@ def _serves_as_test(groups: np.ndarray, labelled: np.ndarray, useful: np.ndarray
     return bool((labelled & test).any() and len(set(groups[useful & ~test])) >= 2)
 
 
-def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int) -> None:
+def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int, kind: str = "labelled") -> None:
     """Check that some deal can give every fold a test, a val and a training patient.
 
     Parameters
@@ -66,6 +70,8 @@ def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int) -> None:
     useful : bool array [cases]
         Which are labelled and have tumour.
     folds : int
+    kind : str
+        What the column `labelled` means, for the message.
 
     Raises
     ------
@@ -77,12 +83,13 @@ def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int) -> None:
     with_tumour = cases["group"][useful].nunique()
     # Two groups must be left outside of every test fold, so one fold cannot test all but one.
     least = 4 if folds == 2 else 3
-    remedy = "label more, or ask for fewer folds" if by_patient else "ask for fewer folds, or split by patient"
+    more = "label more" if kind == "labelled" else "add patients with both images and expression"
+    remedy = f"{more}, or ask for fewer folds" if by_patient else "ask for fewer folds, or split by patient"
     if labelled < max(folds, least):
         if by_patient:
-            found, unit = f"{labelled} labelled patients are", "patient"
+            found, unit = f"{labelled} {kind} patients are", "patient"
         else:
-            found, unit = f"the labelled patients come from {labelled} sites,", "site"
+            found, unit = f"the {kind} patients come from {labelled} sites,", "site"
         raise CohortError(
             f"{found} too few for {folds} folds{'' if by_patient else ' by site'} with a test, a val and a training "
             f"{unit} each: {max(folds, least)} are needed; {remedy}"

@@ -68,7 +68,9 @@ class LocalSlide:
     site: str | None = None
 
 
-def list_local_slides(table_or_folder: Path | str, case_pattern: str | None = None) -> list[LocalSlide]:
+def list_local_slides(
+    table_or_folder: Path | str, case_pattern: str | None = None, suffixes: tuple[str, ...] = SUFFIXES
+) -> list[LocalSlide]:
     """List the user's own slides, by case and source.
 
     Parameters
@@ -80,6 +82,8 @@ def list_local_slides(table_or_folder: Path | str, case_pattern: str | None = No
         For a folder: a regular expression that matches at the start of a slide's path within the folder, its suffix
         aside; the case id is its first group, or the whole match. None: the TCGA barcode that the slide's name begins
         with, else its whole name.
+    suffixes : tuple of str
+        Of the files in a folder that are read.
 
     Raises
     ------
@@ -90,9 +94,9 @@ def list_local_slides(table_or_folder: Path | str, case_pattern: str | None = No
         part of a path, or the table lacks a column or a cell, or states two sites of a case.
     """
     place = Path(table_or_folder)
-    found = _list_folder(place, case_pattern) if place.is_dir() else _list_table(place)
+    found = _list_folder(place, case_pattern, suffixes) if place.is_dir() else _list_table(place)
     if not found:
-        raise SlideError(f"{place} holds no slide; {' '.join(SUFFIXES)} are read")
+        raise SlideError(f"{place} holds no slide; {' '.join(suffixes)} are read")
     check_case_ids((slide.case_id for slide in found), str(place), SlideError)
     _check_sources(found, place)
     _check_sites(found, place)
@@ -133,12 +137,12 @@ def _check_sites(slides: list[LocalSlide], place: Path) -> None:
         raise SlideError(f"{place} states two sites for {len(several)} cases: {first_few(several)}; keep one each")
 
 
-def _list_folder(folder: Path, case_pattern: str | None) -> list[LocalSlide]:
+def _list_folder(folder: Path, case_pattern: str | None, suffixes: tuple[str, ...]) -> list[LocalSlide]:
     try:
         pattern = re.compile(case_pattern or f"(?:.*/)?({BARCODE}|[^/]+)")
     except re.error as error:
         raise SlideError(f"the pattern of case ids {quote(case_pattern)} is no regular expression: {error}") from error
-    paths, unused = _find_slides(folder)
+    paths, unused = _find_slides(folder, suffixes)
     found, unmatched = [], []
     for path in paths:
         # A folder of DICOM files has no suffix to leave out.
@@ -156,7 +160,7 @@ def _list_folder(folder: Path, case_pattern: str | None) -> list[LocalSlide]:
             f"{folder}: {first_few(unmatched)}; it is matched at the start of these paths, their suffix aside"
         )
     if unused:
-        log.warning("%d files in %s are not slides: %s", len(unused), folder, first_few(unused))
+        log.warning("%d files in %s are not read: %s", len(unused), folder, first_few(unused))
     return found
 
 
@@ -164,7 +168,7 @@ def _is_dicom_folder(path: Path, folder: Path) -> bool:
     return path.suffix.lower() == DICOM and path.parent != folder
 
 
-def _find_slides(folder: Path) -> tuple[list[Path], list[str]]:
+def _find_slides(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     """Return the slides in a folder and in those within it, and the names of the other files.
 
     A folder of DICOM files is one slide: the largest of them, which is of full resolution, opens it.
@@ -179,13 +183,13 @@ def _find_slides(folder: Path) -> tuple[list[Path], list[str]]:
             raise SlideError(f"{folder} holds more than {MAX_FILES} files; name the folder of the slides alone")
         pixels_of_others = {Path(name).stem for name in names if name.lower().endswith(WITH_FOLDER)}
         folders[:] = sorted(name for name in folders if name not in pixels_of_others and not is_system_file(name))
-        dicom = [Path(inner, name) for name in names if name.lower().endswith(DICOM)]
+        dicom = [Path(inner, name) for name in names if DICOM in suffixes and name.lower().endswith(DICOM)]
         if len(dicom) > 1 and Path(inner) == folder:
             raise SlideError(f"{folder} holds {len(dicom)} DICOM files: put those of a slide into a folder of its own")
         if dicom:
             slides.append(max(dicom, key=lambda path: path.stat().st_size))
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not Path(name).stem.endswith(MASK_ENDING):
+            if name.lower().endswith(suffixes) and not Path(name).stem.endswith(MASK_ENDING):
                 slides += [] if name.lower().endswith(DICOM) else [Path(inner, name)]
             else:
                 unused.append(name)

@@ -19,6 +19,7 @@ from mgi.report.summary import (
     format_p_value,
     is_scaled_outside_folds,
     iterate_rows,
+    select_pooled,
 )
 from mgi.tables import read_csv
 
@@ -36,14 +37,16 @@ METRICS = {
     "volume_error": ("volume error", 3),
     "empty_false_positive_rate": ("empty images marked", 3),
 }
-DEFINITIONS = (
+SEGMENTATION_NOTES = (
     "Dice is taken per patient, over the whole volume or all slides, and averaged over patients, folds pooled; a "
     "patient without tumour and without prediction has 1. Intervals are 95% bootstrap intervals over patients.",
     "HD95 is the mean over a patient's planes with tumour; a plane on which nothing is predicted counts with the "
     "diagonal of the image.",
-    "Patients are split into folds by patient. Step and threshold are chosen on validation patients; each test patient "
-    "is read once, by a model that never saw it.",
     "A gain that survives shuffled genes is not a gain from genes.",
+)
+FOLDS_NOTE = (
+    "Patients are split into folds by patient. Step and threshold are chosen on validation patients; each test patient "
+    "is read once, by a model that never saw it."
 )
 
 
@@ -66,29 +69,21 @@ def write_page(results: Path | str, output: Path | str) -> None:
     Parameters
     ----------
     results
-        results/{cohort}: evaluate/comparison.csv is required; finetune/{variant}/summary.json, evaluate/retrieval.csv,
-        cohort_flow.csv, expression.parquet and report/*.png are used where they exist.
+        results/{cohort}: evaluate/comparison.csv is required, or, of pre-training alone, evaluate/retrieval.csv;
+        finetune/{variant}/summary.json, cohort_flow.csv, expression.parquet and report/*.png are used where they exist.
     output
         The HTML file.
 
     Raises
     ------
     MissingInputError
-        If comparison.csv is missing or lacks a column.
+        If both are missing, or lack a column.
     """
     results = Path(results)
-    comparison = read_csv(results / "evaluate" / "comparison.csv", "the comparison of variants")
-    if "difference" not in comparison or comparison.empty or not comparison["difference"].isna().any():
-        raise MissingInputError(f"{results / 'evaluate' / 'comparison.csv'} is not written by mgi compare")
-    reference = comparison.loc[comparison["difference"].isna(), "variant"].iloc[0]
-    summaries = {
-        variant: json.loads(path.read_text())
-        for variant in comparison["variant"]
-        if (path := results / "finetune" / variant / "summary.json").exists()
-    }
-    notes = list(DEFINITIONS)
-    if note := summaries.get(reference, {}).get("note"):
-        notes.insert(0, f"{note[0].upper()}{note[1:]}.")
+    evaluated = results / "evaluate"
+    segments = (evaluated / "comparison.csv").exists() or not (evaluated / "retrieval.csv").exists()
+    shown = _show_segmentation(results) if segments else _show_pretraining(evaluated / "retrieval.csv")
+    notes = [*shown.pop("notes"), FOLDS_NOTE]
     if is_scaled_outside_folds(results / "expression.parquet"):
         notes.append(
             "Expression was scaled outside the folds, test patients included: a mild leak of the inputs' scale, though "
@@ -100,19 +95,62 @@ def write_page(results: Path | str, output: Path | str) -> None:
     )  # fmt: skip
     page = environment.get_template("page.html").render(
         cohort=results.absolute().name,
-        reference=reference,
-        answer=_answer(comparison, reference),
-        cards=_cards(comparison, reference, summaries.get(reference, {})),
-        comparison=_comparison_table(comparison, reference),
-        metrics=_metrics_table(summaries),
-        projects=_projects_table(results / "evaluate" / "projects.csv"),
-        retrieval=_retrieval_table(results / "evaluate" / "retrieval.csv"),
+        **shown,
+        retrieval=_retrieval_table(evaluated / "retrieval.csv"),
         flow=_flow_table(results / "cohort_flow.csv"),
         figures={name: _embed(results / "report" / f"{name}.png") for name in FIGURES},
         notes=notes,
     )
     with atomic_write(output) as aside:
         aside.write_text(page, encoding="utf-8")
+
+
+def _show_segmentation(results: Path) -> dict[str, Any]:
+    """Return what the page says of the variants that were compared."""
+    path = results / "evaluate" / "comparison.csv"
+    comparison = read_csv(path, "the comparison of variants")
+    if "difference" not in comparison or comparison.empty or not comparison["difference"].isna().any():
+        raise MissingInputError(f"{path} is not written by mgi compare")
+    reference = comparison.loc[comparison["difference"].isna(), "variant"].iloc[0]
+    summaries = {
+        variant: json.loads(path.read_text())
+        for variant in comparison["variant"]
+        if (path := results / "finetune" / variant / "summary.json").exists()
+    }
+    notes = list(SEGMENTATION_NOTES)
+    if note := summaries.get(reference, {}).get("note"):
+        notes.insert(0, f"{note[0].upper()}{note[1:]}.")
+    return {
+        "reference": reference,
+        "answer": _answer(comparison, reference),
+        "cards": _cards(comparison, reference, summaries.get(reference, {})),
+        "comparison": _comparison_table(comparison, reference),
+        "metrics": _metrics_table(summaries),
+        "projects": _projects_table(results / "evaluate" / "projects.csv"),
+        "notes": notes,
+    }
+
+
+def _show_pretraining(path: Path) -> dict[str, Any]:
+    """Return what the page says where nothing is segmented: how often a patient's images find its genes."""
+    pooled = select_pooled(read_csv(path, "the retrieval", ["fold", "gallery", "k", "direction"]))
+    found = pooled[pooled["direction"] == "patient-to-gene"]
+    if found.empty:
+        raise MissingInputError(f"{path} is not written by mgi retrieve")
+    row = next(iterate_rows(found))
+    interval = format_interval(row.low, row.high)
+    share = f"{row.recall:.3f} {interval}".rstrip()
+    answer = (
+        f"By {row.variant}, a patient's images find its genes first in {share} of {row.n_queries} test patients; by "
+        f"chance, in {row.chance:.3f}."
+    )
+    cards = [
+        (f"{row.recall:.3f}", f"recall@1, patient to gene, {row.variant}"),
+        (f"{row.chance:.3f}", "of it by chance"),
+        (f"{row.n_queries}", "test patients"),
+    ]
+    none = {"comparison": None, "metrics": None, "projects": None}
+    return {"reference": row.variant, "answer": answer, "cards": cards, "notes": [], **none}
 
 
 def _embed(path: Path) -> str:
@@ -230,8 +268,7 @@ def _count_missed(summaries: dict[str, dict[str, Any]]) -> str:
 def _retrieval_table(path: Path) -> Table | None:
     if not path.exists():
         return None
-    table = read_csv(path, "the retrieval")
-    pooled = table[(table["fold"].astype(str) == "all") & (table["gallery"] == "all") & (table["k"] == 1)]
+    pooled = select_pooled(read_csv(path, "the retrieval"))
     rows = [
         [row.variant, row.direction, f"{row.recall:.3f}", format_interval(row.low, row.high),
          f"{row.chance:.3f}", format_p_value(row.p_value), f"{row.median_rank:g}", f"{row.hubness:.2f}",
@@ -243,7 +280,8 @@ def _retrieval_table(path: Path) -> Table | None:
     caption = (
         "How often images find their own patient's genes first among those of the test patients of their fold, and "
         "genes their images. Hubness: the share of queries that the two most frequent answers take. ridge-yardstick: "
-        "ridge regression of colour and texture statistics on ten principal components of the genes."
+        "ridge regression of colour and texture statistics, or of precomputed features, on ten principal components of "
+        "the genes."
     )
     return Table(headings, rows, caption, text={1})
 

@@ -22,21 +22,21 @@ def print_summary(results: Path | str) -> None:
     Parameters
     ----------
     results
-        results/{cohort}: evaluate/comparison.csv is required; cohort_flow.csv, evaluate/retrieval.csv,
-        expression.parquet and report/index.html are used where they exist.
+        results/{cohort}: evaluate/comparison.csv is required, or, of pre-training alone, evaluate/retrieval.csv;
+        cohort_flow.csv, expression.parquet and report/index.html are used where they exist.
 
     Raises
     ------
     MissingInputError
-        If comparison.csv is not there.
+        If both are missing.
     """
     results = Path(results)
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
-    comparison = read_csv(results / "evaluate" / "comparison.csv", "the comparison of variants")
-    console.print(_metrics(comparison))
-    retrieval = results / "evaluate" / "retrieval.csv"
+    comparison, retrieval = (results / "evaluate" / f"{name}.csv" for name in ("comparison", "retrieval"))
+    if comparison.exists() or not retrieval.exists():
+        console.print(_metrics(read_csv(comparison, "the comparison of variants")))
     if retrieval.exists():
         console.print(_retrieval(read_csv(retrieval, "the retrieval")))
     flow = results / "cohort_flow.csv"
@@ -109,10 +109,14 @@ def explain_comparison(comparison: pd.DataFrame) -> list[str]:
     return [*sentences, "Detectable: the smallest difference that so many patients show with 80% power."]
 
 
+def select_pooled(retrieval: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of retrieval.csv over all folds, each in its whole gallery, at k = 1."""
+    whole = (retrieval["fold"].astype(str) == "all") & (retrieval["gallery"] == "all")
+    return retrieval[whole & (retrieval["k"] == 1)]
+
+
 def _retrieval(retrieval: pd.DataFrame) -> Table:
-    pooled = retrieval.query("gallery == 'all' and k == 1").pipe(
-        lambda table: table[table["fold"].astype(str) == "all"]
-    )
+    pooled = select_pooled(retrieval)
     table = Table(title="Retrieval among a fold's test patients, recall@1", title_justify="left")
     table.add_column("pre-training", no_wrap=True)
     table.add_column("direction", no_wrap=True)

@@ -14,10 +14,12 @@ from mgi.errors import CheckpointError, ConfigError
 from mgi.files import atomic_write, require_file
 from mgi.model.alignment import Aligner
 from mgi.model.baseline import Baseline
+from mgi.model.feature_encoder import FeatureEncoder
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
+from mgi.train.data import Images
 from mgi.train.description import AlignerDescription, SegmenterDescription, read_description
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
@@ -38,7 +40,12 @@ def build_aligner(description: AlignerDescription, weights: bool = False) -> Ali
     """Build the pre-training model that is described."""
     options = description.options
     genes = build_gene_encoder(options.gene_encoder, len(description.genes))
-    images = build_image_encoder(options.image_encoder, description.image_px, weights)
+    images: ImageEncoder | FeatureEncoder
+    if description.features is not None:
+        images = FeatureEncoder(description.features)
+    else:
+        assert description.image_px is not None  # a description has one or the other
+        images = build_image_encoder(options.image_encoder, description.image_px, weights)
     return Aligner(genes, images, options.embed_dim, options.bags)
 
 
@@ -145,6 +152,8 @@ def check_images(
 
     An mpp that either does not state is not compared.
     """
+    if description.image_px is None:
+        raise CheckpointError(f"{where} holds images and the model in {folder} was trained on precomputed features")
     if image_px != description.image_px:
         raise CheckpointError(
             f"{where} holds images of {image_px} px and the model in {folder} was trained on {description.image_px} "
@@ -154,4 +163,16 @@ def check_images(
     if expected and mpp and not math.isclose(expected, mpp, rel_tol=MPP_TOLERANCE):
         raise CheckpointError(
             f"{where} holds images of {mpp:g} mpp and the model in {folder} was trained on {expected:g}: tile at that"
+        )
+
+
+def check_inputs(description: AlignerDescription, images: Images, folder: Path | str, where: Path | str) -> None:
+    """Raise `CheckpointError` unless a pre-trained model reads such images, or features of such a width."""
+    if images.features is None:
+        check_images(description, images.image_px, images.mpp, folder, where)
+    elif images.features != description.features:
+        trained = "images" if description.features is None else f"features of {description.features} values"
+        raise CheckpointError(
+            f"{where} holds features of {images.features} values and the model in {folder} was trained on {trained}: "
+            "give those of the same encoder"
         )

@@ -1,4 +1,4 @@
-"""What training reads: the images of some cases, and the role of each case in a fold."""
+"""What training reads: the images of some cases or their precomputed features, and the role of each case in a fold."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mgi.codecs import decode_ignore, decode_image, decode_mask
+from mgi.delimited import PARSER_ERRORS
 from mgi.errors import CohortError, ImageTableError
-from mgi.tables import read_table
+from mgi.tables import open_table, read_table
 
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
@@ -43,7 +44,17 @@ class Images:
     @property
     def image_px(self) -> int:
         """Edge of the images, pixels."""
-        return decode_image(self.encoded[0]).shape[0]
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width of an image, pixels."""
+        return decode_image(self.encoded[0]).shape[:2]
+
+    @property
+    def features(self) -> int | None:
+        """Values of precomputed features; None of images."""
+        return None
 
     @property
     def mpp(self) -> float | None:
@@ -115,6 +126,24 @@ class Images:
         return content.hexdigest()
 
 
+class Features(Images):
+    """Precomputed features of patches in place of images: `encoded` holds each patch's float32 values, no mask."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of values of a patch."""
+        return (len(self.encoded[0]) // np.dtype(np.float32).itemsize,)
+
+    @property
+    def features(self) -> int | None:
+        """Number of values of a patch."""
+        return self.shape[0]
+
+    def load(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+        """Return the features of some patches, float32 [rows, features]."""
+        return np.stack([np.frombuffer(self.encoded[row], np.float32) for row in rows])
+
+
 def _decode(
     decode: Callable[[bytes], np.ndarray], encoded: list[bytes], pool: ThreadPoolExecutor | None
 ) -> list[np.ndarray]:
@@ -146,12 +175,36 @@ def iterate_images(
     usable = listed[(listed.status == "ok") & listed.case_id.isin(cases)]
     found = False
     for name in usable.table.unique():
-        images = read_image_table(sources.parent / "images" / f"{name}.parquet", cases, labelled, images_per_source)
-        if len(images):
-            found = True
-            yield images
+        for images in _iterate_table(sources.parent / "images" / f"{name}.parquet", cases, labelled, images_per_source):
+            if len(images):
+                found = True
+                yield images
     if not found:
         raise ImageTableError(f"no usable image for these cases in {sources}; see the reasons in that table")
+
+
+def _iterate_table(path: Path, cases: set[str], labelled: bool, images_per_source: int | None) -> Iterator[Images]:
+    """Yield the images of one table at once, or its features slide by slide."""
+    with open_table(path, "table of images", PLACE, ImageTableError) as file:
+        if "features" not in file.schema_arrow.names:
+            yield read_image_table(path, cases, labelled, images_per_source)
+            return
+        for group in range(0 if labelled else file.num_row_groups):
+            try:
+                frame = file.read_row_group(group, PLACE).to_pandas()
+                rows = np.flatnonzero(frame.case_id.isin(cases))
+                if not len(rows):
+                    continue
+                if images_per_source is not None:
+                    rows = spread(rows, images_per_source)
+                column = file.read_row_group(group, ["features"])["features"].combine_chunks()
+            except PARSER_ERRORS as error:
+                raise ImageTableError(f"table of images {path} cannot be read: {error}; make it again") from error
+            values = column.values.to_numpy().reshape(len(frame), -1)
+            encoded = [values[row].tobytes() for row in rows]
+            yield Features(
+                frame.iloc[rows].reset_index(drop=True), encoded, [None] * len(rows), np.zeros(len(rows), bool)
+            )
 
 
 def read_image_table(
@@ -193,8 +246,8 @@ def _join(parts: list[Images], where: str) -> Images:
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
     encoded = [item for part in parts for item in part.encoded]
     masks = [item for part in parts for item in part.masks]
-    joined = Images(frame, encoded, masks, np.concatenate([part.positive for part in parts]))
-    sizes = {decode_image(part.encoded[0]).shape[:2] for part in parts}
+    joined = type(parts[0])(frame, encoded, masks, np.concatenate([part.positive for part in parts]))
+    sizes = {part.shape for part in parts}
     if len(sizes) > 1:
         raise ImageTableError(f"the image tables of {where} hold images of different sizes: {sorted(sizes)}")
     return joined

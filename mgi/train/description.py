@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mgi.config import FinetuneOptions, PretrainOptions
-from mgi.config.vit import MAX_IMAGE_PX
+from mgi.config.vit import MAX_IMAGE_PX, MAX_WIDTH
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import require_file
 from mgi.names import MAX_NAME_LENGTH, NAME_PATTERN, quote
@@ -31,8 +31,6 @@ class Description(BaseModel):
         The fold whose training patients it saw, or `all`.
     cases : list of str
         The training and validation patients: to warn where one of them is predicted.
-    image_px : int
-        Edge of its images, pixels.
     mpp : float or None
         Microns per pixel of its images, None where they stated none.
     genes, gene_names : list of str
@@ -47,7 +45,6 @@ class Description(BaseModel):
     code: str = ""
     fold: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     cases: list[str] = Field([], max_length=MAX_CASES)
-    image_px: int = Field(ge=1, le=MAX_IMAGE_PX)
     mpp: float | None = Field(None, gt=0)
     genes: list[str] = Field(max_length=MAX_GENES)
     gene_names: list[str] = Field([], max_length=MAX_GENES)
@@ -68,17 +65,40 @@ class Description(BaseModel):
 
 
 class AlignerDescription(Description):
-    """A pre-trained model."""
+    """A pre-trained model.
+
+    Attributes
+    ----------
+    image_px : int or None
+        Edge of its images, pixels; None where it reads precomputed features.
+    features : int or None
+        Number of values of those features.
+    """
 
     kind: Literal["aligner"] = "aligner"
     options: PretrainOptions
+    image_px: int | None = Field(None, ge=1, le=MAX_IMAGE_PX)
+    features: int | None = Field(None, ge=1, le=MAX_WIDTH)
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        if (self.image_px is None) == (self.features is None):
+            raise ValueError("one of 'image_px' and 'features' is needed")
+        return self
 
 
 class SegmenterDescription(Description):
-    """A fine-tuned model, and the `Decision` by which its probabilities become a mask."""
+    """A fine-tuned model, and the `Decision` by which its probabilities become a mask.
+
+    Attributes
+    ----------
+    image_px : int
+        Edge of its images, pixels.
+    """
 
     kind: Literal["segmenter"] = "segmenter"
     options: FinetuneOptions
+    image_px: int = Field(ge=1, le=MAX_IMAGE_PX)
     threshold: float = Field(ge=0, le=1)
     min_component: float = Field(0.0, ge=0, le=1)
     uses_genes: bool = True

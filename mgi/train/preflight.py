@@ -11,6 +11,7 @@ from mgi.config import GeneEncoder as GeneEncoderOptions
 from mgi.errors import ConfigError, MGIError
 from mgi.model.alignment import Aligner
 from mgi.model.baseline import Baseline
+from mgi.model.feature_encoder import FeatureEncoder
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder as Vit
 from mgi.model.image_encoder import import_timm
@@ -19,8 +20,10 @@ from mgi.train import checkpoint
 from mgi.train.device import find_missing_for_cuda
 from mgi.train.vit import check_vit
 
-# The number of genes is not known before they are fetched, and no shape that can be wrong depends on it.
+# Neither the number of genes nor that of features is known before they are read, and no shape that can be wrong depends
+# on it.
 GENES = 64
+FEATURES = 64
 # timm fits these to another patch or image size when it loads published weights.
 RESIZED = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
 
@@ -36,6 +39,10 @@ def check_models(config: Config) -> None:
     """
     if config.device == "cuda" and (missing := find_missing_for_cuda(_encodes_genes(config))):
         raise ConfigError(f"configuration: 'device' is cuda, but {missing}; set 'device: cpu', or train elsewhere")
+    if config.features is not None:
+        for name, encoders in config.pretrain.items():
+            _check_alignment(f"pretrain.{name}", encoders, FeatureEncoder(FEATURES))
+        return
     size = _image_size(config)
     vits = {name: _check_pretraining(f"pretrain.{name}", variant, *size) for name, variant in config.pretrain.items()}
     for name, variant in config.finetune.items():
@@ -53,11 +60,15 @@ def _image_size(config: Config) -> tuple[int, str]:
 
 def _check_pretraining(where: str, variant: Pretrain, image_px: int, key: str) -> Vit:
     vit = _check_image_encoder(variant.image_encoder, image_px, key, f"{where}.image_encoder")
+    _check_alignment(where, variant, vit)
+    return vit
+
+
+def _check_alignment(where: str, variant: Pretrain, images: Vit | FeatureEncoder) -> None:
     with _naming(f"{where}.gene_encoder"):
         genes = _build_gene_encoder(variant.gene_encoder)
     with _naming(where), torch.device("meta"):
-        Aligner(genes, vit, variant.embed_dim)
-    return vit
+        Aligner(genes, images, variant.embed_dim)
 
 
 def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vit, image_px: int, key: str) -> None:
@@ -80,6 +91,8 @@ def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vi
 
 def _encodes_genes(config: Config) -> bool:
     """Whether a variant that the default target trains encodes genes; pre-training always does."""
+    if config.features is not None:
+        return True
     return any(
         config.finetune[name].genes != "none" or config.needs_pretraining(name) for name in config.evaluate.variants
     )

@@ -15,6 +15,7 @@ from mgi.config import PretrainOptions
 from mgi.console import log
 from mgi.errors import CohortError
 from mgi.model.alignment import Aligner, symmetric_info_nce
+from mgi.model.image_encoder import ImageEncoder
 from mgi.model.texture import measure_texture
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, to_tensor
@@ -26,7 +27,7 @@ from mgi.train.gradients import backward_in_parts
 from mgi.train.loop import Score, TrainingRun, parameter_groups
 from mgi.train.profiles import Profiles, read_profiles
 from mgi.train.resume import code_hash
-from mgi.train.validation import BATCH, effective_rank, embed_genes, pool_bags, project_images
+from mgi.train.validation import BATCH, effective_rank, embed_genes, pool_bags, project_images, to_inputs
 
 VAL_IMAGES_PER_PATIENT = 16
 # A recall or loss over fewer patients is mostly chance.
@@ -64,7 +65,8 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
         code=code_hash(),
         options=options,
         fold=fold,
-        image_px=images.image_px,
+        image_px=images.image_px if images.features is None else None,
+        features=images.features,
         mpp=images.mpp,
         genes=profiles.genes,
         gene_names=profiles.names,
@@ -74,7 +76,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
     model.gene_encoder.fit_standardisation(profiles.of(paired["train"])[0], options.sd_prior)
     model = model.to(place.device)
     batches = PatientBatches(images, profiles, paired["train"], options, place, ranks)
-    if options.image_encoder.texture:
+    if isinstance(model.image_encoder, ImageEncoder) and model.image_encoder.texture_map is not None:
         model.image_encoder.fit_texture(batches.measure_texture())
     held_out, rows, _ = batches.select_held_out(paired["val"])
     log.info("pre-training on %d patients, %d images", len(batches.patients), len(images))
@@ -144,7 +146,7 @@ class PatientBatches:
         per_patient = 1 if self.options.bags else each
         patient = torch.arange(count, device=self.place.device).repeat_interleave(per_patient)
         values, _ = self.profiles.of(cases)
-        inputs = to_tensor(pictures, self.place.device)
+        inputs = to_inputs(pictures, self.place.device)
         parts = self.options.micro_batch or len(inputs)
 
         def project_pictures(part: Tensor) -> Tensor:
@@ -170,7 +172,8 @@ class PatientBatches:
     def _draw(self, step: int) -> tuple[list[str], np.ndarray]:
         """Draw patients and some images of each: uint8 [patients * images_per_patient, height, width, 3].
 
-        All processes draw the same, and each returns its share.
+        Features are float32 [patients * images_per_patient, width], and not augmented. All processes draw the same, and
+        each returns its share.
         """
         options = self.options
         random = np.random.default_rng([options.seed, step])
@@ -180,7 +183,8 @@ class PatientBatches:
         augmentation = Augmentation.draw(len(rows), options, random)
         own = self.ranks.share(len(cases))
         part = slice(own.start * options.images_per_patient, own.stop * options.images_per_patient)
-        return cases[own], augmentation.share(part).apply(self.images.load(rows[part], self._pool))
+        loaded = self.images.load(rows[part], self._pool)
+        return cases[own], loaded if self.images.features else augmentation.share(part).apply(loaded)
 
     def measure_texture(self) -> Tensor:
         """Return the texture statistics of evenly spread images of the patients, [images, STATISTICS] on the CPU."""

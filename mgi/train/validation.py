@@ -26,6 +26,17 @@ BATCH = 32
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
+def to_inputs(loaded: np.ndarray, device: torch.device) -> Tensor:
+    """Turn what `Images.load` returns into what an aligner reads.
+
+    Returns
+    -------
+    Tensor, float32
+        Pixels in 0..1 [batch, 3, height, width], or features [batch, width].
+    """
+    return torch.from_numpy(loaded).to(device) if loaded.ndim == 2 else to_tensor(loaded, device)
+
+
 @torch.inference_mode()
 def project_images(model: Aligner, images: Images, rows: np.ndarray, place: Place) -> Tensor:
     """Project some rows of `images`, a batch at a time, to float32 [rows, embed_dim] on the CPU.
@@ -34,9 +45,9 @@ def project_images(model: Aligner, images: Images, rows: np.ndarray, place: Plac
     """
     vectors = []
     for start in range(0, len(rows), BATCH):
-        pictures = to_tensor(images.load(rows[start : start + BATCH]), place.device)
+        inputs = to_inputs(images.load(rows[start : start + BATCH]), place.device)
         with place.autocast():
-            vectors.append(model.project_images(pictures).float().cpu())
+            vectors.append(model.project_images(inputs).float().cpu())
     return torch.cat(vectors)
 
 

@@ -349,3 +349,14 @@ def test_few_sites_are_dealt_where_a_deal_exists(cohort, sizes, folds):
     ):
         run(**cohort([source(case) for case in cases if "S3" not in case and "S4" not in case], cases)
             | {"folds": 2, "by": "site"})  # fmt: skip
+
+
+def test_pretraining_alone_spreads_paired_patients_and_needs_no_labels(cohort, tmp_path):
+    cases = [barcode(k) for k in range(12)]
+    options = cohort([source(case, labelled=False) for case in cases], cases[:6]) | {"labelled": False}
+    table = splits(options | {"flow": tmp_path / "flow.csv"})
+    for _, fold in table.groupby("fold"):
+        assert fold[fold.paired].groupby("role").size().to_dict() == {"test": 3, "train": 2, "val": 1}
+    assert not table.labelled.any() and "with masks" not in (tmp_path / "flow.csv").read_text()
+    with pytest.raises(CohortError, match="6 paired patients are too few for 7 folds .* add patients with both"):
+        run(**options | {"folds": 7})

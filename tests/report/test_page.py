@@ -150,6 +150,25 @@ def test_page_shows_retrieval_and_lost_cases(tmp_path: Path) -> None:
     assert "with masks 6 2 cut" in words
 
 
+def test_page_of_pretraining_alone_opens_with_its_retrieval(tmp_path: Path) -> None:
+    (tmp_path / "evaluate").mkdir()
+    rows = [
+        ("mgi", "image-to-gene", 0.2),
+        ("mgi", "patient-to-gene", 0.25),
+        ("ridge-yardstick", "patient-to-gene", 0.1),
+    ]
+    table = pd.DataFrame(rows, columns=["variant", "direction", "recall"])
+    table = table.assign(fold="all", gallery="all", k=1, chance=0.05, n_queries=60, n_gallery=24)
+    table = table.assign(low=0.125, high=0.4, p_value=0.012, median_rank=3.5, mrr=0.4, hubness=0.25)
+    table.to_csv(tmp_path / "evaluate/retrieval.csv", index=False)
+    _, words = read_page(tmp_path)
+    assert "a patient's images find its genes first in 0.250 [0.125, 0.400] of 60 test patients; by chance" in words
+    assert "ridge-yardstick patient-to-gene 0.100" in words and "Segmentation" not in words
+    (tmp_path / "evaluate/retrieval.csv").write_text("fold,gallery,k,direction\n")
+    with pytest.raises(MissingInputError, match="is not written by mgi retrieve"):
+        write_page(tmp_path, tmp_path / "index.html")
+
+
 @pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "variant,difference\nmgi,0.1\n"])
 def test_page_without_a_comparison_is_an_error(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "evaluate").mkdir()

@@ -85,6 +85,16 @@ def test_retrieval_stands_beside_chance(results: Path, capsys: pytest.CaptureFix
     ]
 
 
+def test_pretraining_alone_shows_its_retrieval(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "evaluate/comparison.csv").unlink()
+    row = {"variant": "mgi", "direction": "image-to-gene", "fold": "all", "gallery": "all", "k": 1, "recall": 0.25}
+    row |= {"chance": 0.0417, "n_gallery": 24, "low": 0.1, "high": 0.4, "median_rank": 3.5}
+    pd.DataFrame([row]).to_csv(results / "evaluate/retrieval.csv", index=False)
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert "image-to-gene" in said and "Dice" not in said
+
+
 @pytest.mark.parametrize(("scale_fitted", "noted"), [("outside the folds", True), ("none", False)])
 def test_scaling_outside_the_folds_is_noted(
     results: Path, capsys: pytest.CaptureFixture[str], scale_fitted: str, noted: bool

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.prepare.conftest import tissue_picture, write_slide
+from tests.prepare.features import write_features
 
 from .conftest import ROOT, Workflow, counted
 
@@ -47,7 +48,18 @@ def make_series(folder):
     write_expression(folder, "parquet")
 
 
-MAKERS = {"own-fields": make_fields, "own-slides": make_slides, "brats-mri": make_series}
+def make_features(folder):
+    for case in CASES:
+        write_features(folder / f"features_uni_v2/{case}.A.h5")
+    write_expression(folder, "csv")
+
+
+MAKERS = {
+    "patch-features": make_features,
+    "own-fields": make_fields,
+    "own-slides": make_slides,
+    "brats-mri": make_series,
+}
 
 
 @pytest.fixture
@@ -63,7 +75,11 @@ def example(request, tmp_path):
 def test_example_plans_its_whole_run(example):
     jobs = counted(example.planned())
     folds = 1 if example.config.stem == "own-fields" else 2
-    assert jobs["write_page"] == 1 and jobs["finetune"] == 3 * folds and jobs["pretrain"] == folds
+    assert jobs["write_page"] == 1
+    if example.config.stem == "patch-features":
+        assert jobs["import_features"] == 1 and jobs["pretrain"] == jobs["embed"] == 2 * folds and not jobs["finetune"]
+        return
+    assert jobs["finetune"] == 3 * folds and jobs["pretrain"] == folds
     assert jobs["tile_slides"] == (0 if example.config.stem == "brats-mri" else 6)
 
 

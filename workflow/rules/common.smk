@@ -226,7 +226,7 @@ def gene_annotation(wildcards, input):
 def image_names(wildcards):
     """The names of the cohort's tables of images."""
     slide_manifests(wildcards)
-    return ["mri"] if CFG.mri else list(PLAN.batches)
+    return ["mri"] if CFG.mri else ["features"] if CFG.features else list(PLAN.batches)
 
 
 def image_tables(wildcards):
@@ -264,8 +264,14 @@ def encoders(wildcards):
 
 def reference_embeddings(wildcards):
     """The embeddings of every fold's test patients, by the encoders of the reference variant."""
-    name = CFG.finetune[CFG.evaluate.reference].encoders
-    return within_results(f"pretrain/{name}/fold{fold}/embeddings.parquet" for fold in PLAN.folds)
+    return within_results(f"pretrain/{CFG.embedded[0]}/fold{fold}/embeddings.parquet" for fold in PLAN.folds)
+
+
+def compared_embeddings(wildcards):
+    """The embeddings of every fold's test patients, by all encoders whose retrieval is compared."""
+    return within_results(
+        f"pretrain/{name}/fold{fold}/embeddings.parquet" for name in CFG.embedded for fold in PLAN.folds
+    )
 
 
 def fold_models(wildcards):

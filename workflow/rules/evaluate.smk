@@ -58,7 +58,7 @@ rule yardstick:
 
 rule retrieve:
     input:
-        embeddings=reference_embeddings,
+        embeddings=compared_embeddings,
         yardstick=expand("<results>/{{cohort}}/evaluate/ridge-yardstick/fold{fold}/embeddings.parquet", fold=PLAN.folds),
         splits="<results>/{cohort}/splits.parquet",
     output:
@@ -95,7 +95,7 @@ rule probe:
         labels=given(CFG.probe.labels),
         models=expand(
             "<results>/{{cohort}}/pretrain/{variant}/fold{fold}/{file}",
-            variant=CFG.finetune[CFG.evaluate.reference].encoders,
+            variant=CFG.embedded[0],
             fold=PLAN.folds,
             file=["model.safetensors", "config.json"],
         ),
@@ -155,8 +155,8 @@ rule summarise:
 
 rule compare:
     input:
-        per_patient=within_results(f"finetune/{name}/per_patient.parquet" for name in CFG.evaluate.variants),
-        per_image=within_results(f"finetune/{name}/per_image.parquet" for name in CFG.evaluate.variants),
+        per_patient=within_results(f"finetune/{name}/per_patient.parquet" for name in CFG.compared),
+        per_image=within_results(f"finetune/{name}/per_image.parquet" for name in CFG.compared),
         splits="<results>/{cohort}/splits.parquet",
     output:
         projects="<results>/{cohort}/evaluate/projects.csv",

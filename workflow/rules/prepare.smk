@@ -117,6 +117,33 @@ if CFG.slides:
             "{params.mgi:q} sources {params.folder:q} {params.manifests:q} {params.collected:q} "
             "-o {output.sources:q} > {log:q} 2>&1"
 
+elif CFG.features:
+
+    rule import_features:
+        input:
+            # The folder's time changes with a file beside those of features: `state` tells whether one of them did.
+            files=lambda wildcards: ancient(local(CFG.features.own)),
+        output:
+            images="<results>/{cohort}/images/features.parquet",
+            sources="<results>/{cohort}/sources.parquet",
+        log:
+            "<logs>/{cohort}/import_features.log",
+        benchmark:
+            "<benchmarks>/{cohort}/import_features.tsv"
+        conda:
+            environment("base")
+        threads: 1
+        resources:
+            mem_mb=CFG.resources.prepare_mem_mb,
+            runtime=CFG.resources.prepare_runtime_min,
+        params:
+            mgi=mgi_command,
+            pattern=[f"--case-pattern={CFG.features.case_pattern}"] if CFG.features.case_pattern else [],
+            state=lambda wildcards: PLAN.features_state,
+        shell:
+            "{params.mgi:q} features import {input.files:q} {params.pattern:q} "
+            "--sources {output.sources:q} -o {output.images:q} > {log:q} 2>&1"
+
 else:
 
     rule import_mri:
