@@ -354,7 +354,10 @@ class Plan:
     def compared_options(self) -> list[str]:
         """Return the options of `mgi compare` that name the variants."""
         evaluate = self.config.evaluate
-        return [*(f"--variant={variant}" for variant in evaluate.variants), f"--reference={evaluate.reference}"]
+        pairs = [(first, other) for first, others in self.config.replicates().items() for other in others]
+        replicates = [f"--replicate={first}={other}" for first, other in pairs]
+        compared = [f"--variant={variant}" for variant in evaluate.variants]
+        return [*compared, *replicates, f"--reference={evaluate.reference}"]
 
     def map_label(self) -> tuple[str, str]:
         """Return the table that colours the map of embeddings, "" for that of the folds, and its column."""
@@ -363,7 +366,7 @@ class Plan:
 
     def page_inputs(self) -> list[str]:
         """List what the report's page shows, within results/{cohort}."""
-        names = ["evaluate/comparison.csv", "evaluate/projects.csv"]
+        names = ["evaluate/comparison.csv", "evaluate/projects.csv", "evaluate/seeds.csv"]
         figures = ["flow", "losses", "comparison", "overlays", *(["slides"] if self.draws_previews else [])]
         names += [f"report/{name}.png" for name in figures]
         names += ["evaluate/retrieval.csv", "report/map.png"] if self.encoders(self.config.evaluate.reference) else []

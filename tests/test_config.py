@@ -155,6 +155,15 @@ def test_missing_section_is_named(raw: dict[str, Any]) -> None:
     assert "'finetune' is missing" in refusal(raw)
 
 
+def test_replicate_differs_in_seed_alone_and_is_found_among_those_compared(raw: dict[str, Any]) -> None:
+    raw |= {"seed": 5}
+    raw["finetune"] |= {"again": {"base": "mgi", "replicate": 2}, "other": {"base": "mgi", "replicate": 1, "lr": 0.01}}
+    raw["evaluate"] = {"variants": ["mgi", "again", "other"], "reference": "mgi"}
+    config = load_config(raw)
+    assert config.finetune_options("again") == config.finetune_options("mgi") | {"seed": 7}
+    assert config.replicates() == {"mgi": ["again"]}
+
+
 def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:
     local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
     raw |= local | {"slides": None, "gdc": None}

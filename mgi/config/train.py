@@ -154,6 +154,13 @@ class Finetune(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     encoders: Name = Field("mgi", description="the pre-training variant that defines the encoders")
     pretrained: bool = Field(True, description="start from that variant's weights")
+    replicate: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of a repetition: the cohort's seed plus this one draws the initial weights and batches, "
+        "which shows the spread over seeds",
+    )
     genes: Literal["matched", "none", "shuffled", "noise"] = Field(
         "matched",
         description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
