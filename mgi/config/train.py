@@ -161,10 +161,11 @@ class Finetune(Optimisation):
         description="number of a repetition: the cohort's seed plus this one draws the initial weights and batches, "
         "which shows the spread over seeds",
     )
-    genes: Literal["matched", "none", "shuffled", "noise"] = Field(
+    genes: Literal["matched", "none", "shuffled", "noise", "site"] = Field(
         "matched",
         description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
-        "nobody's, of each gene's training mean and standard deviation",
+        "nobody's, of each gene's training mean and standard deviation; `site`, the mean profile of a site's training "
+        "patients, which tells the site alone",
     )
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
