@@ -170,6 +170,13 @@ class Finetune(Optimisation):
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
     )
+    gene_gate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="strength of the genes' effect on the image before training: 0 starts without any, and it grows "
+        "where it helps, which is safe where genes tell little; 1 learns faster what they tell",
+    )
     network: Literal["mgi", "unet-resnet18", "segformer-b0"] = Field(
         "mgi",
         description="`mgi`, or a published network in its place as a baseline, trained from random weights without ViT "
