@@ -280,11 +280,8 @@ class Plan:
     @cached_property
     def own_slides(self) -> list[LocalSlide]:
         """The user's own slides, or files of their features; none where slides come from the GDC."""
-        own = self.config.own
-        if own is None or own.own is None:
-            return []
-        list_own = list_features if self.config.features else list_local_slides
-        return list_own(own.own, own.case_pattern)
+        own, list_own = self.config.own, list_features if self.config.features else list_local_slides
+        return list_own(own.own, own.case_pattern) if own and own.own else []
 
     @property
     def draws_previews(self) -> bool:
@@ -364,17 +361,19 @@ class Plan:
 
     def runs(self) -> list[str]:
         """List the folders of the training runs that the comparison rests on."""
-        if self.config.features:
-            stages = {f"pretrain/{name}": None for name in self.config.compared}
-        else:
-            stages = {f"pretrain/{name}": None for name in map(self.encoders, self.config.compared) if name}
-            stages |= {f"finetune/{name}": None for name in self.config.compared}
+        compared, segments = self.config.compared, not self.config.features
+        encoders = [name for name in map(self.encoders, compared) if name] if segments else compared
+        stages = {f"pretrain/{name}": None for name in encoders}
+        stages |= {f"finetune/{name}": None for name in compared if segments}
         return [f"{stage}/fold{fold}" for stage in stages for fold in self.folds]
 
     def compared_options(self) -> list[str]:
         """Return the options of `mgi compare` that name the variants."""
         evaluate = self.config.evaluate
-        return [*(f"--variant={variant}" for variant in evaluate.variants), f"--reference={evaluate.reference}"]
+        pairs = [(first, other) for first, others in self.config.replicates().items() for other in others]
+        replicates = [f"--replicate={first}={other}" for first, other in pairs]
+        compared = [f"--variant={variant}" for variant in evaluate.variants]
+        return [*compared, *replicates, f"--reference={evaluate.reference}"]
 
     def map_label(self) -> tuple[str, str]:
         """Return the table that colours the map of embeddings, "" for that of the folds, and its column."""
@@ -387,7 +386,7 @@ class Plan:
         if self.config.features or self.encoders(self.config.evaluate.reference):
             names += ["evaluate/retrieval.csv", "report/map.png"]
         if not self.config.features:
-            names += ["evaluate/comparison.csv", "evaluate/projects.csv"]
+            names += ["evaluate/comparison.csv", "evaluate/projects.csv", "evaluate/seeds.csv"]
             figures = ["comparison", "overlays", *(["slides"] if self.draws_previews else [])]
             names += [f"report/{name}.png" for name in figures]
             names += [f"finetune/{name}/summary.json" for name in self.config.compared]

@@ -157,6 +157,15 @@ def test_missing_section_is_named(raw: dict[str, Any]) -> None:
     assert "'finetune' is missing" in refusal(raw)
 
 
+def test_replicate_differs_in_seed_alone_and_is_found_among_those_compared(raw: dict[str, Any]) -> None:
+    raw |= {"seed": 5}
+    raw["finetune"] |= {"again": {"base": "mgi", "replicate": 2}, "other": {"base": "mgi", "replicate": 1, "lr": 0.01}}
+    raw["evaluate"] = {"variants": ["mgi", "again", "other"], "reference": "mgi"}
+    config = load_config(raw)
+    assert config.finetune_options("again") == config.finetune_options("mgi") | {"seed": 7}
+    assert config.replicates() == {"mgi": ["again"]}
+
+
 def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:
     local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
     raw |= local | {"slides": None, "gdc": None}
@@ -310,7 +319,7 @@ def test_reference_replaces_only_what_is_between_the_markers(tmp_path: Path) -> 
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
     assert "| `slides.mpp` | number, above 0, at most 16 | `0.5` | microns per pixel of a tile |" in text
-    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` or `noise` |" in text
+    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` or `noise` or `site` |" in text
     assert json.loads((tmp_path / "schema.json").read_text())["additionalProperties"] is False
     write_reference(tmp_path)
     assert readme.read_text() == text

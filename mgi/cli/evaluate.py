@@ -20,7 +20,8 @@ from mgi.cli.common import (
     require_inputs,
 )
 from mgi.config import Evaluate, EvaluateOptions, PredictOptions, ProbeOptions, load_options
-from mgi.errors import MissingPackageError
+from mgi.errors import ConfigError, MissingPackageError
+from mgi.names import quote
 
 DESCRIPTION = "config.json"
 
@@ -131,13 +132,25 @@ def compare(
     splits: Annotated[
         Path | None, typer.Option(help="splits.parquet: write projects.csv, Dice by project, too.")
     ] = None,
+    replicate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIANT=OTHER", help="Of two variants that differ in seed alone; repeatable: seeds.csv."),
+    ] = None,
 ) -> None:
     """Compare variants patient by patient: OUTPUT/per_patient.parquet, per_image.parquet and comparison.csv."""
     from mgi.evaluate.comparison import compare as run
 
     chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
     compared = load_options(Evaluate, {}, variants=variant, reference=reference)
-    run(folder, compared.variants, output, compared.reference, chosen.bootstrap_samples, chosen.seed, splits)
+    replicates: dict[str, list[str]] = {}
+    for pair in replicate or []:
+        first, _, other = pair.partition("=")
+        if first == other or not {first, other} <= set(compared.variants):
+            raise ConfigError(f"--replicate {quote(pair)} must name two of the variants: write VARIANT=OTHER")
+        replicates.setdefault(first, []).append(other)
+    run(
+        folder, compared.variants, output, compared.reference, chosen.bootstrap_samples, chosen.seed, splits, replicates
+    )
 
 
 @app.command(

@@ -1,5 +1,6 @@
 """The whole configuration of a cohort: its sections, and what each stage is told of them."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -25,7 +26,7 @@ from mgi.config.prepare import (
 )
 from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
-from mgi.config.train import Finetune, Optimisation, Pretrain, RunOptions
+from mgi.config.train import MAX_SEED, Finetune, Optimisation, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
 
@@ -262,10 +263,20 @@ class Config(RunOptions, Cohort):
 
     def finetune_options(self, variant: str) -> dict[str, Any]:
         """Return the options of `mgi finetune` for `variant`, the architecture of its encoders included."""
-        options = self.finetune[variant].model_dump(exclude={"base"}, exclude_none=True)
+        chosen = self.finetune[variant]
+        options = chosen.model_dump(exclude={"base", "replicate"}, exclude_none=True)
         encoders = self.pretrain[self.finetune[variant].encoders].model_dump()
         architecture = {key: encoders[key] for key in ("gene_encoder", "image_encoder")}
-        return options | architecture | _select(self, RunOptions)
+        seed = (self.seed + chosen.replicate) % (MAX_SEED + 1)
+        return options | architecture | _select(self, RunOptions) | {"seed": seed}
+
+    def replicates(self) -> dict[str, list[str]]:
+        """Return the compared variants that others repeat with another seed alone, each with those others."""
+        names: dict[str, list[str]] = {}
+        for variant in () if self.features else self.compared:
+            options = {key: value for key, value in self.finetune_options(variant).items() if key != "seed"}
+            names.setdefault(json.dumps(options, sort_keys=True), []).append(variant)
+        return {first: others for first, *others in names.values() if others}
 
     def evaluate_options(self) -> dict[str, Any]:
         """Return the options of `mgi summarise` and `mgi compare`."""

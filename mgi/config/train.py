@@ -154,13 +154,28 @@ class Finetune(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     encoders: Name = Field("mgi", description="the pre-training variant that defines the encoders")
     pretrained: bool = Field(True, description="start from that variant's weights")
-    genes: Literal["matched", "none", "shuffled", "noise"] = Field(
+    replicate: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of a repetition: the cohort's seed plus this one draws the initial weights and batches, "
+        "which shows the spread over seeds",
+    )
+    genes: Literal["matched", "none", "shuffled", "noise", "site"] = Field(
         "matched",
         description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
-        "nobody's, of each gene's training mean and standard deviation",
+        "nobody's, of each gene's training mean and standard deviation; `site`, the mean profile of a site's training "
+        "patients, which tells the site alone",
     )
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
+    )
+    gene_gate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="strength of the genes' effect on the image before training: 0 starts without any, and it grows "
+        "where it helps, which is safe where genes tell little; 1 learns faster what they tell",
     )
     network: Literal["mgi", "unet-resnet18", "segformer-b0"] = Field(
         "mgi",

@@ -1,6 +1,8 @@
 """Variants compared patient by patient."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from mgi.evaluate.statistics import (
     estimate_mean,
     p_value_of_sign_flips,
     resample_patients,
+    round_estimate,
 )
 from mgi.tables import read_table, write_csv, write_table
 
@@ -22,6 +25,7 @@ COLUMNS = (
     "p_holm", "primary", "detectable", "n_paired",
 )  # fmt: skip
 
+SEED_COLUMNS = ["variant", "seeds", "n_patients", "dice", "sd", "low", "high"]
 PROJECT_COLUMNS = ["project", "variant", "n_patients", "dice", "low", "high"]
 
 
@@ -33,6 +37,7 @@ def compare(
     bootstrap_samples: int = 2000,
     seed: int = 0,
     splits: Path | None = None,
+    replicates: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     """Compare variants patient by patient.
 
@@ -48,6 +53,8 @@ def compare(
     difference that a paired t-test of these patients would detect with 80% power at the 5% level.
 
     With `splits`, splits.parquet, projects.csv holds the mean Dice of each variant over the patients of each project.
+    `replicates` names variants that others repeat with another seed; seeds.csv holds of each the mean and the standard
+    deviation over the seeds of the mean Dice, with an interval that resamples the seeds and then the patients.
 
     Raises
     ------
@@ -71,9 +78,32 @@ def compare(
     for name, table in tables.items():
         write_table(table, output / f"{name}.parquet")
     write_csv(rows[list(COLUMNS)], output / "comparison.csv", f"%.{DECIMALS}f")
+    runs = {first: [first, *others] for first, others in replicates.items()}
+    seeds = [_summarise_seeds(first, scores[names], resamples, seed) for first, names in runs.items()]
+    write_csv(pd.DataFrame(seeds, columns=SEED_COLUMNS), output / "seeds.csv", f"%.{DECIMALS}f")
     if splits is not None:
         by_project = _compare_projects(scores, splits, bootstrap_samples, seed)
         write_csv(by_project, output / "projects.csv", f"%.{DECIMALS}f")
+
+
+def _summarise_seeds(variant: str, scores: pd.DataFrame, resamples: np.ndarray, seed: int) -> dict[str, object]:
+    """Return one row of seeds.csv from the Dice [cases, seeds] of the patients that every seed was tested on."""
+    dice = scores.dropna().to_numpy()
+    means = dice.mean(axis=0)
+    resamples = resample_patients(len(dice), len(resamples), seed)
+    drawn = resample_patients(dice.shape[1], len(resamples), seed + 1)
+    # Rows are draws: the patients' mean Dice in each seed of the draw.
+    by_seed = dice[resamples].mean(axis=1)
+    mean = round_estimate(means.mean(), np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1), len(dice))
+    return {
+        "variant": variant,
+        "seeds": dice.shape[1],
+        "n_patients": len(dice),
+        "dice": mean["mean"],
+        "sd": means.std(ddof=1),
+        "low": mean["low"],
+        "high": mean["high"],
+    }
 
 
 def _compare_projects(scores: pd.DataFrame, splits: Path, bootstrap_samples: int, seed: int) -> pd.DataFrame:

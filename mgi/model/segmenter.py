@@ -52,9 +52,12 @@ class GeneAttention(nn.Module):
         Widths of image and gene tokens.
     heads : int
         Attention heads.
+    gate : float
+        The gate at first; at 0 nothing that is attended to has an effect, until the gate has learnt that it helps
+        (ReZero: Bachlechner et al., 2020, arXiv 2003.04887).
     """
 
-    def __init__(self, dim: int, gene_dim: int, heads: int = 4) -> None:
+    def __init__(self, dim: int, gene_dim: int, heads: int = 4, gate: float = 1.0) -> None:
         super().__init__()
         self.heads = heads
         self.image_norm = nn.LayerNorm(dim)
@@ -64,7 +67,7 @@ class GeneAttention(nn.Module):
         self.output = nn.Linear(dim, 2 * dim)
         # At full strength: with small initial weights genes are learnt late or not at all on simulated cohorts.
         nn.init.normal_(self.output.weight, std=dim**-0.5)
-        self.gate = nn.Parameter(torch.ones(dim))
+        self.gate = nn.Parameter(torch.full((dim,), gate))
         # The null profile: starts as nothing, learnt from patients without expression or whose profile is dropped.
         self.absent = nn.Parameter(torch.zeros(2 * dim))
         self.mlp_norm = nn.LayerNorm(dim)
@@ -113,6 +116,8 @@ class Segmenter(nn.Module):
         Neighbouring slices on either side that the convolutional path sees beside each slice.
     average_flips : bool
         Whether `predict` averages an image and its mirror image.
+    gene_gate : float
+        The gate of `GeneAttention` at first.
     """
 
     # What config.json says of a model that was read from a folder.
@@ -127,6 +132,7 @@ class Segmenter(nn.Module):
         gene_encoder: GeneEncoder | None = None,
         neighbours: int = 0,
         average_flips: bool = False,
+        gene_gate: float = 1.0,
     ) -> None:
         super().__init__()
         self.neighbours, self.average_flips = neighbours, average_flips
@@ -138,7 +144,7 @@ class Segmenter(nn.Module):
         if image_encoder is not None:
             self.from_vit = nn.Conv2d(image_encoder.map_dim, deepest, 1)
         if gene_encoder is not None:
-            self.fusion = GeneAttention(deepest, gene_encoder.dim)
+            self.fusion = GeneAttention(deepest, gene_encoder.dim, gate=gene_gate)
         steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
         self.up = nn.ModuleList(_convolutions(b, b) for _, b in steps)

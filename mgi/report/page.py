@@ -127,6 +127,7 @@ def _show_segmentation(results: Path) -> dict[str, Any]:
         "comparison": _comparison_table(comparison, reference),
         "metrics": _metrics_table(summaries),
         "projects": _projects_table(results / "evaluate" / "projects.csv"),
+        "seeds": _seeds_table(results / "evaluate" / "seeds.csv"),
         "notes": notes,
     }
 
@@ -149,7 +150,7 @@ def _show_pretraining(path: Path) -> dict[str, Any]:
         (f"{row.chance:.3f}", "of it by chance"),
         (f"{row.n_queries}", "test patients"),
     ]
-    none = {"comparison": None, "metrics": None, "projects": None}
+    none = {"comparison": None, "metrics": None, "projects": None, "seeds": None}
     return {"reference": row.variant, "answer": answer, "cards": cards, "notes": [], **none}
 
 
@@ -254,6 +255,21 @@ def _projects_table(path: Path) -> Table | None:
         rows.setdefault(str(row.variant), []).append(cell)
     caption = "Mean over the test patients of each project, with its 95% interval and their number."
     return Table(headings, [[variant, *cells] for variant, cells in rows.items()], caption, marked=True)
+
+
+def _seeds_table(path: Path) -> Table | None:
+    """Return the spread over seeds, a row per repeated variant; None where there is none."""
+    if not path.exists():
+        return None
+    table = read_csv(path, "the spread over seeds", ["variant", "seeds", "n_patients", "dice", "sd", "low", "high"])
+    headings = ["Over seeds", "seeds", "mean Dice", "SD over seeds"]
+    rows = [
+        [str(row.variant), f"{row.seeds:.0f}", f"{row.dice:.3f} {format_interval(row.low, row.high)}".rstrip(),
+         f"{row.sd:.4f}"]
+        for row in iterate_rows(table)
+    ]  # fmt: skip
+    caption = "The same variant trained with several seeds; the interval resamples the seeds and then the patients."
+    return Table(headings, rows, caption, marked=True) if rows else None
 
 
 def _count_missed(summaries: dict[str, dict[str, Any]]) -> str:

@@ -253,6 +253,12 @@ def _join(parts: list[Images], where: str) -> Images:
     return joined
 
 
+def read_sites(splits: Path) -> dict[str, str]:
+    """Return the site of each case that has one."""
+    table = read_table(splits, "table of splits", ["case_id", "site"]).to_pandas().dropna()
+    return dict(zip(table.case_id, table.site, strict=True))
+
+
 def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:
     """Return the cases of each role (train, val, test) in a fold; for the fold `all` every case trains.
 

@@ -19,7 +19,7 @@ from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, Warp, to_tensor
-from mgi.train.data import Images, iterate_images, read_images, read_roles
+from mgi.train.data import Images, iterate_images, read_images, read_roles, read_sites
 from mgi.train.decision import DECISIONS, Decision, choose_decision
 from mgi.train.description import SegmenterDescription, read_description
 from mgi.train.device import Place, prepare_torch
@@ -69,7 +69,7 @@ def finetune(
     source = None if pretrained is None else _load_aligner(pretrained)
     if source is not None:
         options = _take_encoders(options, source.description.options)
-    profiles = _read_profiles(options, expression, roles, source, pretrained)
+    profiles = _read_profiles(options, expression, splits, roles, source, pretrained)
     train, val = _read_labelled(options, sources, roles["train"]), None
     if not train.positive.any():
         raise CohortError(f"no training image of fold {fold} has tumour: check the annotations")
@@ -210,6 +210,7 @@ class ImageBatches:
 def _read_profiles(
     options: FinetuneOptions,
     expression: Path | None,
+    splits: Path,
     roles: dict[str, list[str]],
     source: Aligner | None,
     pretrained: Path | None,
@@ -226,6 +227,8 @@ def _read_profiles(
         profiles = profiles.match(genes, names, source.gene_encoder.mean, options.max_missing_genes, pretrained)
     if options.genes == "shuffled":
         return profiles.shuffle(list(roles.values()), options.seed)
+    if options.genes == "site":
+        return profiles.average_by_site(roles["train"], read_sites(splits))
     return profiles.randomise(roles["train"], options.seed) if options.genes == "noise" else profiles
 
 

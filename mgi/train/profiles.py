@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,6 +82,24 @@ class Profiles:
             random = np.random.default_rng([seed, *case.encode()])
             noise[row] = mean + scale * torch.from_numpy(random.standard_normal(len(mean), dtype=np.float32))
         return replace(self, values=noise)
+
+    def average_by_site(self, train: list[str], sites: Mapping[str, str]) -> "Profiles":
+        """Return the mean profile of a site's patients in `train` in place of every profile of that site.
+
+        All that such a profile tells is the site: a gain that it brings is the scanner's or the laboratory's. A site
+        without two such patients has the mean over all of `train`.
+        """
+        members: dict[str, list[int]] = {}
+        for case in train:
+            if case in self.row and case in sites:
+                members.setdefault(sites[case], []).append(self.row[case])
+        paired = [self.row[case] for case in train if case in self.row]
+        means = {site: self.values[rows].mean(dim=0) for site, rows in members.items() if len(rows) > 1}
+        overall = self.values[paired].mean(dim=0)
+        values = torch.empty_like(self.values)
+        for case, row in self.row.items():
+            values[row] = means.get(sites.get(case, ""), overall)
+        return replace(self, values=values)
 
     def match(
         self, genes: list[str], names: list[str], means: Tensor, max_missing: float, where: Path | str

@@ -117,6 +117,26 @@ def test_five_patients_have_differences_without_intervals_or_p_values(tmp_path: 
     assert row[["low", "high", "difference_low", "difference_high", "p_value", "detectable"]].isna().all()
 
 
+def test_spread_over_seeds_is_that_of_the_means_and_widens_the_interval(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    dice = rng.uniform(0.6, 0.9, 40)
+    shifts = {"mgi": 0.0, "mgi-1": 0.09, "mgi-2": -0.06}
+    for variant, shift in shifts.items():
+        write_dice(tmp_path, variant, {f"C{n:02d}": value + shift for n, value in enumerate(dice)})
+    write_dice(tmp_path, "same", {f"C{n:02d}": value for n, value in enumerate(dice)})
+    replicates = {"mgi": ["mgi-1", "mgi-2"], "same": ["mgi"]}
+    compare(tmp_path, [*shifts, "same"], tmp_path / "evaluate", "mgi", 2000, replicates=replicates)
+    table = pd.read_csv(tmp_path / "evaluate" / "seeds.csv").set_index("variant")
+    row, same = table.loc["mgi"], table.loc["same"]
+    assert (row["seeds"], row["n_patients"]) == (3, 40)
+    assert row["dice"] == pytest.approx(dice.mean() + 0.01, abs=1e-6)
+    assert row["sd"] == pytest.approx(np.std([0, 0.09, -0.06], ddof=1), abs=1e-6)
+    # Variances of independent draws add: patients' by 40, and seeds' (n - 1 in n of theirs) by 3.
+    expected = 2 * 1.96 * np.sqrt(dice.var() / 40 + np.var([0, 0.09, -0.06]) / 3)
+    assert row["high"] - row["low"] == pytest.approx(expected, rel=0.1)
+    assert same["sd"] == 0 and same["high"] - same["low"] < row["high"] - row["low"]
+
+
 def test_projects_have_means_of_their_own(compared: Path) -> None:
     scores = pd.read_parquet(compared / "mgi" / "per_patient.parquet").set_index("case_id")["dice"]
     projects = ["TCGA-LGG"] * 20 + ["TCGA-GBM"] * 8 + [None] * 2

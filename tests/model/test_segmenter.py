@@ -127,9 +127,11 @@ def test_values_of_a_missing_profile_have_no_effect():
     assert torch.equal(model(images, values, patient, absent), model(images, values + 5, patient, absent))
 
 
-def test_closed_gate_ignores_the_genes():
-    model, (images, values, patient, present) = segmenter(), batch()
-    torch.nn.init.zeros_(model.fusion.gate)
+def test_closed_gate_ignores_the_genes_until_they_help():
+    open_model, (images, values, patient, present) = segmenter(), batch()
+    model = Segmenter([8, 16, 24], open_model.image_encoder, open_model.gene_encoder, gene_gate=0.0)
+    dice_cross_entropy(model(images, values, patient, present), torch.ones(3, 32, 32)).backward()
+    assert model.fusion.gate.grad.abs().min() > 0
     torch.testing.assert_close(
         model(images, values, patient, present), model(images, values + 5, patient, present), rtol=0, atol=1e-6
     )

@@ -358,5 +358,5 @@ def test_pretraining_alone_spreads_paired_patients_and_needs_no_labels(cohort, t
     for _, fold in table.groupby("fold"):
         assert fold[fold.paired].groupby("role").size().to_dict() == {"test": 3, "train": 2, "val": 1}
     assert not table.labelled.any() and "with masks" not in (tmp_path / "flow.csv").read_text()
-    with pytest.raises(CohortError, match="6 paired patients are too few for 7 folds .* add patients with both"):
+    with pytest.raises(CohortError, match=r"6 paired patients are too few for 7 folds .* add patients with both"):
         run(**options | {"folds": 7})

@@ -179,6 +179,26 @@ def test_page_without_a_comparison_is_an_error(tmp_path: Path, text: str | None)
     assert not (tmp_path / "index.html").exists()
 
 
+def test_spread_over_seeds_is_shown_where_a_variant_was_repeated(tmp_path: Path) -> None:
+    folder = write_results(tmp_path)
+    table = pd.DataFrame(
+        {
+            "variant": ["mgi"],
+            "seeds": [3],
+            "n_patients": [9],
+            "dice": [0.7],
+            "sd": [0.0125],
+            "low": [0.6],
+            "high": [0.8],
+        }
+    )
+    table.to_csv(folder / "evaluate" / "seeds.csv", index=False)
+    _, words = read_page(folder)
+    assert "Over seeds" in words and "0.0125" in words
+    table[:0].to_csv(folder / "evaluate" / "seeds.csv", index=False)
+    assert "Over seeds" not in read_page(folder)[1]
+
+
 def test_dice_by_project_is_shown_where_there_are_several(tmp_path: Path) -> None:
     folder = write_results(tmp_path)
     table = pd.DataFrame(

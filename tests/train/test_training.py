@@ -217,6 +217,13 @@ def test_logit_scale_is_clamped(cohort, pretrain_options, tmp_path, monkeypatch)
     assert load_file(tmp_path / "model.safetensors")["logit_scale"].exp() <= 100.01
 
 
+def test_effect_of_the_genes_starts_as_strong_as_stated(finetuned):
+    description = checkpoint.load(finetuned).description
+    options = description.options.model_copy(update={"gene_gate": 0.25})
+    model = checkpoint.build_segmenter(description.model_copy(update={"options": options}))
+    assert (model.fusion.gate == 0.25).all()
+
+
 def test_image_only_without_vit_has_no_encoders(cohort, finetune_options, tmp_path):
     options = finetune_options(steps=1, genes="none", vit=False)
     finetune(options, cohort.sources, cohort.expression, cohort.splits, "0", None, tmp_path)

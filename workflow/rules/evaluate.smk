@@ -160,6 +160,7 @@ rule compare:
         splits="<results>/{cohort}/splits.parquet",
     output:
         projects="<results>/{cohort}/evaluate/projects.csv",
+        seeds="<results>/{cohort}/evaluate/seeds.csv",
         comparison=report(
             "<results>/{cohort}/evaluate/comparison.csv",
             caption="../report/comparison_table.rst",
