@@ -199,12 +199,16 @@ def _normalise(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _find_foreground(image: np.ndarray) -> np.ndarray:
     """Find the voxels where most channels exceed a tenth of their own 99th percentile, holes in each slice included.
 
+    A sequence that is missing and filled with 0 does not count.
+
     The air around the head is not zero in every scanner's images, nor after every preparation of a sequence.
     """
+    brightest = np.percentile(image, 99, axis=(0, 1, 2))
+    present = np.flatnonzero(brightest > 0)
     above = np.zeros(image.shape[:-1], dtype=np.uint8)
-    for channel in range(image.shape[-1]):
-        above += image[..., channel] > FOREGROUND_SHARE * max(0, np.percentile(image[..., channel], 99))
-    foreground = above * 2 > image.shape[-1]
+    for channel in present:
+        above += image[..., channel] > FOREGROUND_SHARE * brightest[channel]
+    foreground = above * 2 > len(present)
     if not foreground.any():
         raise MriError("empty: no voxel is brighter than the background")
     return ndimage.binary_fill_holes(foreground, IN_PLANE)

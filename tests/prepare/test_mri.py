@@ -382,6 +382,20 @@ def test_scalp_and_air_do_not_set_the_contrast_of_the_brain(tmp_path):
     assert not pixels[:, :, ~head].any()
 
 
+def test_missing_sequences_filled_with_zero_do_not_hide_the_head(tmp_path):
+    name = "TCGA_AA_0001_20000101"
+    (tmp_path / name).mkdir()
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[16:48, 16:48, 1] = np.random.default_rng(0).normal(60, 8, (32, 32))
+    Image.fromarray(image).save(tmp_path / name / f"{name}_1.tif")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / name / f"{name}_1_mask.tif")
+    import_mri(tmp_path, tmp_path / "mri.parquet", None, MriOptions(image_px=64))
+    table = pd.read_parquet(tmp_path / "mri.parquet")
+    pixels = decode_image(table.image[0])
+    assert table.tissue_fraction[0] == 0.25
+    assert abs(pixels[16:48, 16:48, 1].std() - DEVIATION) < 6 and not pixels[:8].any()
+
+
 def test_sequence_of_one_intensity_is_normalised(tmp_path):
     name = "TCGA_AA_0001_20000101"
     (tmp_path / name).mkdir()
