@@ -36,6 +36,11 @@ def embed(
     splits: Splits,
     output: Output,
     fold: Annotated[int, typer.Option(min=0, help="The fold whose test patients are embedded.")] = 0,
+    h5: Annotated[
+        Path | None,
+        typer.Option(help="Write each slide's embeddings here too, as HDF5 that TRIDENT and CLAM read."),
+    ] = None,
+    h5ad: Annotated[Path | None, typer.Option(help="Write AnnData here too; needs the package anndata.")] = None,
     device: Device = None,
 ) -> None:
     """Embed the images and genes of a fold's test patients in the shared space."""
@@ -43,7 +48,7 @@ def embed(
     require_inputs(description_of_a_model=model / DESCRIPTION)
     from mgi.evaluate.retrieval import embed as run
 
-    run(model, sources, expression, splits, fold, output, device)
+    run(model, sources, expression, splits, fold, output, device, h5, h5ad)
 
 
 @app.command(epilog="Example: mgi yardstick --sources S --expression E --splits P --fold 0 -o embeddings.parquet")

@@ -10,9 +10,11 @@ import torch
 
 from mgi.config import EvaluateOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError
+from mgi.evaluate.exports import refuse_slices, write_anndata, write_slides
 from mgi.evaluate.ranks import Ranking, measure, normalise, rank_queries
 from mgi.model.alignment import Aligner
 from mgi.names import quote
+from mgi.prepare.profiles import require_anndata
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
 from mgi.train.data import iterate_images, read_roles
@@ -34,18 +36,25 @@ def embed(
     fold: int,
     output: Path,
     device: str | None = None,
+    h5: Path | None = None,
+    h5ad: Path | None = None,
 ) -> None:
     """Embed the images and the genes of a fold's paired test patients in the space of a pre-trained model.
 
-    The table is that of `write_embeddings`. `device` is `cpu`, `cuda`, or None for what this machine has.
+    The table is that of `write_embeddings`. `device` is `cpu`, `cuda`, or None for what this machine has. The images'
+    embeddings are also written to the folder `h5`, a file per slide as `write_slides` says, and the table as AnnData.
 
     Raises
     ------
     ImageTableError
-        If no paired test patient has an image.
+        If no paired test patient has an image, or `h5` is asked for slices of MRI.
+    MissingPackageError
+        If `h5ad` is asked for without the package anndata.
     CheckpointError
         If `folder` holds no pre-trained model, or one for genes in another choice or unit, or for other images.
     """
+    if h5ad is not None:
+        require_anndata()
     model = checkpoint.load(folder)
     if not isinstance(model, Aligner):
         raise CheckpointError(f"{folder} holds a fine-tuned model; embeddings come from a pre-trained one")
@@ -66,6 +75,8 @@ def embed(
     frames, vectors = [], []
     for images in iterate_images(sources, set(cases)):
         checkpoint.check_inputs(description, images, folder, sources)
+        if h5 is not None:
+            refuse_slices(images.frame)
         frames.append(images.frame)
         vectors.append(project_images(model, images, np.arange(len(images)), place))
     projected = torch.cat(vectors)
@@ -73,6 +84,10 @@ def embed(
     bags = pool_bags(model, projected, torch.from_numpy(patient), len(seen)).numpy()
     genes = embed_genes(model, profiles, cases, place).numpy()
     write_embeddings(fold, frames, projected.numpy(), (seen.tolist(), bags), (cases, genes), output)
+    if h5 is not None:
+        write_slides(h5, pd.concat(frames), normalise(projected.numpy()), description.image_px)
+    if h5ad is not None:
+        write_anndata(read_table(output, "embeddings").to_pandas(), h5ad)
 
 
 def write_embeddings(

@@ -1,10 +1,11 @@
-"""Patch features of a slide in HDF5, as TRIDENT and CLAM write them: a file of which nothing is believed.
+"""Patches of a slide in HDF5 as TRIDENT and CLAM have it, written and read; of a file nothing is believed.
 
 The datasets are `features` [patches, values] and `coords` [patches, 2], x and y of each patch in pixels of level 0;
-either may have a first axis of length 1.
+of a file that is read, either may have a first axis of length 1.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 
 from mgi.errors import DISK_FULL, SlideError
+from mgi.files import atomic_write
 from mgi.names import first_few, quote
 
 FEATURES, COORDS = "features", "coords"
@@ -25,6 +27,72 @@ MAX_VALUES = 1 << 29
 MAX_CHUNK_BYTES = 1 << 30
 BLOCK_VALUES = 1 << 22
 MAX_PIXEL = 2**31 - 1
+
+
+def write_patches(
+    path: Path, coords: np.ndarray, attributes: Mapping[str, object], features: np.ndarray | None = None
+) -> None:
+    """Write the coordinates of a slide's patches, and their features if given, aside and renamed.
+
+    Parameters
+    ----------
+    path : Path
+    coords : int array [patches, 2]
+        x and y, pixels of level 0.
+    attributes : mapping
+        What `describe_patches` returns.
+    features : float32 array [patches, width], optional
+    """
+    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
+        if features is not None:
+            file.create_dataset(FEATURES, data=np.asarray(features, np.float32)).attrs["name"] = attributes["name"]
+        file.create_dataset(COORDS, data=np.asarray(coords, np.int64).reshape(-1, 2)).attrs.update(attributes)
+
+
+def describe_patches(
+    name: str,
+    tile_px: int | None,
+    size: float | None,
+    mpp: float | None,
+    dimensions: tuple[int, int] | None = None,
+    downsamples: Sequence[float] = (1.0,),
+) -> dict[str, object]:
+    """Return the attributes of `coords` by which TRIDENT and CLAM read a slide's patches again.
+
+    TRIDENT's are `patch_size` (edge at the target magnification), `patch_size_level0` (at level 0), `overlap`, `name`,
+    `level0_width` and `level0_height`, and `level0_magnification` and `target_magnification`: 10 / mpp, which is how
+    TRIDENT takes a magnification for a pixel's size. CLAM reads `patch_size` pixels of `patch_level`, which is there
+    where a level of the slide has the patches' own resolution. What is not known is left out.
+
+    Parameters
+    ----------
+    name : str
+        The slide's.
+    tile_px : int or None
+        Edge of a patch, its own pixels.
+    size : float or None
+        Edge of a patch, pixels of level 0.
+    mpp : float or None
+        Microns per pixel of a patch.
+    dimensions : (int, int), optional
+        Width and height of level 0.
+    downsamples : sequence of float
+        Pixels of level 0 per pixel of each level.
+    """
+    found: dict[str, object] = {"name": name, "overlap": 0}
+    if dimensions is not None:
+        found |= {"level0_width": dimensions[0], "level0_height": dimensions[1]}
+    if size is not None:
+        found["patch_size_level0"] = round(size)
+    if tile_px is None or size is None:
+        return found
+    found["patch_size"] = tile_px
+    levels = [level for level, downsample in enumerate(downsamples) if math.isclose(downsample, size / tile_px)]
+    found |= {"patch_level": levels[0]} if levels else {}
+    if mpp is not None:
+        magnification = 10 / mpp
+        found |= {"level0_magnification": magnification * size / tile_px, "target_magnification": magnification}
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,6 +74,27 @@ def test_embeddings_are_those_of_the_paired_test_patients(featured, cohort):
     rows = table[table.kind == "image"]
     np.testing.assert_allclose(np.stack(rows.vector), expected, rtol=1e-4, atol=1e-6)
     assert rows.x.tolist() == images.frame.x.tolist() and rows.source_id.tolist() == images.frame.source_id.tolist()
+
+
+def test_embeddings_as_hdf5_are_features_again(featured, cohort, tmp_path):
+    tables = (featured.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet", "cpu")
+    embed(featured.model, *tables, tmp_path / "h5", tmp_path / "e.h5ad")
+    import_features(tmp_path / "h5", tmp_path / "images/features.parquet", tmp_path / "sources.parquet")
+    again = read_images(tmp_path / "sources.parquet", set(CASES[6:]))
+    table = pd.read_parquet(tmp_path / "e.parquet")
+    rows = table[table.kind == "image"]
+    np.testing.assert_array_equal(again.load(np.arange(len(again))), np.stack(rows.vector))
+    assert again.frame.x.tolist() == rows.x.tolist() and set(again.frame["size"]) == {512.0}
+    assert again.frame.source_id.tolist() == rows.source_id.tolist()
+    stored = anndata.read_h5ad(tmp_path / "e.h5ad")
+    np.testing.assert_array_equal(stored.X, np.stack(table.vector))
+    assert stored.obs.kind.tolist() == table.kind.tolist() and stored.obs.case_id.tolist() == table.case_id.tolist()
+    assert stored.obs.source_id.iloc[-1] == "" and np.isnan(stored.obs.x.iloc[-1])
+
+
+def test_slices_of_mri_are_not_written_as_patches(pretrained, cohort, tmp_path):
+    with pytest.raises(ImageTableError, match="HDF5 of patches is for slides, and these images are slices of series"):
+        embed(pretrained, cohort.sources, cohort.expression, cohort.splits, 0, tmp_path / "e.parquet", "cpu", tmp_path)
 
 
 def test_probe_has_a_trained_and_an_untrained_encoder(featured, cohort):
