@@ -154,6 +154,10 @@ def slide_tile(
     previews: Annotated[
         Path | None, typer.Option(help="Write a picture of each slide here: tissue, tiles and annotation.")
     ] = None,
+    coordinates: Annotated[
+        Path | None,
+        typer.Option(help="Write the coordinates of each slide's tiles here, as HDF5 for TRIDENT and CLAM."),
+    ] = None,
 ) -> None:
     """Find the tissue and cut it into tiles of one physical size, with masks from annotations."""
     from mgi.prepare.slides import tile_slides
@@ -162,7 +166,10 @@ def slide_tile(
         TileJob, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
         partial_tiles=partial_tiles, annotations=None if annotations is None else str(annotations),
     )  # fmt: skip
-    tile_slides(slides, case_id, output, chosen, status, names=name, stated=chosen.stated, previews=previews)
+    tile_slides(
+        slides, case_id, output, chosen, status, names=name, stated=chosen.stated, previews=previews,
+        coordinates=coordinates,
+    )  # fmt: skip
 
 
 @slide_app.command("preview", epilog="Example: mgi slide preview slide.svs -o overlay.png")

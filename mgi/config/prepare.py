@@ -218,6 +218,10 @@ class Slides(OwnFiles, TileOptions):
         description="make a picture of each slide with its tissue, tiles and annotation, and a sheet of them for the "
         "report",
     )
+    coordinates: bool = Field(
+        False,
+        description="write the coordinates of each slide's tiles as HDF5, from which TRIDENT and CLAM extract features",
+    )
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
     in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
 

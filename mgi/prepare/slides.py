@@ -21,8 +21,9 @@ from mgi.files import atomic_write, require_file
 from mgi.names import check_name
 from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
 from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
+from mgi.prepare.hdf5 import describe_patches, write_patches
 from mgi.prepare.isolation import IsolationError, run_isolated
-from mgi.prepare.local import LocalSlide, read_mpp_table
+from mgi.prepare.local import DICOM, LocalSlide, read_mpp_table
 from mgi.prepare.pictures import Picture
 from mgi.prepare.previews import Overview, draw_preview
 from mgi.prepare.reader import (
@@ -35,7 +36,7 @@ from mgi.prepare.reader import (
 )
 from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles, make_grid
 from mgi.prepare.tissue import TISSUE, classify_pixels, thumbnail_scale
-from mgi.tables import image_table, source_of, write_sources
+from mgi.tables import SUFFIXES, image_table, source_of, write_sources
 
 # The longer side of a preview that is asked for, and of those that are made while slides are tiled.
 PREVIEW_PX = 1600
@@ -55,6 +56,7 @@ def tile_slides(
     names: list[str] | None = None,
     stated: Mapping[str, StatedSlide] | None = None,
     previews: Path | None = None,
+    coordinates: Path | None = None,
 ) -> None:
     """Write the tissue tiles of slides into one table of images.
 
@@ -81,6 +83,9 @@ def tile_slides(
         What is stated of single slides, by source_id; it beats `options.annotations` and `options.mpp_table`.
     previews : Path, optional
         Folder of a picture of each slide, {source_id}.jpg: see `draw_preview`. A slide that cannot be read has none.
+    coordinates : Path, optional
+        Folder of the tiles' coordinates, {stem of the slide's file}_patches.h5, for TRIDENT and CLAM: see
+        `mgi.prepare.hdf5.describe_patches`. A slide without tiles has none.
 
     Raises
     ------
@@ -98,8 +103,9 @@ def tile_slides(
         raise AnnotationError(f"{annotations} is one annotation for {len(jobs)} slides; give the folder of annotations")
     mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
     records = []
-    if previews is not None:
-        previews.mkdir(parents=True, exist_ok=True)
+    for folder in (previews, coordinates):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     with image_table(output) as add:
         for case_id, source_id, path in progress(jobs, "slides"):
             own = (stated or {}).get(source_id, StatedSlide())
@@ -119,10 +125,17 @@ def tile_slides(
                     record |= run_isolated(_spool_tiles, *arguments)
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
+                corners: list[tuple[int, int]] = []
                 for in_focus in record.pop("in_focus", []):
                     tile = pickle.load(spool)
                     if in_focus:
                         add(tile)
+                        corners.append((tile["x"], tile["y"]))
+                levels = record.pop("levels", None)
+                if coordinates is not None and corners:
+                    stem = source_id if path.suffix.lower() == DICOM else SUFFIXES.sub("", path.name)
+                    attributes = describe_patches(stem, options.tile_px, tile["size"], options.mpp, *levels)
+                    write_patches(coordinates / f"{stem}_patches.h5", np.array(corners), attributes)
             records.append(record)
     if status is not None:
         write_sources(records, status)
@@ -327,6 +340,7 @@ def _spool_tiles(
                 f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
             )
         record: dict[str, Any] = {"n_images": int(kept.sum()), "in_focus": kept[spooled].tolist()}
+        record["levels"] = (slide.dimensions, tuple(slide.level_downsamples))
         record |= {"mpp": survey.resolution.mpp, "mpp_from": survey.resolution.source}
         dropped = Counter(grid.count_reasons(survey.codes, ~tissue))
         dropped["over the most of a slide"] = int((tissue & ~spooled).sum())

@@ -91,7 +91,7 @@ def scans(tmp_path):
         (tmp_path / "scans" / f"S21.{number}.A.geojson").write_text(json.dumps([feature]))
         rows.append(f"{case},S21.{number}.A.svs,{'' if number == 0 else 1.0},S21.{number}.A.geojson,site{number}")
     (tmp_path / "scans/slides.csv").write_text("\n".join(["case_id,slide,mpp,annotation,site", *rows]) + "\n")
-    return make_workflow(tmp_path, CASES[:4], table="scans/slides.csv")
+    return make_workflow(tmp_path, CASES[:4], table="scans/slides.csv", coordinates=True)
 
 
 def test_slides_with_outlines_run_to_their_folds(scans):
@@ -103,6 +103,8 @@ def test_slides_with_outlines_run_to_their_folds(scans):
         sources.mpp_from.tolist() == ["metadata", "table", "table", "table"] and (sources.tumour_px == 300 * 200).all()
     )
     splits = pd.read_parquet(scans.directory / SPLITS)
+    written = scans.directory.glob("results/own/coordinates/*/*")
+    assert sorted(path.name for path in written) == [f"S21.{number}.A_patches.h5" for number in range(4)]
     assert set(splits.site) == {"site0", "site1", "site2", "site3"} and splits.paired.all()
     # A row for another case does not tile these again.
     table = scans.directory / "scans/slides.csv"

@@ -244,6 +244,11 @@ def preview_folder(folder):
     return directory(folder) if PLAN.draws_previews else []
 
 
+def coordinates_folder(folder):
+    """The folder of the coordinates of a batch's tiles, where they are written."""
+    return directory(folder) if CFG.slides.coordinates else []
+
+
 def preview_folders(wildcards):
     """The previews of every batch."""
     return within_results(f"previews/{name}" for name in image_names(wildcards))

@@ -68,6 +68,7 @@ if CFG.slides:
             images="<results>/{cohort}/images/{source}.parquet",
             status="<results>/{cohort}/images/{source}.status.parquet",
             previews=preview_folder("<results>/{cohort}/previews/{source}"),
+            coordinates=coordinates_folder("<results>/{cohort}/coordinates/{source}"),
         log:
             "<logs>/{cohort}/tile_slides/{source}.log",
         benchmark:
@@ -86,10 +87,12 @@ if CFG.slides:
             slides=slide_files,
             names=slide_names,
             options=tile_options,
-            previews=lambda wildcards, output: [f"--previews={output.previews}"] if output.previews else [],
+            beside=lambda wildcards, output: [
+                f"--{name}={getattr(output, name)}" for name in ("previews", "coordinates") if getattr(output, name)
+            ],
         shell:
             "{params.mgi:q} slide tile {params.slides:q} {params.names:q} --options {params.options:q} "
-            "{params.previews:q} --status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
+            "{params.beside:q} --status {output.status:q} -o {output.images:q} > {log:q} 2>&1"
 
     rule collect_sources:
         input:
