@@ -157,7 +157,10 @@ def compare(
     epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out"
 )
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+    ],
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
@@ -185,7 +188,10 @@ def evaluate(
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+    ],
     image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
     options: Options = "{}",
