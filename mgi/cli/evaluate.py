@@ -26,6 +26,12 @@ from mgi.names import quote
 DESCRIPTION = "config.json"
 
 
+FineTuned = Annotated[
+    Path,
+    typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+]
+
+
 @app.command(
     epilog="Example: mgi embed pretrain/mgi/fold0 --sources S --expression E --splits P --fold 0 -o embeddings.parquet"
 )
