@@ -6,39 +6,64 @@ import torch
 
 from mgi.console import log
 from mgi.errors import CheckpointError
+from mgi.model.ensemble import Ensemble
 from mgi.model.segmenter import Segmenter
+from mgi.names import first_few
 from mgi.prepare.units import UNITS, check_unit
 from mgi.train import checkpoint
+from mgi.train.decision import Decision
 from mgi.train.device import Place, prepare_torch
 from mgi.train.profiles import NO_PROFILES, Profiles, read_profiles
 
+# What the folds of one variant have in common.
+SHARED = ("options", "image_px", "mpp", "genes", "unit")
 
-def find_model(folder: Path) -> Path:
-    """Return the folder of the model that a folder holds or, of a variant's, its `all`, or its only fold.
+
+def find_models(folder: Path) -> list[Path]:
+    """Return the folder of the model that a folder holds or, of a variant's, its `all`, or else all of its folds."""
+    folder = Path(folder)
+    if (folder / checkpoint.DESCRIPTION).exists() or not folder.is_dir():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{checkpoint.WEIGHTS}"))
+    chosen = [path for path in found if path.name == "all"] or found
+    if len(chosen) > 1:
+        log.info("the mean of the %d models in %s is used: %s", len(chosen), folder, first_few(p.name for p in chosen))
+    elif chosen:
+        log.info("the model in %s is used", chosen[0])
+    return chosen or [folder]
+
+
+def load_segmenter(folder: Path) -> Segmenter:
+    """Load a fine-tuned model from its folder or its variant's; of several folds the `Ensemble`.
+
+    An ensemble takes the median of its members' decisions, and its patients are those of all of them.
 
     Raises
     ------
     CheckpointError
-        If a variant has several folds and no `all`.
+        If it is not a fine-tuned model, or the folds' models differ in more than the patients they saw.
     """
-    folder = Path(folder)
-    if (folder / checkpoint.DESCRIPTION).exists() or not folder.is_dir():
-        return folder
-    found = sorted(path.parent for path in folder.glob(f"*/{checkpoint.WEIGHTS}"))
-    chosen = next((path for path in found if path.name == "all"), found[0] if len(found) == 1 else None)
-    if chosen is None and found:
-        raise CheckpointError(
-            f"{folder} holds {len(found)} models, of single folds: name one, such as {found[0]}, or train `all`"
-        )
-    if chosen is None:
-        return folder
-    log.info("the model in %s is used", chosen)
-    return chosen
+    folders = find_models(folder)
+    members = [_load_member(path) for path in folders]
+    first = members[0].description
+    if len(members) == 1:
+        return members[0]
+    for path, member in zip(folders, members, strict=True):
+        differing = [name for name in SHARED if getattr(member.description, name) != getattr(first, name)]
+        if differing:
+            raise CheckpointError(
+                f"the models in {folders[0]} and {path.name} differ in {first_few(differing)}, so their mean has no "
+                "meaning; name one of them"
+            )
+    ensemble = Ensemble(members)
+    decision = Decision.median(member.description.decision for member in members)
+    decision = decision._replace(uses_genes=ensemble.uses_genes)
+    cases = sorted({case for member in members for case in member.description.cases})
+    ensemble.description = first.model_copy(update={"cases": cases, **decision._asdict()})
+    return ensemble.eval()
 
 
-def load_segmenter(folder: Path) -> Segmenter:
-    """Load a fine-tuned model from its folder or its variant's, or raise `CheckpointError`."""
-    folder = find_model(folder)
+def _load_member(folder: Path) -> Segmenter:
     model = checkpoint.load(folder)
     if not isinstance(model, Segmenter):
         raise CheckpointError(f"{folder} holds a pre-trained model; give a fine-tuned one")

@@ -26,6 +26,12 @@ from mgi.names import quote
 DESCRIPTION = "config.json"
 
 
+FineTuned = Annotated[
+    Path,
+    typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+]
+
+
 @app.command(
     epilog="Example: mgi embed pretrain/mgi/fold0 --sources S --expression E --splits P --fold 0 -o embeddings.parquet"
 )
@@ -162,7 +168,10 @@ def compare(
     epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out"
 )
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+    ],
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
@@ -190,7 +199,10 @@ def evaluate(
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a fine-tuned model, or of its variant.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
+    ],
     image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
     options: Options = "{}",

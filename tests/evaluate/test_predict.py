@@ -35,6 +35,7 @@ from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.masks import stitch
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
+from mgi.inference import load_segmenter
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
 from mgi.tables import write_table
@@ -563,15 +564,30 @@ def test_specks_below_the_smallest_area_are_left_out(of_slides, tmp_path, sees_d
     assert found == {0: 2, 1000: 1, 5000: 0}
 
 
-def test_model_may_be_a_variants_folder(finetuned, slide, sees_dark, tmp_path):
+def test_model_may_be_a_variants_folder(finetuned, slide, sees_dark, tmp_path, caplog):
+    caplog.set_level("INFO")
     of_mpp(finetuned, 1.0, tmp_path / "mgi" / "fold0")
     predict(tmp_path / "mgi", slide, tmp_path / "only-fold")
     of_mpp(finetuned, 1.0, tmp_path / "mgi" / "fold1")
-    with pytest.raises(CheckpointError, match=r"holds 2 models, of single folds: name one, such as .*fold0"):
-        predict(tmp_path / "mgi", slide, tmp_path / "two-folds")
+    predict(tmp_path / "mgi", slide, tmp_path / "both-folds")
+    assert "the mean of the 2 models" in caplog.text
+    shutil.rmtree(tmp_path / "mgi" / "fold1")
+    of_mpp(finetuned, 0.5, tmp_path / "mgi" / "fold1")
+    with pytest.raises(CheckpointError, match=r"fold0 and fold1 differ in 'mpp', so their mean has no meaning"):
+        predict(tmp_path / "mgi", slide, tmp_path / "two-kinds")
     of_mpp(finetuned, 1.0, tmp_path / "mgi" / "all")
     predict(tmp_path / "mgi", slide, tmp_path / "all")
-    assert (tmp_path / "only-fold" / f"{slide.stem}.png").exists() and (tmp_path / "all" / f"{slide.stem}.png").exists()
+    assert all((tmp_path / name / f"{slide.stem}.png").exists() for name in ("only-fold", "both-folds", "all"))
+
+
+def test_decision_of_several_folds_is_their_median_and_their_patients_are_all_known(finetuned, tmp_path):
+    for fold, (threshold, case) in enumerate([(0.3, "A"), (0.7, "B"), (0.6, "C")]):
+        of_mpp(finetuned, 1.0, tmp_path / f"fold{fold}")
+        config = json.loads((tmp_path / f"fold{fold}" / "config.json").read_text())
+        config |= {"threshold": threshold, "cases": [case], "uses_genes": fold == 1}
+        (tmp_path / f"fold{fold}" / "config.json").write_text(json.dumps(config))
+    description = load_segmenter(tmp_path).description
+    assert (description.threshold, description.uses_genes, description.cases) == (0.6, True, ["A", "B", "C"])
 
 
 def test_patients_of_the_training_set_are_named_in_a_warning(of_slides, slide, sees_dark, tmp_path, caplog):
