@@ -103,7 +103,7 @@ def test_slides_with_outlines_run_to_their_folds(scans):
         sources.mpp_from.tolist() == ["metadata", "table", "table", "table"] and (sources.tumour_px == 300 * 200).all()
     )
     splits = pd.read_parquet(scans.directory / SPLITS)
-    written = scans.directory.glob("results/own/coordinates/*/*")
+    written = scans.directory.glob("results/own/coordinates/*/*.h5")
     assert sorted(path.name for path in written) == [f"S21.{number}.A_patches.h5" for number in range(4)]
     assert set(splits.site) == {"site0", "site1", "site2", "site3"} and splits.paired.all()
     # A row for another case does not tile these again.
