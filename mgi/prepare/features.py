@@ -104,12 +104,17 @@ def inspect_features(slides: list[LocalSlide]) -> tuple[int, dict[str, str]]:
 
 
 def describe_unusable(slides: list[LocalSlide]) -> list[str]:
-    """Return a sentence for each kind of reason why slides will be left out; raises as `inspect_features` does."""
+    """Return a sentence for each kind of reason why slides will be left out, and for what is stated in vain.
+
+    Raises as `inspect_features` does.
+    """
     _, reasons = inspect_features(slides)
+    stated = [slide.source_id for slide in slides if slide.mpp or slide.annotation]
+    unused = f"{len(stated)} slides state an mpp or an annotation, which features do not use: {first_few(stated)}"
     kinds: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         kinds.setdefault(reason.split(":")[0], []).append(name)
-    return [
+    return [unused] * bool(stated) + [
         f"{len(names)} of {len(slides)} files of features will be left out, {first_few(names)}: {reasons[names[0]]}"
         for names in kinds.values()
     ]

@@ -164,7 +164,8 @@ def open_patches(path: Path) -> Iterator[Patches]:
     except Exception as error:
         if isinstance(error, SlideError) or getattr(error, "errno", None) in DISK_FULL:
             raise
-        raise SlideError(f"unreadable: no HDF5 file, or damaged: {quote(str(error), 200)[1:-1]}") from error
+        reason = quote(str(error.args[0] if error.args else type(error).__name__), 200)[1:-1]
+        raise SlideError(f"unreadable: no HDF5 file, or damaged: {reason}") from error
 
 
 def read_header(path: Path) -> tuple[int, int]:
@@ -214,7 +215,10 @@ def copy_features(beat: Callable[[], None], path: Path, copy: str) -> tuple[np.n
 def _find_patches(file: h5py.File) -> Patches:
     features, coords = (_find_dataset(file, name) for name in (FEATURES, COORDS))
     if features.dtype.kind != "f" or coords.dtype.kind not in "iuf":
-        raise SlideError(f"no numbers: '{FEATURES}' holds {features.dtype} and '{COORDS}' {coords.dtype}")
+        raise SlideError(
+            f"unexpected types: '{FEATURES}' holds {features.dtype} and '{COORDS}' {coords.dtype}; floating-point "
+            "features and whole coordinates are needed"
+        )
     patches, width = _shape_of(features)
     pairs = _shape_of(coords)
     if pairs[1] != 2:
@@ -246,6 +250,12 @@ def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise SlideError(f"no dataset '{name}': it is a group")
     if found.chunks and np.prod(found.chunks, dtype=np.float64) * found.dtype.itemsize > MAX_CHUNK_BYTES:
         raise SlideError(f"implausible size: '{name}' is stored in chunks of {found.chunks}")
+    stored = found.id.get_create_plist()
+    filters = [stored.get_filter(number) for number in range(stored.get_nfilters())]
+    if unknown := [filter_id for filter_id, *_ in filters if not h5py.h5z.filter_avail(filter_id)]:
+        raise SlideError(
+            f"unreadable: '{name}' is compressed by HDF5's filter {unknown[0]}, which is not here; write it with gzip"
+        )
     return found
 
 

@@ -110,6 +110,18 @@ def huge(path: Path) -> None:
         rewrite(path, name, {"shape": (2**21, columns), "dtype": "f4", "chunks": (64, columns)})
 
 
+def blosc(path: Path) -> None:
+    """Compress the features by a filter that h5py does not have: written as stored, since no byte of it is read."""
+    with h5py.File(path, "r+") as file:
+        del file["features"]
+        stored = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        stored.set_chunk((6, WIDTH))
+        stored.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((6, WIDTH))
+        made = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, space, stored)
+        made.write_direct_chunk((0, 0), VALUES.tobytes())
+
+
 def put(name: str, value: object) -> Callable[[Path], None]:
     """Return a function that puts something else in the place of a dataset."""
     return lambda path: rewrite(path, name, value)
@@ -135,9 +147,11 @@ FOREIGN = {
     "3d": (put("coords", np.zeros((6, 3), int)), "no coordinates: 'coords' is (6, 3)"),
     "vector": (put("features", np.ones(WIDTH)), f"no patches: 'features' is ({WIDTH},)"),
     "none": (lambda path: write_features(path, patches=0), "no patches: both datasets are empty"),
-    "text": (put("features", np.full((6, WIDTH), b"1")), "no numbers: 'features' holds |S1"),
+    "text": (put("features", np.full((6, WIDTH), b"1")), "unexpected types: 'features' holds |S1"),
     "negative": (put("coords", np.full((6, 2), -5)), "impossible coordinates: 6 of 6, such as"),
     "microns": (put("coords", np.full((6, 2), 0.5)), "impossible coordinates: 6 of 6, such as"),
+    "whole": (put("features", np.ones((6, WIDTH), np.int8)), "unexpected types: 'features' holds int8"),
+    "filter": (blosc, "unreadable: 'features' is compressed by HDF5's filter 32001, which is not here"),
     "unwritten": (put("features", UNWRITTEN), "no features: its space was reserved and never written"),
     "huge": (huge, "implausible size: it claims 2097152 patches"),
     "chunk": (
@@ -176,7 +190,7 @@ def test_headers_tell_beforehand_what_will_be_left_out(foreign):
     only_read = {"negative", "microns"}
     assert told == (sources.status == "skipped").sum() - len(only_read)
     assert (
-        "1 of 24 files of features will be left out, 'counts': counts differ: 6 features and 5 coordinates" in sentences
+        "1 of 26 files of features will be left out, 'counts': counts differ: 6 features and 5 coordinates" in sentences
     )
 
 
@@ -218,8 +232,12 @@ def test_table_states_case_and_site(tmp_path):
     write_features(tmp_path / "h5/a.h5")
     write_features(tmp_path / "h5/b.h5", seed=1)
     (tmp_path / "h5/slides.csv").write_text("case_id,slide,site\n001,a.h5,Ulm\n002,b.h5,Jena\n")
+    assert describe_unusable(list_features(tmp_path / "h5/slides.csv")) == []
     import_features(tmp_path / "h5/slides.csv", tmp_path / "images/features.parquet", tmp_path / "sources.parquet")
     sources = pd.read_parquet(tmp_path / "sources.parquet")
+    (tmp_path / "h5/slides.csv").write_text("case_id,slide,mpp\n001,a.h5,0.25\n002,b.h5,\n")
+    (sentence,) = describe_unusable(list_features(tmp_path / "h5/slides.csv"))
+    assert sentence == "1 slides state an mpp or an annotation, which features do not use: 'a'"
     assert sources[["case_id", "site"]].to_numpy().tolist() == [["001", "Ulm"], ["002", "Jena"]]
 
 
