@@ -8,6 +8,7 @@ import pytest
 
 from mgi.codecs import decode_image
 from mgi.config import TileOptions
+from mgi.prepare import slides
 from mgi.prepare.slides import tile_slides
 from tests.prepare.conftest import tissue_picture, write_slide
 
@@ -39,6 +40,15 @@ def test_clam_reads_the_pixels_of_the_tiles(tmp_path, mpp, level):
         for row, corner in list(zip(tiles.itertuples(), coords, strict=True))[::17]:
             read = np.asarray(slide.read_region(corner, attributes["patch_level"], size).convert("RGB")).astype(float)
             assert np.abs(read - decode_image(row.image)).mean() < 4
+
+
+def test_tiles_out_of_focus_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, "find_blurred", lambda sharpness, *_: np.indices(sharpness.shape).sum(axis=0) % 3 == 0)
+    path = write_slide(tmp_path / "TCGA-S1-0001.svs", tissue_picture(1024, 1024), 0.5)
+    tiles, made = tile([path], tmp_path)
+    with h5py.File(made / "TCGA-S1-0001_patches.h5") as file:
+        assert file["coords"][:].tolist() == tiles[["x", "y"]].to_numpy().tolist()
+    assert 0 < len(tiles) < 12 * 12
 
 
 def test_resolution_without_a_level_and_slide_without_tiles(tmp_path):

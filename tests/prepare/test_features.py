@@ -105,9 +105,14 @@ def soft(path: Path) -> None:
         file["features"] = h5py.SoftLink("/other/features")
 
 
-def huge(path: Path) -> None:
-    for name, columns in (("features", WIDTH), ("coords", 2)):
-        rewrite(path, name, {"shape": (2**21, columns), "dtype": "f4", "chunks": (64, columns)})
+def claim(patches: int, width: int) -> Callable[[Path], None]:
+    """Return a function that makes a file claim so many patches of so many values, of which it stores none."""
+
+    def write(path: Path) -> None:
+        for name, columns in (("features", width), ("coords", 2)):
+            rewrite(path, name, {"shape": (patches, columns), "dtype": "f4", "chunks": (64, columns)})
+
+    return write
 
 
 def blosc(path: Path) -> None:
@@ -153,7 +158,9 @@ FOREIGN = {
     "whole": (put("features", np.ones((6, WIDTH), np.int8)), "unexpected types: 'features' holds int8"),
     "filter": (blosc, "unreadable: 'features' is compressed by HDF5's filter 32001, which is not here"),
     "unwritten": (put("features", UNWRITTEN), "no features: its space was reserved and never written"),
-    "huge": (huge, "implausible size: it claims 2097152 patches"),
+    "long": (claim(2**21, WIDTH), "implausible size: it claims 2097152 patches of 16 values"),
+    "wide": (claim(64, 2**15), "implausible size: it claims 64 patches of 32768 values"),
+    "large": (claim(2**18, 2**13), "implausible size: it claims 262144 patches of 8192 values"),
     "chunk": (
         put("features", UNWRITTEN | {"chunks": (2**26, WIDTH), "maxshape": (None, WIDTH)}),
         "implausible size: 'features' is stored in chunks",
@@ -190,7 +197,7 @@ def test_headers_tell_beforehand_what_will_be_left_out(foreign):
     only_read = {"negative", "microns"}
     assert told == (sources.status == "skipped").sum() - len(only_read)
     assert (
-        "1 of 26 files of features will be left out, 'counts': counts differ: 6 features and 5 coordinates" in sentences
+        "1 of 28 files of features will be left out, 'counts': counts differ: 6 features and 5 coordinates" in sentences
     )
 
 
