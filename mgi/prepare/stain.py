@@ -1,7 +1,7 @@
 """Stain normalisation of haematoxylin and eosin (Macenko et al., 2009, doi 10.1109/ISBI.2009.5193250).
 
-Of a whole slide at once, since a tile of stroma alone does not tell its haematoxylin; and by the mean density of a pixel,
-where the authors want each channel dark: a stain that lets blue light through would be left out.
+Of a whole slide at once, since a tile of stroma alone does not tell its haematoxylin; and by the mean density of a
+pixel, where the authors want each channel dark: a stain that lets blue light through would be left out.
 """
 
 from dataclasses import dataclass
