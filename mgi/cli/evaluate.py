@@ -168,10 +168,7 @@ def compare(
     epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out"
 )
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
-    ],
+    model: FineTuned,
     images: Annotated[list[Path], typer.Option(help="A table of images with masks, or a folder of them; repeatable.")],
     output: Output,
     expression: Annotated[Path | None, typer.Option(help="expression.parquet of those cases.")] = None,
@@ -199,10 +196,7 @@ def evaluate(
 
 @app.command(epilog="Example: mgi predict finetune/mgi slide.svs --expression E --case-id TCGA-A4-8098 -o out")
 def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(help="Folder of a fine-tuned model, or of its variant: its `all`, or the mean of its folds."),
-    ],
+    model: FineTuned,
     image: Annotated[list[Path], typer.Argument(help="Slides, or folders of one MRI series each: *_N.tif or NIfTI.")],
     output: Output,
     options: Options = "{}",

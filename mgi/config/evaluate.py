@@ -1,6 +1,6 @@
 """Comparison and report."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -93,6 +93,7 @@ class PredictOptions(Section):
     partial_tiles: bool = Field(
         False, description="keep tiles that reach beyond the margins of a slide, as in training"
     )
+    stain: Literal["macenko"] | None = Field(None, description="normalise the stain of slides, as in training")
     stated: dict[str, StatedSlide] = Field({}, description="the mpp of single slides, by their source_id")
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")
     min_voxels: int = Field(

@@ -110,6 +110,11 @@ class TileOptions(Section):
         description="least sharpness of a tile, as a share of the upper quartile of its slide: blurrier tiles are out "
         "of focus and left out; 0 keeps all",
     )
+    stain: Literal["macenko"] | None = Field(
+        None,
+        description="normalise each slide's haematoxylin and eosin to a reference's: `macenko` (2009), from 32 of its "
+        "tiles; tiles are not copied as they are stored then",
+    )
     partial_tiles: bool = Field(
         False,
         description="keep tiles that reach beyond the right and bottom margins of a slide: what lies beyond is white, "

@@ -197,7 +197,7 @@ def _predict_image(
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
-                min_tissue=options.min_tissue, min_focus=0, partial_tiles=options.partial_tiles,
+                min_tissue=options.min_tissue, min_focus=0, partial_tiles=options.partial_tiles, stain=options.stain,
             )  # fmt: skip
             tile_slides([image], [case], table, tiling, overlap=OVERLAP, stated=options.stated)
         images = read_image_table(table)

@@ -326,7 +326,9 @@ def _spool_tiles(
         grid = survey.grid
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
         spooled, blurred = kept, np.zeros_like(kept)
-        tiles = iterate_tiles(slide, grid, kept, options.tile_px, annotation, options.min_focus > 0)
+        tiles = iterate_tiles(
+            slide, grid, kept, options.tile_px, annotation, options.min_focus > 0, options.stain is not None
+        )
         focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
         if options.min_focus > 0:
             sharpness = np.full(kept.shape, np.nan)

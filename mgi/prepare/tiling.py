@@ -16,6 +16,7 @@ from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
 from mgi.prepare.focus import measure_focus
 from mgi.prepare.pictures import Picture
+from mgi.prepare.stain import Stain
 from mgi.prepare.tissue import REASONS
 
 LANCZOS_RADIUS = 3
@@ -25,6 +26,8 @@ ROWS_AT_ONCE = 8
 TILES_PER_TASK = 8
 # Tasks that may be done before their tiles are taken.
 TASKS_AHEAD = 16
+# From which a slide's stain is estimated.
+STAIN_TILES = 32
 
 
 @dataclass(frozen=True)
@@ -136,34 +139,50 @@ def iterate_tiles(
     tile_px: int,
     annotation: Annotation | None,
     measured: bool,
+    normalised: bool = False,
 ) -> Iterator[tuple[dict[str, Any], float | None]]:
     """Yield the kept tiles by y, then x, as rows of a table of images, with their focus; each is read by itself.
 
-    The focus is None unless `measured`, and of copied tiles, which are not decoded.
+    The focus is None unless `measured`, and of copied tiles, which are not decoded. With `normalised` the slide's stain
+    is estimated from some of the tiles, and all have that of the reference; their focus is that of the pixels before.
+
+    Raises
+    ------
+    SlideError
+        If the stain is to be normalised and cannot be estimated.
     """
     level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
     downsample = slide.level_downsamples[level]
     # The filter reaches beyond a tile's edge; at the level's own scale there is none.
     at_scale = isclose(grid.edge, tile_px * downsample, rel_tol=1e-9)
     margin = 0.0 if at_scale else LANCZOS_RADIUS * grid.edge / tile_px + downsample
-    stored = slide.native.get(level) if at_scale else None
+    stored = slide.native.get(level) if at_scale and not normalised else None
     dimensions = slide.dimensions
+
+    def read(x: int, y: int, inside: tuple[int, int]) -> np.ndarray:
+        box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
+        region = reader.read_region(slide, level, box)
+        return _resample(region, x, y, grid.edge, tile_px, inside)
 
     def cut(x: int, y: int, fraction: float) -> tuple[dict[str, Any], float | None]:
         inside = _count_inside(x, y, grid.edge, tile_px, dimensions)
         image = stored.copy_tile(x / downsample, y / downsample, tile_px) if stored else None
         focus = None
         if image is None:
-            box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
-            region = reader.read_region(slide, level, box)
-            pixels = _resample(region, x, y, grid.edge, tile_px, inside)
-            image, focus = _encode_image(pixels), measure_focus(pixels) if measured else None
+            pixels = read(x, y, inside)
+            focus = measure_focus(pixels) if measured else None
+            image = _encode_image(pixels if stain is None else stain.normalise(pixels))
         mask = _encode_mask(annotation, x, y, grid.edge, tile_px, inside)
         row = {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
         return row, focus
 
     rows, columns = np.nonzero(kept)
     places = list(zip(grid.x[columns].tolist(), grid.y[rows].tolist(), grid.tissue[kept].tolist(), strict=True))
+    stain = None
+    if normalised and places:
+        some = places[:: -(-len(places) // STAIN_TILES)]
+        tiles = [read(x, y, _count_inside(x, y, grid.edge, tile_px, dimensions)) for x, y, _ in some]
+        stain = Stain.estimate(np.concatenate([tile.reshape(-1, 3) for tile in tiles]))
     with ThreadPoolExecutor(reader.THREADS) as threads:
         waiting: deque[Future[list[tuple[dict[str, Any], float | None]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):
