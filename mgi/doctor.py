@@ -204,7 +204,9 @@ def _check_features(config: Config, plan: "Plan") -> Iterator[Finding]:
     cases = len({slide.case_id for slide in plan.own_slides})
     yield Finding(PASS, "features", f"{len(plan.own_slides)} files of features, of {cases} cases")
     try:
-        yield from (Finding(WARN, "features", sentence) for sentence in describe_unusable(plan.own_slides))
+        yield from (
+            Finding(WARN, "features", sentence) for sentence in describe_unusable(plan.own_slides, plan.unusable)
+        )
     except MGIError as error:
         yield Finding(FAIL, "features", str(error))
 

@@ -1,5 +1,6 @@
 """Load a trained model, put it on a device, and find the profiles it reads."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,10 @@ def find_models(folder: Path) -> list[Path]:
     found = sorted(path.parent for path in folder.glob(f"*/{checkpoint.WEIGHTS}"))
     chosen = [path for path in found if path.name == "all"] or found
     if len(chosen) > 1:
-        log.info("the mean of the %d models in %s is used: %s", len(chosen), folder, first_few(p.name for p in chosen))
+        log.warning(
+            "the model of every patient, %s, is not trained: the mean of the %d models beside it is used, %s",
+            folder / "all", len(chosen), ", ".join(path.name for path in chosen),
+        )  # fmt: skip
     elif chosen:
         log.info("the model in %s is used", chosen[0])
     return chosen or [folder]
@@ -104,8 +108,17 @@ def read_profiles_for(
         return Profiles(torch.zeros(1, len(genes)), {}, genes, names)
     profiles = read_profiles(expression, cases)
     checkpoint.check_unit(description, _settle_unit(profiles, expression, description.unit, unit), folder)
-    means = model.gene_encoder.mean
+    encoders = [one.gene_encoder for one in model.members] if isinstance(model, Ensemble) else [model.gene_encoder]
+    means = torch.stack([encoder.mean for encoder in encoders if encoder is not None]).mean(dim=0)
     return profiles.match(genes, names, means, description.options.max_missing_genes, folder)
+
+
+def warn_of_trained(model: Segmenter, cases: Iterable[str], folder: Path) -> None:
+    """Warn of cases that a model was trained on."""
+    trained = sorted(set(cases) & set(model.description.cases))
+    if trained:
+        log.warning("the model in %s was trained on %s: how well it does there says nothing of new patients",
+                    folder, first_few(trained))  # fmt: skip
 
 
 def _settle_unit(profiles: Profiles, expression: Path, expected: str | None, stated: str | None) -> str | None:

@@ -19,7 +19,7 @@ from mgi.errors import CohortError, ConfigError, ManifestError
 from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
-from mgi.prepare.features import describe_unusable, fingerprint_features, list_features
+from mgi.prepare.features import describe_unusable, fingerprint_features, inspect_features, list_features
 from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
@@ -140,23 +140,20 @@ class Plan:
         known = {"cohort", "seed", "device", "threads", "pretrain", "finetune"}
         options = config.model_dump(include=known, exclude_defaults=True)
         for variant in (*options["pretrain"].values(), *options.get("finetune", {}).values()):
-            # A variant is complete by now.
-            variant.pop("base", None)
+            variant.pop("base", None)  # it is complete by now
         options["evaluate"] = {"variants": config.compared, "reference": config.evaluate.reference}
         if config.gdc:
             options["gdc"] = {"projects": config.gdc.projects}
         if config.expression.table:
             options["expression"] = config.expression.model_dump(include={"table", "positions"})
-        if config.slides:
-            options["slides"] = config.slides.model_dump(include={"tile_px", "table", "folder"}, exclude_none=True)
-        if config.features:
-            options["features"] = config.features.model_dump(include={"table", "folder"}, exclude_none=True)
-        if config.mri:
-            options["mri"] = {"folder": config.mri.folder, "image_px": config.mri.image_px}
+        files = {"table", "folder", "tile_px", "image_px"}
+        for key, part in (("slides", config.slides), ("features", config.features), ("mri", config.mri)):
+            if part is not None:
+                options[key] = part.model_dump(include=files, exclude_none=True)
         return json.dumps(options, sort_keys=True)
 
     def check_digest(self) -> str:
-        """Return a name for what is checked: another configuration is checked again, one that passed is not."""
+        """Return a name for what is checked, so that a configuration that passed is not checked again."""
         return hashlib.sha256(self.check_options().encode()).hexdigest()[:16]
 
     def warnings(self) -> list[str]:
@@ -164,8 +161,13 @@ class Plan:
 
         Raises as `find_unpaired` and `mgi.prepare.features.inspect_features` do.
         """
-        unusable = describe_unusable(self.own_slides) if self.config.features else []
+        unusable = describe_unusable(self.own_slides, self.unusable) if self.config.features else []
         return self.config.warnings() + self.find_unpaired() + unusable
+
+    @cached_property
+    def unusable(self) -> dict[str, str]:
+        """Why files of features cannot be used, by source_id."""
+        return inspect_features(self.own_slides)[1] if self.config.features else {}
 
     def find_unpaired(self) -> list[str]:
         """Return what there is to say of the cases of own slides that have no expression, one sentence each.
@@ -193,7 +195,8 @@ class Plan:
         imaged = [slide.case_id for slide in self.own_slides]
         check_paired(imaged, expressed, str(own.own), where)
         if self.config.features:
-            self._check_enough(set(imaged) & set(expressed), "paired")
+            usable = (slide.case_id for slide in self.own_slides if slide.source_id not in self.unusable)
+            self._check_enough(set(usable) & set(expressed), "paired")
         else:
             annotated = (slide.case_id for slide in self.own_slides if slide.source_id in self.annotations)
             self._check_enough(set(annotated), "labelled")
@@ -369,11 +372,10 @@ class Plan:
 
     def compared_options(self) -> list[str]:
         """Return the options of `mgi compare` that name the variants."""
-        evaluate = self.config.evaluate
-        pairs = [(first, other) for first, others in self.config.replicates().items() for other in others]
-        replicates = [f"--replicate={first}={other}" for first, other in pairs]
-        compared = [f"--variant={variant}" for variant in evaluate.variants]
-        return [*compared, *replicates, f"--reference={evaluate.reference}"]
+        named = [f"--variant={variant}" for variant in self.config.evaluate.variants]
+        for first, others in self.config.replicates().items():
+            named += [f"--replicate={first}={other}" for other in others]
+        return [*named, f"--reference={self.config.evaluate.reference}"]
 
     def map_label(self) -> tuple[str, str]:
         """Return the table that colours the map of embeddings, "" for that of the folds, and its column."""

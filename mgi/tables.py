@@ -295,8 +295,10 @@ def source_of(path: Path | str) -> str:
 
 
 @contextmanager
-def image_table(path: Path | str) -> Iterator[Callable[[dict[str, Any]], None]]:
+def image_table(path: Path | str, stain: str | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that adds a row of `IMAGES_SCHEMA` to the table `path`, which appears when the block ends.
+
+    Its metadata state the `stain` normalisation of the images, where there is one.
 
     Rows must come sorted by (case_id, source_id, z, y, x). At most one row group of 64 is held in memory; encoded
     images are stored as they are, since they do not compress further.
@@ -304,13 +306,14 @@ def image_table(path: Path | str) -> Iterator[Callable[[dict[str, Any]], None]]:
     codecs = {name: "NONE" if name in ("image", "mask") else "ZSTD" for name in IMAGES_SCHEMA.names}
     plain = [name for name in IMAGES_SCHEMA.names if name not in ("image", "mask")]
     pending: list[dict[str, Any]] = []
+    schema = IMAGES_SCHEMA if stain is None else IMAGES_SCHEMA.with_metadata({"stain": stain})
     with (
         atomic_write(path) as aside,
-        pq.ParquetWriter(aside, IMAGES_SCHEMA, compression=codecs, use_dictionary=plain) as writer,
+        pq.ParquetWriter(aside, schema, compression=codecs, use_dictionary=plain) as writer,
     ):
 
         def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(pending, IMAGES_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(pending, schema))
             pending.clear()
 
         def add(row: dict[str, Any]) -> None:

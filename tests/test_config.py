@@ -160,10 +160,24 @@ def test_missing_section_is_named(raw: dict[str, Any]) -> None:
 def test_replicate_differs_in_seed_alone_and_is_found_among_those_compared(raw: dict[str, Any]) -> None:
     raw |= {"seed": 5}
     raw["finetune"] |= {"again": {"base": "mgi", "replicate": 2}, "other": {"base": "mgi", "replicate": 1, "lr": 0.01}}
-    raw["evaluate"] = {"variants": ["mgi", "again", "other"], "reference": "mgi"}
+    raw["finetune"] |= {"same": {"base": "again"}}
+    raw["evaluate"] = {"variants": ["mgi", "again", "other", "same"], "reference": "mgi"}
     config = load_config(raw)
-    assert config.finetune_options("again") == config.finetune_options("mgi") | {"seed": 7}
-    assert config.replicates() == {"mgi": ["again"]}
+    assert config.finetune_options("again") == config.finetune_options("mgi") | {"replicate": 2}
+    assert config.replicates() == {"mgi": ["again"]}, "the same run twice is no repetition"
+    assert FinetuneOptions(**config.finetune_options("again")).replicate_seed == 7
+
+
+def test_profiles_of_sites_need_sites_that_are_trained_on(raw: dict[str, Any]) -> None:
+    raw["finetune"]["mgi"] |= {"genes": "site"}
+    raw["split"] = {"by": "site"}
+    with pytest.raises(ConfigError, match=r"'finetune.mgi.genes' is 'site' and 'split.by' too"):
+        load_config(raw)
+
+
+def test_slices_of_mri_have_no_stain_by_hand_either() -> None:
+    with pytest.raises(ConfigError, match=r"'stain_jitter' is 0.1 and 'neighbours' 1"):
+        load_options(FinetuneOptions, {"neighbours": 1, "stain_jitter": 0.1})
 
 
 def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ def own_slides(tmp_path, monkeypatch):
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / f"annotations/P{number}.geojson").write_text("[]")
     path.write_bytes(b"\0" * 100)
-    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 5)))
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
     (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
     raw = yaml.safe_load((ROOT / "config/own-slides.yaml").read_text())
     raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
@@ -214,10 +214,10 @@ def test_every_own_slide_is_opened(own_slides):
 
 def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for number in range(5):
+    for number in range(6):
         path = write_features(tmp_path / f"features/P{number}.h5", seed=number)
     path.write_bytes(b"x")
-    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 5)))
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
     (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
     raw = yaml.safe_load((ROOT / "config/patch-features.yaml").read_text()) | {"features": {"folder": "features"}}
     raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
@@ -228,15 +228,15 @@ def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
         return [(one.state, one.found) for one in found if one.subject in ("features", "inputs", "models")]
 
     first, damaged, unpaired, models = find()
-    assert first == (PASS, "5 files of features, of 5 cases") and models == (PASS, "2 can be built")
-    assert damaged[0] == WARN and damaged[1].startswith("1 of 5 files of features will be left out, 'P4': unreadable")
-    assert unpaired == (WARN, "1 of 5 cases with images have no expression: 'P0'")
+    assert first == (PASS, "6 files of features, of 6 cases") and models == (PASS, "2 can be built")
+    assert damaged[0] == WARN and damaged[1].startswith("1 of 6 files of features will be left out, 'P5': unreadable")
+    assert unpaired == (WARN, "1 of 6 cases with images have no expression: 'P0'")
     with pytest.raises(MGIError, match="3 paired patients are too few for 2 folds with a test, a val and a training"):
         (tmp_path / "features/P3.h5").unlink()
         check_configuration(tmp_path / "own.yaml")
     for path in (tmp_path / "features").iterdir():
         path.write_bytes(b"x")
-    assert (FAIL in dict(find())) and "none of 4 files of features can be used" in str(find())
+    assert (FAIL in dict(find())) and "none of 5 files of features can be used" in str(find())
 
 
 def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):

@@ -75,6 +75,15 @@ def test_batches_are_named_after_their_first_slide(make_plan):
     assert plan.slide_files("S3") == [f"{file_id(2)}/S3.svs"]
 
 
+def test_repetitions_are_told_to_the_comparison(make_plan):
+    def change(config):
+        config["finetune"] |= {"again": {"base": "mgi", "replicate": 1}}
+        config["evaluate"] = {"variants": ["mgi", "again"], "reference": "mgi"}
+
+    told = ["--variant=mgi", "--variant=again", "--replicate=mgi=again", "--reference=mgi"]
+    assert make_plan(change).compared_options() == told
+
+
 def test_slides_of_the_idc_have_dicom_names(make_plan):
     plan = make_plan(lambda config: config["slides"].update(fetch_from="idc"))
     assert plan.slide_files("S3") == [f"{file_id(2)}/S3.dcm"]

@@ -26,7 +26,7 @@ from mgi.config.prepare import (
 )
 from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
-from mgi.config.train import MAX_SEED, Finetune, Optimisation, Pretrain, RunOptions
+from mgi.config.train import Finetune, Optimisation, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
 
@@ -63,8 +63,10 @@ class Config(RunOptions, Cohort):
     expression: Expression = Field(
         Expression(), description="gene expression: the GDC's STAR counts, or a ready `table`"
     )
-    slides: Slides | None = Field(None, description="whole-slide images; a cohort has either `slides` or `mri`")
-    mri: Mri | None = Field(None, description="brain MRI; a cohort has either `slides` or `mri`")
+    slides: Slides | None = Field(
+        None, description="whole-slide images; a cohort has one of `slides`, `mri` and `features`"
+    )
+    mri: Mri | None = Field(None, description="brain MRI; a cohort has one of `slides`, `mri` and `features`")
     features: Features | None = Field(
         None,
         description="precomputed features of patches (UNI, CONCH, ...) in place of images, for pre-training, "
@@ -110,10 +112,17 @@ class Config(RunOptions, Cohort):
                     f"'finetune.{name}.neighbours' is {variant.neighbours}, but tiles of slides have no neighbouring "
                     "slices: leave it out"
                 )
+            if variant.genes == "site" and self.split.by == "site":
+                raise sentence(
+                    f"'finetune.{name}.genes' is 'site' and 'split.by' too: no site that is tested is trained on, so "
+                    "there is no profile of it; split by patient"
+                )
         stage, variants = ("pretrain", self.pretrain) if self.features else ("finetune", self.finetune)
         for name in self.compared:
             if name not in variants:
                 raise sentence(f"'evaluate.variants' has '{name}', but {stage} has {first_few(variants)}")
+        if self.evaluate.reference not in self.compared:
+            raise sentence(f"'evaluate.reference' is '{self.evaluate.reference}', which 'evaluate.variants' lacks")
         return self
 
     @model_validator(mode="after")
@@ -263,20 +272,20 @@ class Config(RunOptions, Cohort):
 
     def finetune_options(self, variant: str) -> dict[str, Any]:
         """Return the options of `mgi finetune` for `variant`, the architecture of its encoders included."""
-        chosen = self.finetune[variant]
-        options = chosen.model_dump(exclude={"base", "replicate"}, exclude_none=True)
+        options = self.finetune[variant].model_dump(exclude={"base"}, exclude_none=True)
         encoders = self.pretrain[self.finetune[variant].encoders].model_dump()
         architecture = {key: encoders[key] for key in ("gene_encoder", "image_encoder")}
-        seed = (self.seed + chosen.replicate) % (MAX_SEED + 1)
-        return options | architecture | _select(self, RunOptions) | {"seed": seed}
+        return options | architecture | _select(self, RunOptions)
 
     def replicates(self) -> dict[str, list[str]]:
         """Return the compared variants that others repeat with another seed alone, each with those others."""
-        names: dict[str, list[str]] = {}
+        found: dict[str, dict[int, str]] = {}
         for variant in () if self.features else self.compared:
-            options = {key: value for key, value in self.finetune_options(variant).items() if key != "seed"}
-            names.setdefault(json.dumps(options, sort_keys=True), []).append(variant)
-        return {first: others for first, *others in names.values() if others}
+            options = self.finetune_options(variant)
+            number = options.pop("replicate")
+            # A second variant of the same number is the same run.
+            found.setdefault(json.dumps(options, sort_keys=True), {}).setdefault(number, variant)
+        return {first: others for first, *others in (list(names.values()) for names in found.values()) if others}
 
     def evaluate_options(self) -> dict[str, Any]:
         """Return the options of `mgi summarise` and `mgi compare`."""

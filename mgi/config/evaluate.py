@@ -1,6 +1,6 @@
 """Comparison and report."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,7 +22,8 @@ class Evaluate(Bootstrap):
     variants: list[Name] = Field(
         ["image-only", "mgi", "shuffled-genes"],
         min_length=1,
-        description="fine-tuning variants that a bare `snakemake` trains and compares; every other is one target",
+        description="fine-tuning variants, or with `features` pre-training variants, that a bare `snakemake` trains "
+        "and compares; every other is one target",
     )
     reference: Name = Field("mgi", description="the variant that the others are compared with, patient by patient")
 
@@ -36,7 +37,8 @@ class Evaluate(Bootstrap):
 
     @model_validator(mode="after")
     def _check_reference(self) -> Self:
-        if self.reference not in self.variants:
+        # With features the reference alone is compared where nothing is stated: `Config.compared`.
+        if self.reference not in self.variants and "variants" in self.model_fields_set:
             raise sentence(f"'{{at}}reference' is '{self.reference}', which '{{at}}variants' lacks")
         return self
 
@@ -93,7 +95,6 @@ class PredictOptions(Section):
     partial_tiles: bool = Field(
         False, description="keep tiles that reach beyond the margins of a slide, as in training"
     )
-    stain: Literal["macenko"] | None = Field(None, description="normalise the stain of slides, as in training")
     stated: dict[str, StatedSlide] = Field({}, description="the mpp of single slides, by their source_id")
     min_area: float = Field(2500, ge=0, description="smallest region of tumour on a slide that is kept, square microns")
     min_voxels: int = Field(

@@ -92,6 +92,9 @@ class MaskValues(Section):
         return self
 
 
+Stain = Literal["macenko"]
+
+
 class TileOptions(Section):
     """How slides are cut into tiles: the options of `mgi slide tile`."""
 
@@ -110,7 +113,7 @@ class TileOptions(Section):
         description="least sharpness of a tile, as a share of the upper quartile of its slide: blurrier tiles are out "
         "of focus and left out; 0 keeps all",
     )
-    stain: Literal["macenko"] | None = Field(
+    stain: Stain | None = Field(
         None,
         description="normalise each slide's haematoxylin and eosin to a reference's: `macenko` (2009), from 32 of its "
         "tiles; tiles are not copied as they are stored then",

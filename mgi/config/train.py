@@ -158,8 +158,8 @@ class Finetune(Optimisation):
         0,
         ge=0,
         le=1000,
-        description="number of a repetition: the cohort's seed plus this one draws the initial weights and batches, "
-        "which shows the spread over seeds",
+        description="number of a repetition with another seed, to see the spread over seeds: it draws other batches "
+        "and initial weights, but starts from the same pre-trained encoders",
     )
     genes: Literal["matched", "none", "shuffled", "noise", "site"] = Field(
         "matched",
@@ -220,6 +220,15 @@ class Finetune(Optimisation):
         return self
 
     @model_validator(mode="after")
+    def _check_stains(self) -> Self:
+        if self.neighbours and self.stain_jitter:
+            raise sentence(
+                f"'{{at}}stain_jitter' is {self.stain_jitter} and '{{at}}neighbours' {self.neighbours}: slides have no "
+                "neighbouring slices, and MRI no stain; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_heads(self) -> Self:
         if self.channels[-1] % ATTENTION_HEADS and self.genes != "none":
             raise sentence(
@@ -249,6 +258,11 @@ class PretrainOptions(Pretrain, RunOptions):
 
 class FinetuneOptions(Finetune, RunOptions):
     """The options of `mgi finetune`, complete."""
+
+    @property
+    def replicate_seed(self) -> int:
+        """The seed of this repetition's weights and batches."""
+        return (self.seed + self.replicate) % (MAX_SEED + 1)
 
     gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")

@@ -48,9 +48,9 @@ def compare(
     resamples serves all variants. The reference's own row has no difference, and with fewer than 6 patients there are
     neither intervals nor p-values.
 
-    The first variant that is not the reference is the primary contrast (`primary`), whose p-value stands for itself;
-    `p_holm` holds the others' p-values adjusted for one another (Holm, 1979). `detectable` is the smallest mean
-    difference that a paired t-test of these patients would detect with 80% power at the 5% level.
+    The first variant that is neither the reference nor a repetition is the primary contrast (`primary`), whose p-value
+    stands for itself; `p_holm` holds the others' p-values adjusted for one another (Holm, 1979). `detectable` is the
+    smallest mean difference that a paired t-test of these patients would detect with 80% power at the 5% level.
 
     With `splits`, splits.parquet, projects.csv holds the mean Dice of each variant over the patients of each project.
     `replicates` names variants that others repeat with another seed; seeds.csv holds of each the mean and the standard
@@ -70,9 +70,10 @@ def compare(
     scores = patients.pivot(index="case_id", columns="variant", values="dice").sort_index()[list(variants)]
     resamples = resample_patients(len(scores), bootstrap_samples, seed)
     rows = pd.DataFrame([_compare_variant(scores, variant, reference, resamples, seed) for variant in variants])
-    others = rows.index[rows["variant"] != reference]
-    rows["primary"] = rows.index == others[0] if len(others) else False
-    rows["p_holm"] = adjust_holm(rows["p_value"].where(~rows["primary"]).to_numpy(float))
+    repeated = [name for names in replicates.values() for name in names]
+    tested = ~rows["variant"].isin([reference, *repeated])
+    rows["primary"] = rows.index == rows.index[tested][0] if tested.any() else False
+    rows["p_holm"] = adjust_holm(rows["p_value"].where(tested & ~rows["primary"]).to_numpy(float))
 
     output = Path(output)
     for name, table in tables.items():

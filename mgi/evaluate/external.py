@@ -6,7 +6,7 @@ from pathlib import Path
 from mgi.console import log
 from mgi.errors import CohortError, ImageTableError
 from mgi.evaluate.segmentation import summarise
-from mgi.inference import load_segmenter, move_to_device, read_profiles_for
+from mgi.inference import load_segmenter, move_to_device, read_profiles_for, warn_of_trained
 from mgi.names import first_few
 from mgi.tables import read_table
 from mgi.train import checkpoint
@@ -71,6 +71,7 @@ def evaluate_tables(
         if len(cases & set(profiles.row)) < 2:
             raise CohortError("shuffling needs the profiles of at least two of the cases, in a table of expression")
         profiles = profiles.shuffle([sorted(cases)], seed)
+    warn_of_trained(model, cases, folder)
     model, place = move_to_device(model, device)
     parts = _read_labelled(tables, model.description, folder)
     write_predictions(model, parts, profiles, 0, model.description.decision, place, output)
@@ -111,7 +112,7 @@ def _read_labelled(tables: list[Path], description: SegmenterDescription, folder
         part = read_image_table(path, labelled=True)
         if len(part):
             found = True
-            checkpoint.check_images(description, part.image_px, part.mpp, folder, path)
+            checkpoint.check_images(description, part, folder, path)
             yield part
     if not found:
         names = ", ".join(map(str, tables[:3]))

@@ -20,7 +20,7 @@ from mgi.evaluate.overlay import add_legend, draw_outline
 from mgi.evaluate.regions import assemble_plane, fit_to_slide, make_geojson, remove_small
 from mgi.evaluate.series import list_series_files, write_series
 from mgi.files import require_file
-from mgi.inference import load_segmenter, move_to_device, read_profiles_for
+from mgi.inference import load_segmenter, move_to_device, read_profiles_for, warn_of_trained
 from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
 from mgi.prepare.mri import import_series
@@ -177,10 +177,7 @@ def _check_cases(
             raise CohortError(f"{expression} has no profile of the case {first_few(missing)}: correct --case-id")
         if missing:
             log.warning("%s has no profile of %s: segmented by the images alone", expression, first_few(missing))
-    trained = sorted(set(cases) & set(model.description.cases))
-    if trained:
-        log.warning("the model in %s was trained on %s: how well it does there says nothing of new patients",
-                    folder, first_few(trained))  # fmt: skip
+    warn_of_trained(model, cases, folder)
 
 
 def _predict_image(
@@ -197,7 +194,8 @@ def _predict_image(
         else:
             tiling = TileOptions(
                 mpp=description.mpp, tile_px=description.image_px, default_mpp=options.default_mpp,
-                min_tissue=options.min_tissue, min_focus=0, partial_tiles=options.partial_tiles, stain=options.stain,
+                min_tissue=options.min_tissue, min_focus=0, partial_tiles=options.partial_tiles,
+                stain=description.stain,
             )  # fmt: skip
             tile_slides([image], [case], table, tiling, overlap=OVERLAP, stated=options.stated)
         images = read_image_table(table)

@@ -163,7 +163,7 @@ def _embed_patients(
     genes, means = (description.genes, description.gene_names), model.gene_encoder.mean
     profiles = profiles.match(*genes, means, limit, folder)
     images = read_images(sources, set(profiles.row), images_per_source=options.images_per_source)
-    checkpoint.check_inputs(description, images, folder, sources)
+    checkpoint.check_images_or_features(description, images, folder, sources)
     cases, patient = np.unique(images.frame.case_id.to_numpy(dtype=str), return_inverse=True)
     found = []
     for encoder in ("trained", "random"):

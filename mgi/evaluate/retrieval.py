@@ -17,7 +17,7 @@ from mgi.names import quote
 from mgi.prepare.profiles import require_anndata
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
-from mgi.train.data import iterate_images, read_roles
+from mgi.train.data import iterate_images, read_roles, read_sites
 from mgi.train.device import prepare_torch
 from mgi.train.profiles import read_profiles
 from mgi.train.validation import embed_genes, pool_bags, project_images
@@ -74,7 +74,7 @@ def embed(
     cases = [case for case in tested if case in profiles.row]
     frames, vectors = [], []
     for images in iterate_images(sources, set(cases)):
-        checkpoint.check_inputs(description, images, folder, sources)
+        checkpoint.check_images_or_features(description, images, folder, sources)
         if h5 is not None:
             refuse_slices(images.frame)
         frames.append(images.frame)
@@ -161,7 +161,7 @@ def retrieval_table(
     MissingInputError
         If a table is missing, lacks a column or holds no embeddings.
     """
-    options, site = options or EvaluateOptions(), _read_sites(splits)
+    options, site = options or EvaluateOptions(), {} if splits is None else read_sites(splits)
     found: dict[tuple[str, str], list[tuple[str, dict[str, list[Ranking]]]]] = {}
     for path in map(Path, embeddings):
         table = _read_embeddings(path)
@@ -204,14 +204,6 @@ def _read_embeddings(path: Path) -> pd.DataFrame:
     if wrong:
         raise MissingInputError(f"{path} holds no embeddings: {wrong}")
     return table.to_pandas()
-
-
-def _read_sites(splits: Path | None) -> dict[str, str]:
-    """Return the tissue-source site of each case that has one."""
-    if splits is None:
-        return {}
-    table = read_table(splits, "table of splits", ["case_id", "site"]).to_pandas()
-    return dict(table[["case_id", "site"]].dropna().itertuples(index=False))
 
 
 def _rank_directions(tables: list[pd.DataFrame], least: int) -> dict[str, list[Ranking]]:

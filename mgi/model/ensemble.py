@@ -19,24 +19,21 @@ class Ensemble(Segmenter):
 
     def __init__(self, members: Sequence[Segmenter]) -> None:
         nn.Module.__init__(self)
-        self.members = nn.ModuleList(members)
+        self.networks, self.members = nn.ModuleList(members), list(members)
         first = members[0]
         self.neighbours, self.image_encoder, self.gene_encoder = first.neighbours, None, first.gene_encoder
         self.uses_genes = any(member.uses_genes for member in members)
 
     def encode_genes(self, values: Tensor, gene_dropout: float = 0.0) -> Tensor | None:
         """Encode raw profiles [patients, genes] as every member's tokens, [patients, members * tokens, gene dim]."""
-        tokens = [member.encode_genes(values, gene_dropout) for member in self._list_members()]
+        tokens = [member.encode_genes(values, gene_dropout) for member in self.members]
         return torch.cat([one for one in tokens if one is not None], dim=1) if tokens[0] is not None else None
 
     def predict(self, images: Tensor, genes: Tensor | None, patient: Tensor, present: Tensor) -> Tensor:
         """Return the mean tumour probability of every pixel; arguments and result as of `Segmenter.predict`."""
-        members = self._list_members()
-        tokens = [None] * len(members) if genes is None else genes.chunk(len(members), dim=1)
-        parts = zip(members, tokens, strict=True)
+        count = len(self.members)
+        tokens = [None] * count if genes is None else genes.chunk(count, dim=1)
+        parts = zip(self.members, tokens, strict=True)
         return torch.stack([
             member.predict(images, own, patient, present & member.uses_genes) for member, own in parts
         ]).mean(dim=0)  # fmt: skip
-
-    def _list_members(self) -> list[Segmenter]:
-        return [member for member in self.members if isinstance(member, Segmenter)]

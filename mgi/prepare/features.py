@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,8 @@ def inspect_features(slides: list[LocalSlide]) -> tuple[int, dict[str, str]]:
     return width, reasons
 
 
-def describe_unusable(slides: list[LocalSlide]) -> list[str]:
-    """Return a sentence for each kind of reason why slides will be left out, and for what is stated in vain.
-
-    Raises as `inspect_features` does.
-    """
-    _, reasons = inspect_features(slides)
+def describe_unusable(slides: list[LocalSlide], reasons: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each kind of reason, as `inspect_features` found it, and for what is stated in vain."""
     stated = [slide.source_id for slide in slides if slide.mpp or slide.annotation]
     unused = f"{len(stated)} slides state an mpp or an annotation, which features do not use: {first_few(stated)}"
     kinds: dict[str, list[str]] = {}

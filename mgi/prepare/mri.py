@@ -25,6 +25,7 @@ MEDIAN, DEVIATION = 80, 40
 # Interquartile range of a normal distribution of unit deviation.
 NORMAL_QUARTILES = 1.349
 FOREGROUND_SHARE = 0.1
+AIR_SHARE = 0.1
 # Which voxels of a volume touch: those of one slice.
 IN_PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))])
 
@@ -199,16 +200,23 @@ def _normalise(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _find_foreground(image: np.ndarray) -> np.ndarray:
     """Find the voxels where most channels exceed a tenth of their own 99th percentile, holes in each slice included.
 
-    A sequence that is missing and filled with 0 does not count.
-
-    The air around the head is not zero in every scanner's images, nor after every preparation of a sequence.
+    The air around the head is not zero in every scanner's images, nor after every preparation of a sequence. A sequence
+    that is missing and filled with 0 does not count. Where intensities are negative, as z-scores are, the foreground
+    differs from the first voxel if that has the value of the air, and else the lowest intensity counts as 0.
     """
-    brightest = np.percentile(image, 99, axis=(0, 1, 2))
-    present = np.flatnonzero(brightest > 0)
     above = np.zeros(image.shape[:-1], dtype=np.uint8)
-    for channel in present:
-        above += image[..., channel] > FOREGROUND_SHARE * brightest[channel]
-    foreground = above * 2 > len(present)
+    present = 0
+    for plane in np.moveaxis(image, -1, 0):
+        lowest, brightest = min(0.0, float(plane.min())), float(np.percentile(plane, 99))
+        if brightest <= lowest:
+            continue
+        present += 1
+        air = plane == plane[0, 0, 0]
+        if lowest < 0 and air.mean() > AIR_SHARE:
+            above += ~air
+        else:
+            above += plane > lowest + FOREGROUND_SHARE * (brightest - lowest)
+    foreground = above * 2 > present
     if not foreground.any():
         raise MriError("empty: no voxel is brighter than the background")
     return ndimage.binary_fill_holes(foreground, IN_PLANE)

@@ -106,7 +106,7 @@ def tile_slides(
     for folder in (previews, coordinates):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    with image_table(output) as add:
+    with image_table(output, options.stain) as add:
         for case_id, source_id, path in progress(jobs, "slides"):
             own = (stated or {}).get(source_id, StatedSlide())
             found = None if annotations is None else find_annotation(annotations, source_id)

@@ -28,6 +28,7 @@ TILES_PER_TASK = 8
 TASKS_AHEAD = 16
 # From which a slide's stain is estimated.
 STAIN_TILES = 32
+STAIN_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,9 @@ def iterate_tiles(
     stain = None
     if normalised and places:
         some = places[:: -(-len(places) // STAIN_TILES)]
-        tiles = [read(x, y, _count_inside(x, y, grid.edge, tile_px, dimensions)) for x, y, _ in some]
-        stain = Stain.estimate(np.concatenate([tile.reshape(-1, 3) for tile in tiles]))
+        tiles = (read(x, y, _count_inside(x, y, grid.edge, tile_px, dimensions)) for x, y, _ in some)
+        each = -(-(tile_px**2 * len(some)) // STAIN_PIXELS)
+        stain = Stain.estimate(np.concatenate([tile.reshape(-1, 3)[::each] for tile in tiles]))
     with ThreadPoolExecutor(reader.THREADS) as threads:
         waiting: deque[Future[list[tuple[dict[str, Any], float | None]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):

@@ -143,33 +143,44 @@ def check_unit(description: AlignerDescription | SegmenterDescription, unit: str
 
 def check_images(
     description: AlignerDescription | SegmenterDescription,
-    image_px: int,
-    mpp: float | None,
+    images: Images | SegmenterDescription,
     folder: Path | str,
     where: Path | str,
 ) -> None:
-    """Raise `CheckpointError` unless the images of `where` have the size and the mpp of the model in `folder`.
+    """Raise `CheckpointError` unless the images of `where` have the size, mpp and stain of the model in `folder`.
 
     An mpp that either does not state is not compared.
+
+    Parameters
+    ----------
+    images : Images or SegmenterDescription
+        The images, or what a model states of those that it was trained on.
     """
     if description.image_px is None:
         raise CheckpointError(f"{where} holds images and the model in {folder} was trained on precomputed features")
-    if image_px != description.image_px:
+    if images.image_px != description.image_px:
         raise CheckpointError(
-            f"{where} holds images of {image_px} px and the model in {folder} was trained on {description.image_px} "
-            "px: import or tile at that size"
+            f"{where} holds images of {images.image_px} px and the model in {folder} was trained on "
+            f"{description.image_px} px: import or tile at that size"
         )
-    expected = description.mpp
+    expected, mpp = description.mpp, images.mpp
     if expected and mpp and not math.isclose(expected, mpp, rel_tol=MPP_TOLERANCE):
         raise CheckpointError(
             f"{where} holds images of {mpp:g} mpp and the model in {folder} was trained on {expected:g}: tile at that"
         )
+    if images.stain != description.stain:
+        raise CheckpointError(
+            f"{where} holds images of stain normalisation {images.stain or 'none'} and the model in {folder} was "
+            f"trained on {description.stain or 'none'}: tile with that `stain`"
+        )
 
 
-def check_inputs(description: AlignerDescription, images: Images, folder: Path | str, where: Path | str) -> None:
+def check_images_or_features(
+    description: AlignerDescription, images: Images, folder: Path | str, where: Path | str
+) -> None:
     """Raise `CheckpointError` unless a pre-trained model reads such images, or features of such a width."""
     if images.features is None:
-        check_images(description, images.image_px, images.mpp, folder, where)
+        check_images(description, images, folder, where)
     elif images.features != description.features:
         trained = "images" if description.features is None else f"features of {description.features} values"
         raise CheckpointError(

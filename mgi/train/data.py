@@ -6,13 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from mgi.codecs import decode_ignore, decode_image, decode_mask
+from mgi.config.prepare import Stain
 from mgi.delimited import PARSER_ERRORS
 from mgi.errors import CohortError, ImageTableError
+from mgi.names import quote
 from mgi.tables import open_table, read_table
 
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
@@ -30,12 +33,15 @@ class Images:
         Image and mask of each row; a mask is None where the source has no annotation.
     positive : ndarray of bool
         Whether the mask holds any tumour.
+    stain : str or None
+        How the stain of the images was normalised.
     """
 
     frame: pd.DataFrame
     encoded: list[bytes]
     masks: list[bytes | None]
     positive: np.ndarray
+    stain: Stain | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -229,7 +235,17 @@ def read_image_table(
     # Most masks of a slide are the same few: all tumour or none.
     tumour = {mask: mask is not None and bool(decode_mask(mask).any()) for mask in set(masks)}
     positive = np.array([tumour[mask] for mask in masks], dtype=bool)
-    return Images(table.select(PLACE).to_pandas(), table["image"].to_pylist(), masks, positive)
+    stain = _read_stain(table.schema.metadata or {}, path)
+    return Images(table.select(PLACE).to_pandas(), table["image"].to_pylist(), masks, positive, stain)
+
+
+def _read_stain(metadata: dict[bytes, bytes], path: Path) -> Stain | None:
+    """Return the stain normalisation that a table of images states."""
+    stated = metadata.get(b"stain", b"").decode(errors="replace")
+    known = {name: name for name in get_args(Stain)}
+    if stated and stated not in known:
+        raise ImageTableError(f"{path} states the unknown stain normalisation {quote(stated)}; tile its slides again")
+    return known.get(stated)
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
@@ -246,7 +262,11 @@ def _join(parts: list[Images], where: str) -> Images:
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
     encoded = [item for part in parts for item in part.encoded]
     masks = [item for part in parts for item in part.masks]
-    joined = type(parts[0])(frame, encoded, masks, np.concatenate([part.positive for part in parts]))
+    stains = sorted({part.stain or "none" for part in parts})
+    if len(stains) > 1:
+        raise ImageTableError(f"the image tables of {where} differ in stain normalisation: {', '.join(stains)}")
+    positive = np.concatenate([part.positive for part in parts])
+    joined = type(parts[0])(frame, encoded, masks, positive, parts[0].stain)
     sizes = {part.shape for part in parts}
     if len(sizes) > 1:
         raise ImageTableError(f"the image tables of {where} hold images of different sizes: {sorted(sizes)}")

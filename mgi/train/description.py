@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mgi.config import FinetuneOptions, PretrainOptions
+from mgi.config.prepare import Stain
 from mgi.config.vit import MAX_IMAGE_PX, MAX_WIDTH
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import require_file
@@ -33,6 +34,8 @@ class Description(BaseModel):
         The training and validation patients: to warn where one of them is predicted.
     mpp : float or None
         Microns per pixel of its images, None where they stated none.
+    stain : str or None
+        How their stain was normalised.
     genes, gene_names : list of str
         Ids and symbols of its genes, in their order; both empty for a model without genes.
     unit : str or None
@@ -46,6 +49,7 @@ class Description(BaseModel):
     fold: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     cases: list[str] = Field([], max_length=MAX_CASES)
     mpp: float | None = Field(None, gt=0)
+    stain: Stain | None = None
     genes: list[str] = Field(max_length=MAX_GENES)
     gene_names: list[str] = Field([], max_length=MAX_GENES)
     unit: str | None = None

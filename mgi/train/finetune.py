@@ -65,6 +65,7 @@ def finetune(
         At SIGTERM, once the state is saved.
     """
     ranks, place = join_ranks(prepare_torch(options, options.device, options.genes != "none"))
+    torch.manual_seed(options.replicate_seed)
     roles = read_roles(splits, fold)
     source = None if pretrained is None else _load_aligner(pretrained)
     if source is not None:
@@ -89,6 +90,7 @@ def finetune(
         cases=sorted(roles["train"] + roles["val"]),
         image_px=train.image_px,
         mpp=train.mpp,
+        stain=train.stain,
         genes=profiles.genes,
         gene_names=profiles.names,
         unit=profiles.unit,
@@ -110,7 +112,7 @@ def finetune(
     batches = ImageBatches(train, profiles, options, place, ranks)
     log.info("fine-tuning on %d patients, %d images", train.frame.case_id.nunique(), len(train))
     validate = None if val is None else partial(_validate, model, val, profiles, place)
-    run.train(options.seed, partial(batches.backward, model), validate)
+    run.train(options.replicate_seed, partial(batches.backward, model), validate)
     if ranks.first:
         if val is not None:
             decision = _decide(model, val, profiles, options, place)
@@ -185,7 +187,7 @@ class ImageBatches:
         All processes draw the same, and each returns its share.
         """
         options = self.options
-        random = np.random.default_rng([options.seed, step])
+        random = np.random.default_rng([options.replicate_seed, step])
         positives = round(options.positive_fraction * options.batch_images)
         counts = (positives, options.batch_images - positives)
         drawn = [self._draw_rows(pool, count, random) for pool, count in zip(self.pools, counts, strict=True)]
@@ -325,7 +327,7 @@ def _take_encoders(options: FinetuneOptions, source: PretrainOptions) -> Finetun
 
 def _copy_encoders(model: Segmenter, description: SegmenterDescription, source: Aligner, folder: Path) -> None:
     """Copy the encoders of a pre-trained model that this segmenter has, the genes' standardisation included."""
-    checkpoint.check_images(source.description, description.image_px, description.mpp, folder, "the training set")
+    checkpoint.check_images(source.description, description, folder, "the training set")
     for name in ("gene_encoder", "image_encoder"):
         target, values = getattr(model, name), getattr(source, name).state_dict()
         if target is None:

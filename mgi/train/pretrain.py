@@ -68,6 +68,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
         image_px=images.image_px if images.features is None else None,
         features=images.features,
         mpp=images.mpp,
+        stain=images.stain,
         genes=profiles.genes,
         gene_names=profiles.names,
         unit=profiles.unit,

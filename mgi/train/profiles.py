@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mgi.console import log
-from mgi.errors import CheckpointError
+from mgi.errors import CheckpointError, CohortError
 from mgi.names import first_few
 from mgi.prepare.profiles import read_matrix
 from mgi.tables import read_table
@@ -88,6 +88,18 @@ class Profiles:
 
         All that such a profile tells is the site: a gain that it brings is the scanner's or the laboratory's. A site
         without two such patients has the mean over all of `train`.
+
+        Parameters
+        ----------
+        train : list of str
+            The training patients.
+        sites : mapping of str to str
+            The site of each case that has one.
+
+        Raises
+        ------
+        CohortError
+            If fewer than two sites have two training patients with a profile.
         """
         members: dict[str, list[int]] = {}
         for case in train:
@@ -95,6 +107,11 @@ class Profiles:
                 members.setdefault(sites[case], []).append(self.row[case])
         paired = [self.row[case] for case in train if case in self.row]
         means = {site: self.values[rows].mean(dim=0) for site, rows in members.items() if len(rows) > 1}
+        if len(means) < 2:
+            raise CohortError(
+                f"{len(means)} of {len(members)} sites have two training patients with a profile or more, and profiles "
+                "of sites need two such sites: choose another control"
+            )
         overall = self.values[paired].mean(dim=0)
         values = torch.empty_like(self.values)
         for case, row in self.row.items():

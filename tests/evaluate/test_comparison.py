@@ -1,6 +1,7 @@
 """Variants compared patient by patient."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,21 @@ def test_spread_over_seeds_is_that_of_the_means_and_widens_the_interval(tmp_path
     expected = 2 * 1.96 * np.sqrt(dice.var() / 40 + np.var([0, 0.09, -0.06]) / 3)
     assert row["high"] - row["low"] == pytest.approx(expected, rel=0.1)
     assert same["sd"] == 0 and same["high"] - same["low"] < row["high"] - row["low"]
+
+
+def test_repetitions_are_no_hypotheses(compared: Path) -> None:
+    for other in ("mgi-1", "noise-1"):
+        shutil.copytree(compared / other.split("-")[0], compared / other)
+    alone, repeated = compared / "alone", compared / "repeated"
+    compare(compared, ["mgi", "image-only", "noise"], alone, "mgi", 200)
+    variants = ["mgi", "mgi-1", "noise-1", "image-only", "noise"]
+    compare(compared, variants, repeated, "mgi", 200, replicates={"mgi": ["mgi-1"], "noise": ["noise-1"]})
+    expected, found = (pd.read_csv(folder / "comparison.csv").set_index("variant") for folder in (alone, repeated))
+    columns = ["primary", "p_holm"]
+    assert found.loc[expected.index, columns].equals(expected[columns])
+    assert (
+        found.loc[["mgi-1", "noise-1"], "p_holm"].isna().all() and not found.loc[["mgi-1", "noise-1"], "primary"].any()
+    )
 
 
 def test_projects_have_means_of_their_own(compared: Path) -> None:

@@ -39,7 +39,7 @@ from mgi.inference import load_segmenter
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
 from mgi.tables import write_table
-from mgi.train import validation
+from mgi.train import checkpoint, validation
 from mgi.train.batches import to_tensor
 from mgi.train.data import Images, read_images
 from mgi.train.decision import Decision
@@ -570,7 +570,7 @@ def test_model_may_be_a_variants_folder(finetuned, slide, sees_dark, tmp_path, c
     predict(tmp_path / "mgi", slide, tmp_path / "only-fold")
     of_mpp(finetuned, 1.0, tmp_path / "mgi" / "fold1")
     predict(tmp_path / "mgi", slide, tmp_path / "both-folds")
-    assert "the mean of the 2 models" in caplog.text
+    assert "the mean of the 2 models beside it is used, fold0, fold1" in caplog.text
     shutil.rmtree(tmp_path / "mgi" / "fold1")
     of_mpp(finetuned, 0.5, tmp_path / "mgi" / "fold1")
     with pytest.raises(CheckpointError, match=r"fold0 and fold1 differ in 'mpp', so their mean has no meaning"):
@@ -578,6 +578,30 @@ def test_model_may_be_a_variants_folder(finetuned, slide, sees_dark, tmp_path, c
     of_mpp(finetuned, 1.0, tmp_path / "mgi" / "all")
     predict(tmp_path / "mgi", slide, tmp_path / "all")
     assert all((tmp_path / name / f"{slide.stem}.png").exists() for name in ("only-fold", "both-folds", "all"))
+
+
+def test_slide_is_normalised_as_the_training_set_was(of_slides, slide, tmp_path, monkeypatch):
+    config = json.loads((of_slides / "config.json").read_text())
+    asked = []
+
+    def tile(slides, cases, table, options, **rest):
+        asked.append(options.stain)
+        raise SlideError("enough")
+
+    monkeypatch.setattr(stage, "tile_slides", tile)
+    for stain in (None, "macenko"):
+        (of_slides / "config.json").write_text(json.dumps(config | {"stain": stain}))
+        with pytest.raises(SlideError, match="enough"):
+            predict(of_slides, slide, tmp_path / "out")
+    assert asked == [None, "macenko"]
+
+
+def test_images_of_another_stain_are_refused(finetuned, cohort, tmp_path):
+    description = checkpoint.load(finetuned).description
+    images = read_images(cohort.sources, set(CASES))
+    images.stain = "macenko"
+    with pytest.raises(CheckpointError, match=r"images of stain normalisation macenko and .* trained on none"):
+        checkpoint.check_images(description, images, finetuned, "here")
 
 
 def test_decision_of_several_folds_is_their_median_and_their_patients_are_all_known(finetuned, tmp_path):

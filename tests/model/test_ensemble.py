@@ -22,8 +22,12 @@ def test_ensemble_is_the_mean_of_its_members_each_with_its_own_genes():
 
 
 def test_ensemble_without_genes_has_none_to_encode():
-    ensemble, (images, values, patient, present) = Ensemble([segmenter(genes=False)] * 2), batch()
+    members, (images, values, patient, present) = [segmenter(genes=False), segmenter(genes=False)], batch()
+    ensemble = Ensemble(members)
     assert ensemble.encode_genes(values) is None
     with torch.no_grad():
+        members[1].head.bias.add_(1.0)
         found = ensemble.predict(images, None, patient, present)
-        torch.testing.assert_close(found, ensemble.members[0].predict(images, None, patient, present))
+        own = [member.predict(images, None, patient, present) for member in members]
+        torch.testing.assert_close(found, sum(own) / 2)
+    assert (own[0] - own[1]).abs().max() > 0.1

@@ -15,11 +15,21 @@ import pytest
 from mgi.errors import MissingInputError, SlideError
 from mgi.prepare import features as features_stage
 from mgi.prepare import hdf5
-from mgi.prepare.features import describe_unusable, fingerprint_features, import_features, list_features
+from mgi.prepare.features import (
+    describe_unusable,
+    fingerprint_features,
+    import_features,
+    inspect_features,
+    list_features,
+)
 from mgi.train.data import iterate_images
 from tests.prepare.features import WIDTH, write_features
 
 VALUES = np.random.default_rng(1).normal(size=(6, WIDTH)).astype(np.float32)
+
+
+def describe(slides):
+    return describe_unusable(slides, inspect_features(slides)[1])
 
 
 def run(folder: Path, **options) -> pd.DataFrame:
@@ -180,7 +190,7 @@ def foreign(tmp_path_factory):
         write_features(folder / f"h5/{name}.h5", seed=number)
     for name, (spoil, _) in FOREIGN.items():
         spoil(write_features(folder / "h5" / f"{name.replace(' ', '-')}.h5"))
-    return folder, run(folder), describe_unusable(list_features(folder / "h5"))
+    return folder, run(folder), describe(list_features(folder / "h5"))
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -239,11 +249,11 @@ def test_table_states_case_and_site(tmp_path):
     write_features(tmp_path / "h5/a.h5")
     write_features(tmp_path / "h5/b.h5", seed=1)
     (tmp_path / "h5/slides.csv").write_text("case_id,slide,site\n001,a.h5,Ulm\n002,b.h5,Jena\n")
-    assert describe_unusable(list_features(tmp_path / "h5/slides.csv")) == []
+    assert describe(list_features(tmp_path / "h5/slides.csv")) == []
     import_features(tmp_path / "h5/slides.csv", tmp_path / "images/features.parquet", tmp_path / "sources.parquet")
     sources = pd.read_parquet(tmp_path / "sources.parquet")
     (tmp_path / "h5/slides.csv").write_text("case_id,slide,mpp\n001,a.h5,0.25\n002,b.h5,\n")
-    (sentence,) = describe_unusable(list_features(tmp_path / "h5/slides.csv"))
+    (sentence,) = describe(list_features(tmp_path / "h5/slides.csv"))
     assert sentence == "1 slides state an mpp or an annotation, which features do not use: 'a'"
     assert sources[["case_id", "site"]].to_numpy().tolist() == [["001", "Ulm"], ["002", "Jena"]]
 

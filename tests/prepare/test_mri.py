@@ -396,6 +396,25 @@ def test_missing_sequences_filled_with_zero_do_not_hide_the_head(tmp_path):
     assert abs(pixels[16:48, 16:48, 1].std() - DEVIATION) < 6 and not pixels[:8].any()
 
 
+@pytest.mark.parametrize("air", [0.0, -1.5])
+def test_scores_below_zero_are_as_much_brain_as_those_above(tmp_path, air):
+    random = np.random.default_rng(0)
+    brain = np.zeros((32, 32, 5), bool)
+    brain[8:24, 8:24] = True
+    volume = np.where(brain, random.normal(0, 1, (4, 32, 32, 5)), air).astype(np.float32)
+    folder = tmp_path / "P1"
+    folder.mkdir()
+    for name, sequence in zip(("t1", "t1ce", "t2", "flair"), volume, strict=True):
+        nib.save(nib.Nifti1Image(sequence, np.eye(4)), folder / f"P1_{name}.nii.gz")
+    nib.save(nib.Nifti1Image(brain.astype(np.uint8), np.eye(4)), folder / "P1_seg.nii.gz")
+    import_mri(tmp_path, tmp_path / "mri.parquet", None, MriOptions(image_px=32))
+    table = pd.read_parquet(tmp_path / "mri.parquet")
+    assert np.allclose(table.tissue_fraction, 0.25)
+    pixels = np.stack([decode_image(row) for row in table.image])
+    inside = pixels[:, 8:24, 8:24]
+    assert abs(np.median(inside) - MEDIAN) <= 3 and abs(inside.std() - DEVIATION) < 4 and not pixels[:, :7].any()
+
+
 def test_sequence_of_one_intensity_is_normalised(tmp_path):
     name = "TCGA_AA_0001_20000101"
     (tmp_path / name).mkdir()

@@ -12,9 +12,9 @@ import torch
 from mgi.codecs import encode_png
 from mgi.config.train import Optimisation
 from mgi.errors import CohortError, ImageTableError
-from mgi.tables import write_table
+from mgi.tables import image_table, write_table
 from mgi.train.batches import Ahead, Augmentation, Warp, restain
-from mgi.train.data import read_images, read_roles
+from mgi.train.data import read_image_table, read_images, read_roles
 from mgi.train.profiles import read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
@@ -172,6 +172,27 @@ def test_stains_are_those_of_scikit_image_and_change_within_the_jitter():
     assert np.abs(augmentation.factors - 1).max() <= 0.2 and 0.19 < np.abs(augmentation.offsets).max() <= 0.2
     assert (augmentation.apply(images) != images).any(axis=(1, 2, 3)).all() and (images == image).all()
     assert (restain(image, np.ones(3, np.float32), np.zeros(3, np.float32)) == image).all()
+
+
+def test_without_stains_the_sequence_of_random_numbers_is_as_if_there_were_none():
+    random, expected = np.random.default_rng(0), np.random.default_rng(0)
+    Augmentation.draw(5, Optimisation(intensity_jitter=0.1), random)
+    expected.integers(0, 4, 5), expected.random(5), expected.uniform(-1, 1, (5, 3))
+    assert random.random() == expected.random()
+
+
+def test_stain_normalisation_of_a_table_is_known_to_its_images(tmp_path):
+    row = {"case_id": "A", "source_id": "A", "x": 0, "y": 0, "z": 0, "size": 8, "mpp": 0.5, "tissue_fraction": 1.0}
+    row |= {"image": encode_png(np.zeros((8, 8, 3), np.uint8)), "mask": None}
+    for stain in (None, "macenko", "vahadane"):
+        with image_table(tmp_path / f"{stain}.parquet", stain) as add:
+            add(row)
+    assert read_image_table(tmp_path / "None.parquet").stain is None
+    assert read_image_table(tmp_path / "macenko.parquet").stain == "macenko"
+    with pytest.raises(
+        ImageTableError, match="states the unknown stain normalisation 'vahadane'; tile its slides again"
+    ):
+        read_image_table(tmp_path / "vahadane.parquet")
 
 
 def test_share_of_an_augmentation_does_to_its_images_what_the_whole_does():

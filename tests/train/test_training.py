@@ -26,7 +26,7 @@ from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
 from mgi.train.decision import Decision
 from mgi.train.device import Place
-from mgi.train.finetune import ImageBatches, finetune
+from mgi.train.finetune import ImageBatches, _read_profiles, finetune
 from mgi.train.loop import TrainingRun, learning_rate, parameter_groups
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
 from mgi.train.profiles import NO_PROFILES, read_profiles
@@ -222,6 +222,31 @@ def test_effect_of_the_genes_starts_as_strong_as_stated(finetuned):
     options = description.options.model_copy(update={"gene_gate": 0.25})
     model = checkpoint.build_segmenter(description.model_copy(update={"options": options}))
     assert (model.fusion.gate == 0.25).all()
+
+
+def test_profiles_of_the_site_are_read_with_the_sites_of_the_splits(cohort, finetune_options, tmp_path):
+    sites = dict(zip(CASES, "SSTTSTST", strict=True))
+    splits = pq.read_table(cohort.splits).to_pandas()
+    write_table(splits.assign(site=splits.case_id.map(sites)), tmp_path / "splits.parquet")
+    options = finetune_options(genes="site")
+    roles = {"train": [*CASES[:3], CASES[5]], "test": CASES[6:]}
+    found = _read_profiles(options, cohort.expression, tmp_path / "splits.parquet", roles, None, None)
+    own = read_profiles(cohort.expression)
+    values, _ = found.of([CASES[6], CASES[7]])
+    torch.testing.assert_close(values[0], own.of(CASES[:2])[0].mean(dim=0))
+    torch.testing.assert_close(values[1], own.of([CASES[2], CASES[5]])[0].mean(dim=0))
+    write_table(splits.assign(site="S"), tmp_path / "one.parquet")
+    with pytest.raises(CohortError, match="1 of 1 sites have two training patients with a profile or more"):
+        _read_profiles(options, cohort.expression, tmp_path / "one.parquet", roles, None, None)
+
+
+def test_repetition_has_other_batches_and_initial_weights(cohort, finetune_options):
+    images, place = read_images(cohort.sources, set(CASES), labelled=True), Place(torch.device("cpu"), torch.float32)
+    drawn = []
+    for replicate in (0, 1, 0):
+        options = finetune_options(replicate=replicate)
+        drawn.append(ImageBatches(images, NO_PROFILES, options, place)._draw(0)[0].tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_image_only_without_vit_has_no_encoders(cohort, finetune_options, tmp_path):
