@@ -97,6 +97,13 @@ class Optimisation(Section):
         "image statistics learn at `lr` itself",
     )
     intensity_jitter: float = Field(0.0, ge=0, lt=1, description="largest relative change of each channel's intensity")
+    channel_swap: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the images in which a channel drawn at random shows another or the same, as where a "
+        "sequence of MRI is missing",
+    )
     stain_jitter: float = Field(
         0.0,
         ge=0,

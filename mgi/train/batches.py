@@ -67,6 +67,8 @@ class Augmentation(NamedTuple):
     factors, offsets : float32 ndarray, [batch, 3]
         What each stain's amount is multiplied by, and what is added to it, in optical density (Tellez et al., 2019,
         arXiv 1902.06543).
+    shown : int ndarray, [batch, 3]
+        The channel that each channel shows.
     """
 
     turns: np.ndarray
@@ -74,6 +76,7 @@ class Augmentation(NamedTuple):
     gains: np.ndarray
     factors: np.ndarray
     offsets: np.ndarray
+    shown: np.ndarray
 
     @classmethod
     def draw(cls, count: int, options: Optimisation, random: np.random.Generator) -> Self:
@@ -82,10 +85,14 @@ class Augmentation(NamedTuple):
         turns = random.integers(0, 4, count) * (how == "dihedral")
         flips = (random.random(count) < 0.5) & (how != "none")
         gains = 1 + jitter * random.uniform(-1, 1, (count, 3))
-        # Without stains the sequence of random numbers is that of a cohort that has none.
+        # Random numbers that are not used are not drawn: the others stay as they are.
         drawn = random.uniform(-1, 1, (2, count, 3)) if stain else np.zeros((2, count, 3))
         factors, offsets = stain * drawn.astype(np.float32)
-        return cls(turns, flips, gains, 1 + factors, offsets)
+        shown = np.tile(np.arange(3), (count, 1))
+        if options.channel_swap:
+            swapped = np.flatnonzero(random.random(count) < options.channel_swap)
+            shown[swapped, random.integers(0, 3, len(swapped))] = random.integers(0, 3, len(swapped))
+        return cls(turns, flips, gains, 1 + factors, offsets, shown)
 
     def share(self, part: slice) -> Self:
         """Return the augmentation of some images of the batch."""
@@ -105,9 +112,11 @@ class Augmentation(NamedTuple):
         for image, factor, offset in zip(images, self.factors, self.offsets, strict=True):
             if offset.any():
                 image[:] = restain(image, factor, offset)
-        for image, gain in zip(images, self.gains, strict=True):
+        for image, gain, shown in zip(images, self.gains, self.shown, strict=True):
+            planes = image.shape[2] // len(gain)
+            if (shown != np.arange(3)).any():
+                image[:] = image[..., np.concatenate([3 * plane + shown for plane in range(planes)])]
             if (gain != 1).any():
-                planes = image.shape[2] // len(gain)
                 image[:] = np.clip(image * np.tile(gain, planes), 0, 255).astype(np.uint8)
         return images
 
