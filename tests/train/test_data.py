@@ -195,6 +195,17 @@ def test_stain_normalisation_of_a_table_is_known_to_its_images(tmp_path):
         read_image_table(tmp_path / "vahadane.parquet")
 
 
+def test_a_channel_shows_another_in_every_slice_of_a_stack():
+    stack = np.broadcast_to(np.arange(9, dtype=np.uint8), (400, 2, 2, 9))
+    options = Optimisation(augment="none", channel_swap=0.6)
+    changed = Augmentation.draw(400, options, np.random.default_rng(0)).apply(stack)
+    moved = [tuple(image[0, 0, :3].tolist()) for image in changed if (image != stack[0]).any()]
+    # Of those drawn, a third show the channel itself.
+    assert 0.4 - 0.08 < len(moved) / 400 < 0.4 + 0.08
+    assert set(moved) == {(1, 1, 2), (2, 1, 2), (0, 0, 2), (0, 2, 2), (0, 1, 0), (0, 1, 1)}
+    assert (changed[..., 3:6] == changed[..., :3] + 3).all() and (changed[..., 6:] == changed[..., :3] + 6).all()
+
+
 def test_share_of_an_augmentation_does_to_its_images_what_the_whole_does():
     images = np.random.default_rng(0).integers(0, 255, (7, 6, 6, 3)).astype(np.uint8)
     augmentation = Augmentation.draw(
