@@ -172,7 +172,7 @@ class Finetune(Optimisation):
         "matched",
         description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
         "nobody's, of each gene's training mean and standard deviation; `site`, the mean profile of a site's training "
-        "patients, which tells the site alone",
+        "patients, which carries nothing but the site",
     )
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"
