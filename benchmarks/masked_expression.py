@@ -1,6 +1,6 @@
 """Whether masked-expression pre-training of the gene encoder on many patients helps what few patients are probed for.
 
-A Mamba encoder, a token per gene, learns to tell masked genes from the others (as BERT does words: Devlin et al., 2019)
+A Mamba encoder, a token per gene, learns to tell genes that are set to their mean from the others (as BERT does words: Devlin et al., 2019)
 on every patient of a table but those that have labels. Its pooled vectors of the labelled patients are then probed by
 ridge regression in five folds, beside those of the same encoder before training, and the standardised genes themselves.
 
@@ -32,9 +32,13 @@ def read_profiles(path: Path) -> pd.DataFrame:
 
 def masked_error(encoder: GeneEncoder, head: nn.Module, values: Tensor, dropped: Tensor) -> Tensor:
     """Return the mean squared error of the masked genes, in standard deviations."""
-    standardised = encoder._standardise(values)
-    tokens = encoder._mix(encoder._make_tokens(standardised.masked_fill(dropped, 0.0), dropped.float()))
-    return F.mse_loss(head(tokens).squeeze(-1)[dropped], standardised[dropped])
+    tokens, _ = encoder(torch.where(dropped, encoder.mean, values))
+    return F.mse_loss(head(tokens).squeeze(-1)[dropped], standardise(encoder, values)[dropped])
+
+
+def standardise(encoder: GeneEncoder, values: Tensor) -> Tensor:
+    """Return profiles in the standard deviations of the training patients."""
+    return (values - encoder.mean) / encoder.scale
 
 
 def train(encoder: GeneEncoder, values: Tensor, held_out: Tensor, steps: int) -> None:
@@ -87,9 +91,9 @@ def main() -> None:
     print(f"{len(others)} patients to train on, {len(own)} with labels, {own.shape[1]} genes")
 
     torch.manual_seed(0)
-    encoder = GeneEncoder(own.shape[1], DIM, DEPTH, state_dim=STATE_DIM, dropped_genes="mask")
+    encoder = GeneEncoder(own.shape[1], DIM, DEPTH, state_dim=STATE_DIM)
     encoder.fit_standardisation(others)
-    vectors = {"genes": encoder._standardise(own).numpy()}
+    vectors = {"genes": standardise(encoder, own).numpy()}
     with torch.no_grad():
         vectors["untrained"] = encoder(own)[1].numpy()
     train(encoder, others, own, chosen.steps)
