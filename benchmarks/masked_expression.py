@@ -1,9 +1,9 @@
 """Whether masked-expression pre-training of the gene encoder on many patients helps what few patients are probed for.
 
 A Mamba encoder, a token per gene, learns to tell genes that are set to their mean from the others (as BERT does words:
-Devlin et al., 2019) on every patient of a table but those that have labels. Its pooled vectors of the labelled patients are
-then probed by ridge regression in five folds, beside those of the same encoder before training, and the standardised genes
-themselves.
+Devlin et al., 2019) on every patient of a table but those that have labels. Its pooled vectors of the labelled patients
+are then probed by ridge regression in five folds, beside those of the same encoder before training, and the
+standardised genes themselves.
 
     python benchmarks/masked_expression.py pancancer.parquet labels.csv --column grade --column methylation_cluster
 """
