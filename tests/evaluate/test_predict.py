@@ -282,8 +282,10 @@ def sees_dark(monkeypatch):
     """Let any model take the dark pixels for the tumour, so that what is written can be checked against the image."""
 
     def probabilities(model, images, profiles, place):
+        # Slices of MRI are normalised, and their ordinary tissue is dark.
+        dark = 100 if images.mpp else 10
         for row in range(len(images)):
-            yield np.array([row]), (images.load(np.array([row])).mean(axis=-1) < 100).astype(np.float32)
+            yield np.array([row]), (images.load(np.array([row])).mean(axis=-1) < dark).astype(np.float32)
 
     monkeypatch.setattr(stage, "predict_probabilities", probabilities)
 
@@ -445,7 +447,6 @@ def write_series(folder, numbers):
     folder.mkdir(parents=True)
     for number in numbers:
         pixels = np.random.default_rng(number).integers(180, 250, (64, 64, 3), dtype=np.uint8)
-        pixels[:, 0] = 60
         pixels[10 : 10 + 2 * number, 20:40] = 10
         Image.fromarray(pixels).save(folder / f"TCGA_CS_4941_19960909_{number}.tif")
     return folder

@@ -77,11 +77,11 @@ def test_noise_has_the_training_moments_and_is_nobodys():
 
 
 def test_mean_of_the_site_tells_the_site_alone():
-    values = torch.arange(12, dtype=torch.float32).reshape(6, 2)
-    table = Profiles(values, {case: row for row, case in enumerate("abcdef")}, ["x", "y"])
-    sites = {"a": "S", "b": "S", "c": "T", "d": "S", "e": "T", "z": "S"}
-    means = table.average_by_site(["a", "b", "c", "z"], sites).of(list("abcdefz"))
-    site, overall = values[:2].mean(dim=0), values[:3].mean(dim=0)
+    values = torch.arange(16, dtype=torch.float32).reshape(8, 2)
+    table = Profiles(values, {case: row for row, case in enumerate("abcdefgh")}, ["x", "y"])
+    sites = {"a": "S", "b": "S", "c": "T", "d": "S", "e": "T", "g": "U", "h": "U", "z": "S"}
+    means = table.average_by_site(["a", "b", "c", "g", "h", "z"], sites).of(list("abcdefz"))
+    site, overall = values[:2].mean(dim=0), values[[0, 1, 2, 6, 7]].mean(dim=0)
     # c is its site's only training patient: the mean of it alone would be its own profile. Nothing is known of f's.
     expected = torch.stack([site, site, overall, site, overall, overall, torch.zeros(2)])
     assert means[0].equal(expected) and means[1].tolist() == [True] * 6 + [False]
