@@ -95,6 +95,8 @@ def main() -> None:
     encoder = GeneEncoder(own.shape[1], DIM, DEPTH, state_dim=STATE_DIM)
     encoder.fit_standardisation(others)
     vectors = {"genes": standardise(encoder, own).numpy()}
+    print(f"error of the mean: {standardise(encoder, others).square().mean():.3f}, on the labelled patients "
+          f"{standardise(encoder, own).square().mean():.3f}")  # fmt: skip
     with torch.no_grad():
         vectors["untrained"] = encoder(own)[1].numpy()
     train(encoder, others, own, chosen.steps)
