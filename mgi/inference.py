@@ -17,7 +17,7 @@ from mgi.train.device import Place, prepare_torch
 from mgi.train.profiles import NO_PROFILES, Profiles, read_profiles
 
 # What the folds of one variant have in common.
-SHARED = ("options", "image_px", "mpp", "genes", "unit")
+SHARED = ("options", "image_px", "mpp", "stain", "genes", "unit")
 
 
 def find_models(folder: Path) -> list[Path]:

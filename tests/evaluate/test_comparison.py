@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from mgi.errors import CohortError, MissingInputError
+from mgi.cli import app
+from mgi.errors import CohortError, ConfigError, MissingInputError
 from mgi.evaluate.comparison import compare
 from mgi.evaluate.segmentation import summarise
 from mgi.evaluate.statistics import detectable_difference
@@ -136,6 +138,16 @@ def test_spread_over_seeds_is_that_of_the_means_and_widens_the_interval(tmp_path
     expected = 2 * 1.96 * np.sqrt(dice.var() / 40 + np.var([0, 0.09, -0.06]) / 3)
     assert row["high"] - row["low"] == pytest.approx(expected, rel=0.1)
     assert same["sd"] == 0 and same["high"] - same["low"] < row["high"] - row["low"]
+
+
+def test_command_takes_the_repetitions(compared: Path) -> None:
+    shutil.copytree(compared / "mgi", compared / "again")
+    variants = ["--variant", "mgi", "--variant", "again", "-o", str(compared / "out")]
+    assert CliRunner().invoke(app, ["compare", str(compared), *variants, "--replicate", "mgi=again"]).exit_code == 0
+    assert pd.read_csv(compared / "out" / "seeds.csv")[["variant", "seeds"]].to_numpy().tolist() == [["mgi", 2]]
+    for wrong in ("mgi", "mgi=mgi", "mgi=other"):
+        with pytest.raises(ConfigError, match="must name two of the variants: write VARIANT=OTHER"):
+            CliRunner().invoke(app, ["compare", str(compared), *variants, "--replicate", wrong], catch_exceptions=False)
 
 
 def test_repetitions_are_no_hypotheses(compared: Path) -> None:

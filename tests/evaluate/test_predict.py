@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import mgi
 from mgi import cli
@@ -35,7 +36,8 @@ from mgi.evaluate.external import evaluate_tables
 from mgi.evaluate.masks import stitch
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
-from mgi.inference import load_segmenter
+from mgi.inference import load_segmenter, read_profiles_for
+from mgi.names import first_few
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
 from mgi.tables import write_table
@@ -603,6 +605,35 @@ def test_images_of_another_stain_are_refused(finetuned, cohort, tmp_path):
     images.stain = "macenko"
     with pytest.raises(CheckpointError, match=r"images of stain normalisation macenko and .* trained on none"):
         checkpoint.check_images(description, images, finetuned, "here")
+
+
+@pytest.mark.parametrize(("key", "value"), [("stain", "macenko"), ("unit", "z-score")])
+def test_folds_of_other_images_or_profiles_are_not_averaged(finetuned, tmp_path, key, value):
+    for fold in range(2):
+        of_mpp(finetuned, 1.0, tmp_path / f"fold{fold}")
+    path = tmp_path / "fold1/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=f"fold0 and fold1 differ in '{key}', so their mean has no meaning"):
+        load_segmenter(tmp_path)
+
+
+def test_missing_gene_is_set_to_the_mean_over_the_folds(finetuned, write, tmp_path):
+    for fold in range(2):
+        of_mpp(finetuned, 1.0, tmp_path / f"mgi/fold{fold}")
+    path = tmp_path / "mgi/fold1/model.safetensors"
+    weights = load_file(path)
+    weights["gene_encoder.mean"] += 2
+    save_file(weights, path)
+    model = load_segmenter(tmp_path / "mgi")
+    genes = len(model.description.genes)
+    other = write(tmp_path / "other", genes=genes - 1)
+    profiles = read_profiles_for(model, other.expression, tmp_path / "mgi", set(CASES))
+    torch.testing.assert_close(profiles.values[:, -1], (weights["gene_encoder.mean"][-1] - 1).expand(len(profiles.row)))
+
+
+def test_evaluation_on_the_training_patients_is_warned_of(finetuned, cohort, tmp_path, caplog):
+    evaluate_tables(finetuned, [cohort.folder / "images" / "all.parquet"], cohort.expression, tmp_path, 100)
+    assert f"was trained on {first_few(CASES[:6])}" in caplog.text
 
 
 def test_decision_of_several_folds_is_their_median_and_their_patients_are_all_known(finetuned, tmp_path):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from skimage import color
 
 from mgi.codecs import encode_png
 from mgi.config.train import Optimisation
@@ -159,7 +160,6 @@ def test_intensities_change_by_channel_within_the_jitter_and_saturate():
 
 
 def test_stains_are_those_of_scikit_image_and_change_within_the_jitter():
-    color = pytest.importorskip("skimage.color")
     image = color.hed2rgb(np.random.default_rng(0).uniform(0, 0.04, (8, 8, 3)))
     image = np.rint(255 * image).astype(np.uint8)
     factor, offset = np.array([1.2, 0.9, 1.0], np.float32), np.array([0.0, 0.02, 0.01], np.float32)

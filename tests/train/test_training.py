@@ -240,13 +240,24 @@ def test_profiles_of_the_site_are_read_with_the_sites_of_the_splits(cohort, fine
         _read_profiles(options, cohort.expression, tmp_path / "one.parquet", roles, None, None)
 
 
-def test_repetition_has_other_batches_and_initial_weights(cohort, finetune_options):
+def test_repetition_has_other_batches_and_initial_weights(cohort, finetune_options, tmp_path, monkeypatch):
     images, place = read_images(cohort.sources, set(CASES), labelled=True), Place(torch.device("cpu"), torch.float32)
     drawn = []
     for replicate in (0, 1, 0):
         options = finetune_options(replicate=replicate)
         drawn.append(ImageBatches(images, NO_PROFILES, options, place)._draw(0)[0].tolist())
     assert drawn[0] == drawn[2] != drawn[1]
+
+    def build(*_):
+        drawn.append(torch.rand(1).item())
+        raise CohortError("enough")
+
+    monkeypatch.setattr("mgi.train.finetune._build_model", build)
+    for replicate in (0, 1, 0):
+        options = finetune_options(genes="none", vit=False, pretrained=False, replicate=replicate)
+        with pytest.raises(CohortError, match="enough"):
+            finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
+    assert drawn[3] == drawn[5] != drawn[4]
 
 
 def test_image_only_without_vit_has_no_encoders(cohort, finetune_options, tmp_path):
