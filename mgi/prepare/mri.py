@@ -25,6 +25,8 @@ MEDIAN, DEVIATION = 80, 40
 # Interquartile range of a normal distribution of unit deviation.
 NORMAL_QUARTILES = 1.349
 FOREGROUND_SHARE = 0.1
+# Beyond these float32 cannot compute with intensities, and no scanner or preparation writes them.
+LEAST_INTENSITY, MOST_INTENSITY = 1e-20, 1e20
 AIR_SHARE = 0.1
 # Which voxels of a volume touch: those of one slice.
 IN_PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))])
@@ -181,7 +183,15 @@ def _normalise(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     -------
     image : uint8 array [slices, height, width, 3]
     foreground : bool array [slices, height, width]
+
+    Raises
+    ------
+    MriError
+        If no voxel is brighter than the background, or the intensities are too large or small to compute with.
     """
+    largest = max(abs(float(image.min())), abs(float(image.max())))
+    if largest and not LEAST_INTENSITY < largest < MOST_INTENSITY:
+        raise MriError(f"implausible intensities: the largest is {largest:.3g}")
     foreground = _find_foreground(image)
     normalised = np.empty(image.shape, dtype=np.uint8)
     for channel in range(image.shape[-1]):

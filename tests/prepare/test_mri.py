@@ -415,6 +415,18 @@ def test_scores_below_zero_are_as_much_brain_as_those_above(tmp_path, air):
     assert abs(np.median(inside) - MEDIAN) <= 3 and abs(inside.std() - DEVIATION) < 4 and not pixels[:, :7].any()
 
 
+@pytest.mark.parametrize("scale", [3e38, 1e-40])
+def test_intensities_that_cannot_be_computed_with_are_refused(tmp_path, scale):
+    volume = (scale * np.random.default_rng(0).choice([-1, 1], (16, 16, 3))).astype(np.float32)
+    folder = tmp_path / "P1"
+    folder.mkdir()
+    for name in ("t1", "t1ce", "t2", "flair", "seg"):
+        scan = np.ones(volume.shape, np.uint8) if name == "seg" else volume
+        nib.save(nib.Nifti1Image(scan, np.eye(4)), folder / f"P1_{name}.nii.gz")
+    with pytest.raises(MriError, match="implausible intensities: the largest is"):
+        import_mri(tmp_path, tmp_path / "mri.parquet", None, MriOptions(image_px=32))
+
+
 def test_sequence_of_one_intensity_is_normalised(tmp_path):
     name = "TCGA_AA_0001_20000101"
     (tmp_path / name).mkdir()
