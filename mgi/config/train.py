@@ -204,7 +204,17 @@ class Finetune(Optimisation):
     rotation: float = Field(0.0, ge=0, le=180, description="largest rotation of a training image, degrees")
     zoom: float = Field(0.0, ge=0, le=1, description="largest relative enlargement of a training image, and reduction")
     gamma: float = Field(
-        0.0, ge=0, le=1, description="contrast: the exponent of intensities is drawn from 1/(1 + gamma) to 1 + gamma"
+        0.0,
+        ge=0,
+        le=1,
+        description="contrast: the exponent of each channel's intensities is drawn from 1/(1 + gamma) to 1 + gamma",
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest standard deviation of the Gaussian noise that is added to a training image, intensities "
+        "being 0 to 1",
     )
     average_flips: bool = Field(False, description="predict an image as the mean over it and its mirror image")
 

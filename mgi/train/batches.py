@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgi.config.train import Optimisation
+from mgi.config.train import FinetuneOptions, Optimisation
 
 T = TypeVar("T")
 STEPS_AHEAD = 2
@@ -136,7 +136,7 @@ def restain(image: np.ndarray, factor: np.ndarray, offset: np.ndarray) -> np.nda
 
 
 class Warp(NamedTuple):
-    """A rotation, zoom and change of contrast of each image of a batch.
+    """A rotation, a zoom, changes of contrast and noise of each image of a batch.
 
     Attributes
     ----------
@@ -144,29 +144,37 @@ class Warp(NamedTuple):
         Radians, about the centre.
     zooms : float ndarray, [batch]
         Factor by which the image is enlarged.
-    gammas : float ndarray, [batch]
-        Exponent of the intensities.
+    gammas : float ndarray, [batch, 3]
+        Exponent of each channel's intensities.
+    deviations : float ndarray, [batch]
+        Standard deviation of the noise.
+    seeds : int64 ndarray, [batch]
+        Seed of the noise.
     """
 
     angles: np.ndarray
     zooms: np.ndarray
     gammas: np.ndarray
+    deviations: np.ndarray
+    seeds: np.ndarray
 
     @classmethod
-    def draw(cls, count: int, rotation: float, zoom: float, gamma: float, random: np.random.Generator) -> Self:
-        """Draw the warps of `count` images: up to `rotation` degrees, and factors of up to 1 + zoom and 1 + gamma."""
-        angles = np.deg2rad(rotation) * random.uniform(-1, 1, count)
-        zooms, gammas = ((1 + largest) ** random.uniform(-1, 1, count) for largest in (zoom, gamma))
-        return cls(angles, zooms, gammas)
+    def draw(cls, count: int, options: FinetuneOptions, random: np.random.Generator) -> Self:
+        """Draw the warps of `count` images."""
+        angles = np.deg2rad(options.rotation) * random.uniform(-1, 1, count)
+        zooms = (1 + options.zoom) ** random.uniform(-1, 1, count)
+        gammas = (1 + options.gamma) ** random.uniform(-1, 1, (count, 3))
+        deviations = options.noise * random.random(count)
+        return cls(angles, zooms, gammas, deviations, random.integers(0, 2**63, count))
 
     def share(self, part: slice) -> Self:
         """Return the warps of some images of the batch."""
-        return type(self)(self.angles[part], self.zooms[part], self.gammas[part])
+        return type(self)(*(values[part] for values in self))
 
     def apply(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Warp images, float32 [batch, channels, height, width] in 0..1, and masks, [batch, height, width].
+        """Warp images, float32 [batch, 3 planes, height, width] in 0..1, and masks, [batch, height, width].
 
-        What comes from outside of an image is 0.
+        What comes from outside of an image is 0; noise may leave the range.
         """
         if (self.angles != 0).any() or (self.zooms != 1).any():
             sine, cosine = np.sin(self.angles) / self.zooms, np.cos(self.angles) / self.zooms
@@ -178,5 +186,14 @@ class Warp(NamedTuple):
             moved = F.grid_sample(masks[:, None].to(images), grid, mode="nearest", align_corners=False)
             masks = moved[:, 0].to(masks.dtype)
         if (self.gammas != 1).any():
-            images = images ** torch.from_numpy(self.gammas).to(images)[:, None, None, None]
+            exponents = torch.from_numpy(self.gammas).to(images)
+            images = images ** exponents.repeat(1, images.shape[1] // exponents.shape[1])[:, :, None, None]
+        if (self.deviations != 0).any():
+            noise = np.stack(
+                [
+                    deviation * np.random.default_rng(seed).standard_normal(images.shape[1:], np.float32)
+                    for deviation, seed in zip(self.deviations.astype(np.float32), self.seeds, strict=True)
+                ]
+            )
+            images = images + torch.from_numpy(noise).to(images)
         return images, masks

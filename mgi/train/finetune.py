@@ -195,7 +195,7 @@ class ImageBatches:
         augmentation = Augmentation.draw(len(rows), options, random)
         cases = np.unique(self.case_ids[rows])
         dropped = cases[random.random(len(cases)) < options.patient_dropout]
-        warp = Warp.draw(len(rows), options.rotation, options.zoom, options.gamma, random)
+        warp = Warp.draw(len(rows), options, random)
         own = self.ranks.share(len(rows))
         images = self.images.load_stacks(rows[own], options.neighbours, self._pool)
         masks = self.images.load_masks(rows[own], self._pool)

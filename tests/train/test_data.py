@@ -11,7 +11,7 @@ import torch
 from skimage import color
 
 from mgi.codecs import encode_png
-from mgi.config.train import Optimisation
+from mgi.config.train import FinetuneOptions, Optimisation
 from mgi.errors import CohortError, ImageTableError
 from mgi.tables import image_table, write_table
 from mgi.train.batches import Ahead, Augmentation, Warp, restain
@@ -249,10 +249,15 @@ def test_gain_is_the_same_for_every_slice_of_a_stack():
     assert len(np.unique(augmented)) == 3
 
 
+def make_warp(angle: float = 0, zoom: float = 1, gammas: tuple[float, ...] | list[float] = (1, 1, 1)) -> Warp:
+    """Return the warp of one image, without noise."""
+    return Warp(np.array([angle]), np.array([zoom]), np.array([gammas], float), np.zeros(1), np.zeros(1, np.int64))
+
+
 def test_warp_turns_and_enlarges_image_and_mask_alike():
-    images, masks = torch.zeros(1, 2, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    images, masks = torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)
     images[:, :, 28:36, 44:52], masks[:, 28:36, 44:52] = 1, 1  # 16 pixels to the right of the centre
-    half = Warp(np.array([np.pi / 2]), np.array([0.5]), np.array([1.0]))
+    half = make_warp(angle=np.pi / 2, zoom=0.5)
     warped, moved = half.apply(images, masks)
     inside = moved[0].nonzero().float().mean(dim=0) + 0.5 - 32
     assert moved.sum() == 16 and moved.dtype == torch.uint8  # half as wide and high
@@ -263,20 +268,37 @@ def test_warp_turns_and_enlarges_image_and_mask_alike():
 def test_warp_makes_no_tumour_between_ignored_pixels_and_background():
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[:, 20:40, 20:40] = 2
-    _, moved = Warp(np.array([0.3]), np.array([1.2]), np.ones(1)).apply(torch.zeros(1, 3, 64, 64), masks)
+    _, moved = make_warp(angle=0.3, zoom=1.2).apply(torch.zeros(1, 3, 64, 64), masks)
     assert moved.unique().tolist() == [0, 2]
 
 
 def test_warp_of_nothing_changes_nothing():
     images, masks = torch.rand(3, 9, 16, 16), torch.ones(3, 16, 16, dtype=torch.uint8)
-    same = Warp.draw(3, 0, 0, 0, np.random.default_rng(0)).apply(images, masks)
+    same = Warp.draw(3, FinetuneOptions(), np.random.default_rng(0)).apply(images, masks)
     assert torch.equal(same[0], images) and torch.equal(same[1], masks)
 
 
 def test_warps_stay_within_their_limits():
-    warp = Warp.draw(4000, 15, 0.25, 0.5, np.random.default_rng(0))
+    options = FinetuneOptions(rotation=15, zoom=0.25, gamma=0.5, noise=0.1)
+    warp = Warp.draw(4000, options, np.random.default_rng(0))
     assert np.abs(warp.angles).max() == pytest.approx(np.deg2rad(15), rel=0.01)
     assert [warp.zooms.min(), warp.zooms.max()] == pytest.approx([0.8, 1.25], rel=0.01)
     assert [warp.gammas.min(), warp.gammas.max()] == pytest.approx([1 / 1.5, 1.5], rel=0.01)
-    bright = Warp(np.zeros(1), np.ones(1), np.array([2.0])).apply(torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 4, 4))
-    assert bright[0].unique().tolist() == [0.25]
+    assert [warp.deviations.min(), warp.deviations.max()] == pytest.approx([0, 0.1], abs=0.001)
+
+
+def test_contrast_changes_by_channel_and_alike_in_every_slice():
+    bright, _ = make_warp(gammas=[2, 1, 3]).apply(torch.full((1, 9, 4, 4), 0.5), torch.zeros(1, 4, 4))
+    assert bright[0, :, 0, 0].tolist() == [0.25, 0.5, 0.125] * 3
+    assert (bright.flatten(2).amax(2) == bright.flatten(2).amin(2)).all()
+
+
+def test_noise_has_its_deviation_and_belongs_to_the_image_and_not_to_its_place_in_the_batch():
+    options, images, masks = FinetuneOptions(noise=0.2), torch.full((4, 9, 64, 64), 0.5), torch.zeros(4, 64, 64)
+    warp = Warp.draw(4, options, np.random.default_rng(0))
+    noisy, same = warp.apply(images, masks)
+    assert noisy.flatten(1).std(dim=1).tolist() == pytest.approx(warp.deviations.tolist(), rel=0.02)
+    assert noisy.flatten(1).mean(dim=1).tolist() == pytest.approx([0.5] * 4, abs=0.01)
+    assert torch.equal(same, masks)
+    part = warp.share(slice(2, 4)).apply(images[2:], masks[2:])[0]
+    assert torch.equal(part, noisy[2:])
