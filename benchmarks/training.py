@@ -43,6 +43,7 @@ from mgi.train.pretrain import PatientBatches
 from mgi.train.profiles import NO_PROFILES, Profiles
 
 PATIENTS, IMAGES_EACH, GENES = 24, 20, 2000
+VIT = {"name": "vit_tiny_patch16_224", "options": {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3}}
 
 
 def make_images(px: int) -> Images:
@@ -123,10 +124,7 @@ def main() -> None:
         steps=arguments.steps, val_every=arguments.steps, warmup_steps=5, genes="none", batch_images=arguments.batch,
         positive_fraction=1.0, threads=arguments.threads, precision=arguments.precision, device=arguments.device,
         channels=[8, 24, 48, 96],
-        image_encoder={
-            "name": "vit_tiny_patch16_224",
-            "options": {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3},
-        },
+        image_encoder=VIT,
     )  # fmt: skip
     place = prepare_torch(options, options.device, genes=False)
     images = make_images(arguments.px)
@@ -170,10 +168,7 @@ def compare_pretraining(arguments: argparse.Namespace) -> None:
         steps=arguments.steps, val_every=arguments.steps, warmup_steps=5, batch_patients=arguments.batch,
         images_per_patient=4, threads=arguments.threads, precision=arguments.precision, device=arguments.device,
         gene_encoder={"dim": 32, "depth": 1, "state_dim": 8},
-        image_encoder={
-            "name": "vit_tiny_patch16_224",
-            "options": {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3},
-        },
+        image_encoder=VIT,
     )  # fmt: skip
     place = prepare_torch(options, options.device, genes=True)
     images = make_images(arguments.px)
