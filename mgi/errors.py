@@ -92,8 +92,8 @@ def describe_memory_error(error: Exception) -> str | None:
     """Return that memory ran out as one sentence, of the machine or of a GPU; None of any other error."""
     if type(error).__name__ == "OutOfMemoryError":
         return (
-            "not enough memory of the GPU; lower batch_images, or pre-training's batch_patients or micro_batch, or use a "
-            "GPU with more"
+            "not enough memory of the GPU; lower batch_images, or in pre-training batch_patients or micro_batch, or "
+            "use a GPU with more"
         )
     # How torch says it of a CPU.
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -322,7 +322,7 @@ def test_published_network_refuses_what_it_cannot_halve_and_several_processes(
     with pytest.raises(CohortError, match=r"cannot be halved 6 times: use images of a multiple of 64 px$"):
         finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
     monkeypatch.setattr(stage, "join_ranks", lambda place: (Ranks(rank=0, world=2), place))
-    with pytest.raises(CohortError, match="'unet-resnet18' normalises over a batch, which 2 processes"):
+    with pytest.raises(CohortError, match="'unet-resnet18' normalises over a batch, and 2 processes"):
         finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
 
 
