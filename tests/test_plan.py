@@ -186,13 +186,13 @@ def test_column_that_its_table_lacks_is_refused(name, make_plan, tmp_path):
     table.to_csv(tmp_path / "clinical.csv", index=False)
     table.to_parquet(tmp_path / "clinical.parquet")
     stratified = {"folds": 2, "stratify_table": name, "stratify_column": "sex"}
-    with pytest.raises(CohortError, match="table to stratify by .* lacks the column sex"):
+    with pytest.raises(CohortError, match=r"table to stratify by .* lacks the column sex"):
         make_plan(lambda config: config.update(split=stratified))
     sites = {"folds": 2, "by": "site", "site_table": name, "site_column": "hospital"}
-    with pytest.raises(CohortError, match="table of sites .* lacks the column hospital"):
+    with pytest.raises(CohortError, match=r"table of sites .* lacks the column hospital"):
         make_plan(lambda config: config.update(split=sites))
     for probe in ({"columns": ["grade", "stage"]}, {"survival": ["stage", "grade"]}):
-        with pytest.raises(CohortError, match="table of labels .* lacks the column stage"):
+        with pytest.raises(CohortError, match=r"table of labels .* lacks the column stage"):
             make_plan(lambda config, probe=probe: config.update(probe={"labels": name} | probe))
 
 
