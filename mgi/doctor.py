@@ -175,7 +175,7 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
         plan = check_inputs(config)
         yield from _check_own_slides(config, plan)
         yield from _check_features(config, plan)
-        yield from (Finding(WARN, "inputs", sentence) for sentence in plan.find_unpaired())
+        yield from (Finding(WARN, "inputs", sentence) for sentence in plan.find_unpaired() + plan.stray_mpp)
     except MGIError as error:
         yield Finding(FAIL, "inputs", str(error))
 

@@ -21,7 +21,7 @@ from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
 from mgi.prepare.features import describe_unusable, fingerprint_features, inspect_features, list_features
 from mgi.prepare.folds import check_enough
-from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tabulate_slides
+from mgi.prepare.local import LocalSlide, describe_stray_mpp, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
 from mgi.prepare.series import fingerprint
@@ -73,8 +73,8 @@ class Plan:
         check_given_files(self.config)
         for name in self.pinned:
             check_pinned(self.config, name, self._manifest_path(name))
-        if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
-            _ = self.annotations
+        if self._lists_slides:
+            _ = self.annotations, self.stray_mpp
         _ = self.mri_state, self.features_state
 
     def _check_enough(self, useful: set[str], kind: str) -> None:
@@ -124,7 +124,7 @@ class Plan:
         Raises as `find_unpaired` and `mgi.prepare.features.inspect_features` do.
         """
         unusable = describe_unusable(self.own_slides, self.unusable) if self.config.features else []
-        return self.config.warnings() + self.find_unpaired() + unusable
+        return self.config.warnings() + self.find_unpaired() + unusable + self.stray_mpp
 
     @cached_property
     def unusable(self) -> dict[str, str]:
@@ -241,6 +241,20 @@ class Plan:
         names = [name for batch in self.batches.values() for name in batch.rows["source_id"]]
         found = check_annotations(folder, names) if folder else {}
         return found | {slide.source_id: slide.annotation for slide in self.own_slides if slide.annotation}
+
+    @cached_property
+    def stray_mpp(self) -> list[str]:
+        """What there is to say of the table of mpp: the slides in it that the cohort does not have, in a sentence."""
+        table = self.config.slides.mpp_table if self.config.slides else None
+        if table is None or not self._lists_slides:
+            return []
+        return describe_stray_mpp(table, [name for batch in self.batches.values() for name in batch.rows["source_id"]])
+
+    @property
+    def _lists_slides(self) -> bool:
+        """Whether it is known which slides there are: the user's own, or those of pinned manifests."""
+        slides = self.config.slides
+        return slides is not None and (slides.own is not None or len(self.pinned) == len(self.projects))
 
     @cached_property
     def own_slides(self) -> list[LocalSlide]:

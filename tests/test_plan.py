@@ -9,7 +9,15 @@ import pytest
 
 from mgi.acquire.manifest import ANNOTATION, EXPRESSION, SLIDES
 from mgi.config import load_config, read_configuration
-from mgi.errors import AnnotationError, CohortError, ConfigError, ManifestError, MGIError, MissingInputError
+from mgi.errors import (
+    AnnotationError,
+    CohortError,
+    ConfigError,
+    ManifestError,
+    MGIError,
+    MissingInputError,
+    SlideError,
+)
 from mgi.names import match_exactly
 from mgi.plan import Plan
 
@@ -312,6 +320,17 @@ def test_job_is_told_the_mpp_of_its_slides_alone(make_plan, tmp_path):
     plan = make_plan(lambda config: config["slides"].update(mpp_table="mpp.csv"))
     assert json.loads(plan.tile_options("S3"))["stated"] == {"S3": {"mpp": 0.5}}
     assert "mpp_table" not in plan.tile_options("S3")
+
+
+def test_mpp_of_slides_that_are_not_of_the_cohort_is_named(make_plan, tmp_path):
+    change = lambda config: config["slides"].update(mpp_table="mpp.csv")  # noqa: E731
+    (tmp_path / "mpp.csv").write_text("slide,mpp\nS1.svs,0.25\nS-2.svs,0.5\n")
+    assert "1 of 2 slides in mpp.csv are not of the cohort: 'S-2.svs'" in make_plan(change).warnings()
+    (tmp_path / "mpp.csv").write_text("slide,mpp\ns1.svs,0.25\n")
+    with pytest.raises(SlideError, match=r"mpp of 's1\.svs', and the cohort has no such slide, but 'S1', 'S2', 'S3'"):
+        make_plan(change)
+    (tmp_path / "TCGA-AA.parquet").unlink()
+    assert make_plan(change, slides=()).stray_mpp == []
 
 
 def test_own_slides_without_expression_are_named(own):

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
     SlideError
         If it is no such table, or states two values for a slide, or one that is not 0.01 to 16.
     """
-    table = read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError)
+    table = _read_mpp(path)
     stated: dict[str, float] = {}
     for slide, text in zip(table["slide"], table["mpp"], strict=True):
         if slide is None:
@@ -56,6 +57,32 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
             if stated.setdefault(source_id, value) != value:
                 raise SlideError(f"{path} states two mpp for the slide {quote(slide)}; keep one")
     return stated
+
+
+def _read_mpp(path: Path | str) -> pd.DataFrame:
+    return read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError)
+
+
+def describe_stray_mpp(path: Path | str, source_ids: Collection[str]) -> list[str]:
+    """Return a sentence on the slides in a table of mpp that are none of the cohort's, if there are any.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    SlideError
+        If it is no such table, or none of its slides is of the cohort.
+    """
+    slides, known = [slide for slide in _read_mpp(path)["slide"] if slide], set(source_ids)
+    stray = [slide for slide in slides if not {slide, source_of(slide)} & known]
+    if not stray:
+        return []
+    if len(stray) == len(slides):
+        raise SlideError(
+            f"{path} states the mpp of {first_few(slides)}, and the cohort has no such slide, but "
+            f"{first_few(sorted(known))}; name slides as their files are named"
+        )
+    return [f"{len(stray)} of {len(slides)} slides in {path} are not of the cohort: {first_few(stray)}"]
 
 
 @dataclass(frozen=True)
