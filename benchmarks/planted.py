@@ -2,6 +2,7 @@
 
 - `alignment`: 120 patients, 40 of them held out. Retrieval beside its yardstick, and how well image embeddings tell
   each of the six planted look factors.
+- `encoders`: the same cohort with other encoders of the genes, and with shuffled pairs, which must retrieve at chance.
 - `null`: no gene follows the bit, so `mgi` minus `image-only` is about 0.
 - `dose-response`: the effect of the switch genes from 2 to 0.25 standard deviations, and their number from 200 to 10.
 - `second-truth`: a look factor decides which texture is the tumour; its genes tell it, and the tissue shows it faintly.
@@ -24,11 +25,14 @@ import pandas as pd
 import yaml
 
 from mgi.config.demo import DEMO
+from mgi.evaluate.retrieval import retrieval_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 22
 SWITCHES = [(2.0, 200), (1.0, 200), (0.5, 200), (0.25, 200), (2.0, 50), (2.0, 10)]
 COMPARED = ["image-only", "mgi"]
+ENCODERS = ["mgi", "transformer", "mlp", "linear", "shuffled-order", "shuffled-pairs"]
+OTHERS = ["mgi", "mgi-transformer", "mgi-mlp", "mgi-linear", "mgi-shuffled-order", "shuffled-throughout", "image-only"]
 
 
 def list_settings() -> dict[str, dict[str, dict[str, Any]]]:
@@ -37,6 +41,7 @@ def list_settings() -> dict[str, dict[str, dict[str, Any]]]:
     pretraining = [*COMPARED, "no-pretraining", "image-only-no-pretraining"]
     return {
         "alignment": {"alignment": held_out},
+        "encoders": {"encoders": held_out | {"evaluate": {"variants": OTHERS}}},
         "null": {"null": {"simulate": {"switch_sd": 0.0}, "evaluate": {"variants": COMPARED}}},
         "dose-response": {
             f"switch-{sd:g}-of-{genes}": {
@@ -67,12 +72,30 @@ def run_workflow(folder: Path, targets: list[str], cores: int) -> None:
     )
 
 
-def show(results: Path, benchmark: str) -> None:
-    """Print what the tables of a cohort say."""
+def list_targets(benchmark: str) -> list[str]:
+    """Return what is asked of the workflow, within the results of the cohort."""
     if benchmark == "alignment":
-        retrieval = pd.read_csv(results / "retrieval.csv").query("fold == 'all'")
-        columns = ["variant", "direction", "k", "recall", "low", "high", "chance", "median_rank", "hubness"]
-        print(retrieval[columns].to_string(index=False))
+        return ["evaluate/retrieval.csv", "evaluate/probe.csv"]
+    embeddings = [f"pretrain/{name}/fold0/embeddings.parquet" for name in ENCODERS if benchmark == "encoders"]
+    return ["evaluate/comparison.csv", *embeddings]
+
+
+def show_retrieval(table: Path) -> None:
+    """Print a table of retrieval."""
+    retrieval = pd.read_csv(table).query("fold == 'all'")
+    columns = ["variant", "direction", "k", "recall", "low", "high", "chance", "median_rank", "hubness"]
+    print(retrieval[columns].to_string(index=False))
+
+
+def show(cohort: Path, benchmark: str) -> None:
+    """Print what the tables of a cohort say."""
+    results = cohort / "evaluate"
+    if benchmark == "encoders":
+        folders = [cohort / "pretrain" / name / "fold0" for name in ENCODERS]
+        retrieval_table([folder / "embeddings.parquet" for folder in folders], cohort / "retrieval.csv")
+        show_retrieval(cohort / "retrieval.csv")
+    if benchmark == "alignment":
+        show_retrieval(results / "retrieval.csv")
         probes = pd.read_csv(results / "probe.csv").query("shots == 'all'")
         print(
             probes[["encoder", "side", "target", "metric", "value", "low", "high", "permuted"]].to_string(index=False)
@@ -97,10 +120,10 @@ def main() -> None:
             folder = (chosen.output / name).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(yaml.safe_dump(configure(changes, chosen.seed), sort_keys=False))
-            tables = ["retrieval.csv", "probe.csv"] if benchmark == "alignment" else ["comparison.csv"]
-            run_workflow(folder, [f"results/simulated/evaluate/{table}" for table in tables], chosen.cores)
+            cohort = folder / "results" / "simulated"
+            run_workflow(folder, [f"results/simulated/{name}" for name in list_targets(benchmark)], chosen.cores)
             print(f"\n{name}, seed {chosen.seed}")
-            show(folder / "results" / "simulated" / "evaluate", benchmark)
+            show(cohort, benchmark)
 
 
 if __name__ == "__main__":

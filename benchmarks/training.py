@@ -1,4 +1,4 @@
-"""Images per second of fine-tuning, beside the same network, loss and optimiser in loops that others would write.
+"""Images per second of training, beside the same network, loss and optimiser in loops that others would write.
 
 - `memory`: a plain PyTorch loop on one batch that lies ready in memory: what the step itself allows.
 - `mgi`: the product's own run, from encoded images: drawn, decoded, augmented, trained on.
@@ -6,11 +6,15 @@
   decoded by Pillow, the same flips and quarter turns.
 - `monai`: the same with MONAI's `Dataset`, `RandFlipd` and `RandRotate90d`, where MONAI is installed.
 
+With `--pretraining`, contrastive pre-training in place of fine-tuning: `mgi` from encoded images beside `memory`, the
+same step on one batch drawn beforehand.
+
 All in one process, in turn, `--rounds` times; the best round of each counts, and the last column is its ratio to
 `memory`. No validation and no checkpoint is timed.
 
     python benchmarks/training.py
     python benchmarks/training.py --px 256 --batch 8 --precision bfloat16
+    python benchmarks/training.py --pretraining
 """
 
 import argparse
@@ -26,18 +30,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mgi.codecs import decode_image, decode_mask, encode_jpeg, encode_mask
-from mgi.config import FinetuneOptions
+from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.train import checkpoint
 from mgi.train.batches import to_tensor
 from mgi.train.data import PLACE, Images
-from mgi.train.description import SegmenterDescription
+from mgi.train.description import AlignerDescription, SegmenterDescription
 from mgi.train.device import Place, prepare_torch
 from mgi.train.finetune import ImageBatches
 from mgi.train.loop import TrainingRun, parameter_groups
-from mgi.train.profiles import NO_PROFILES
+from mgi.train.pretrain import PatientBatches
+from mgi.train.profiles import NO_PROFILES, Profiles
 
-PATIENTS, IMAGES_EACH = 24, 20
+PATIENTS, IMAGES_EACH, GENES = 24, 20, 2000
+VIT = {"name": "vit_tiny_patch16_224", "options": {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3}}
 
 
 def make_images(px: int) -> Images:
@@ -109,15 +115,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--pretraining", action="store_true")
     arguments = parser.parse_args()
+    if arguments.pretraining:
+        compare_pretraining(arguments)
+        return
     options = FinetuneOptions(
         steps=arguments.steps, val_every=arguments.steps, warmup_steps=5, genes="none", batch_images=arguments.batch,
         positive_fraction=1.0, threads=arguments.threads, precision=arguments.precision, device=arguments.device,
         channels=[8, 24, 48, 96],
-        image_encoder={
-            "name": "vit_tiny_patch16_224",
-            "options": {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3},
-        },
+        image_encoder=VIT,
     )  # fmt: skip
     place = prepare_torch(options, options.device, genes=False)
     images = make_images(arguments.px)
@@ -141,14 +148,52 @@ def main() -> None:
         print("monai is not installed: pip install monai to time its loader\n")
     else:
         loops["monai"] = lambda: time_loader(build(), plain_loader(images, options, dataset), options, place)
+    compare(loops, arguments.rounds, options.batch_images * options.steps)
+
+
+def compare(loops: dict[str, Callable[[], float]], rounds: int, count: int) -> None:
+    """Time the loops over `count` images in turn, and print the best round of each."""
     best = dict.fromkeys(loops, float("inf"))
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for name, run in loops.items():
             best[name] = min(best[name], run())
     print(f"{'loop':<12}{'images/s':>10}{'of memory':>11}")
     for name, seconds in best.items():
-        rate = options.batch_images * options.steps / seconds
-        print(f"{name:<12}{rate:10.1f}{best['memory'] / seconds:11.2f}")
+        print(f"{name:<12}{count / seconds:10.1f}{best['memory'] / seconds:11.2f}")
+
+
+def compare_pretraining(arguments: argparse.Namespace) -> None:
+    """Compare pre-training from encoded images with the same step on one batch in memory."""
+    options = PretrainOptions(
+        steps=arguments.steps, val_every=arguments.steps, warmup_steps=5, batch_patients=arguments.batch,
+        images_per_patient=4, threads=arguments.threads, precision=arguments.precision, device=arguments.device,
+        gene_encoder={"dim": 32, "depth": 1, "state_dim": 8},
+        image_encoder=VIT,
+    )  # fmt: skip
+    place = prepare_torch(options, options.device, genes=True)
+    images = make_images(arguments.px)
+    patients = sorted(images.frame.case_id.unique())
+    genes = [f"gene {number}" for number in range(GENES)]
+    values = torch.randn(len(patients), GENES, generator=torch.Generator().manual_seed(0))
+    profiles = Profiles(values, {case: row for row, case in enumerate(patients)}, genes)
+    description = AlignerDescription(
+        options=options, fold="0", image_px=arguments.px, genes=genes, gene_names=genes, unit="z-score"
+    )
+    print(f"{place.device}, {options.threads} threads, {place.dtype}, load {os.getloadavg()[0]:.1f} at the start")
+    print(f"{options.batch_patients} patients with {options.images_per_patient} images of {arguments.px} px each, "
+          f"{GENES} genes, {options.steps} steps\n")  # fmt: skip
+
+    def run(in_memory: bool) -> float:
+        model = checkpoint.build_aligner(description).to(place.device)
+        model.gene_encoder.fit_standardisation(values)
+        batches = PatientBatches(images, profiles, patients, options, place)
+        if in_memory:
+            drawn = batches._draw(0)
+            batches._ahead = lambda step: drawn
+        return time_run(model, batches, options)
+
+    count = options.batch_patients * options.images_per_patient * options.steps
+    compare({"memory": lambda: run(True), "mgi": lambda: run(False)}, arguments.rounds, count)
 
 
 def plain_step(
@@ -188,9 +233,15 @@ def time_loader(model: Segmenter, loader: DataLoader, options: FinetuneOptions, 
 
 
 def time_mgi(model: Segmenter, images: Images, options: FinetuneOptions, place: Place) -> float:
-    batches = ImageBatches(images, NO_PROFILES, options, place)
+    return time_run(model, ImageBatches(images, NO_PROFILES, options, place), options)
+
+
+def time_run(
+    model: torch.nn.Module, batches: ImageBatches | PatientBatches, options: FinetuneOptions | PretrainOptions
+) -> float:
+    """Time the steps of the product's own run."""
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(model, options, {}, Path(folder), parameter_groups(model, options), options.batch_images)
+        run = TrainingRun(model, options, {}, Path(folder), parameter_groups(model, options), 1)
         model.train()
         started = time.perf_counter()
         for step in range(options.steps):

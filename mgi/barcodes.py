@@ -27,6 +27,9 @@ _BARCODE = re.compile(
     r"(?:-(?P<section>DX|TS|BS|MS)[A-Z0-9]*|-[A-Z0-9]{4}(?:-\d{2})?)?)?)?"
 )
 
+# A longer name is another patient's.
+_CASE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])")
+
 
 @dataclass(frozen=True)
 class Barcode:
@@ -79,6 +82,17 @@ class Barcode:
     def is_diagnostic(self) -> bool | None:
         """Whether a slide is diagnostic rather than frozen, None where the barcode is no slide's."""
         return None if self.section is None else self.section == "DX"
+
+
+def standardise_barcode(name: str) -> str:
+    """Return a name in capitals joined by hyphens, the form of a TCGA barcode."""
+    return re.sub(r"[._ ]", "-", name.strip()).upper()
+
+
+def find_case(name: str) -> str | None:
+    """Return the case of the TCGA barcode, in any case and joined by `-`, `_` or `.`, that a name begins with."""
+    match = _CASE.match(standardise_barcode(name))
+    return match[0] if match else None
 
 
 def is_tumour(barcode: str) -> bool | None:

@@ -178,6 +178,10 @@ def test_replicate_differs_in_seed_alone_and_is_found_among_those_compared(raw: 
     assert config.finetune_options("again") == config.finetune_options("mgi") | {"replicate": 2}
     assert config.replicates() == {"mgi": ["again"]}, "the same run twice is no repetition"
     assert FinetuneOptions(**config.finetune_options("again")).replicate_seed == 7
+    raw["evaluate"]["variants"] = ["again", "mgi", "other"]
+    assert load_config(raw).replicates() == {"mgi": ["again"]}, "the reference is nobody's repetition"
+    raw["evaluate"] |= {"variants": ["again", "mgi", "other"], "reference": "other"}
+    assert load_config(raw).replicates() == {"mgi": ["again"]}
 
 
 def test_profiles_of_sites_need_sites_that_are_trained_on(raw: dict[str, Any]) -> None:

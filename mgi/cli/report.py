@@ -18,7 +18,7 @@ def report_flow(flow: Annotated[Path, typer.Argument(help="cohort_flow.csv.")], 
     draw_flow(flow, output)
 
 
-@report_app.command("losses", epilog="Example: mgi report losses finetune/*/fold*/metrics.csv -o losses.png")
+@report_app.command("losses", epilog="Example: mgi report losses finetune/mgi/fold*/metrics.csv -o losses.png")
 def report_losses(
     metrics: Annotated[list[Path], typer.Argument(help="metrics.csv of training runs.")], output: Output
 ) -> None:

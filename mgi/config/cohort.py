@@ -280,7 +280,9 @@ class Config(RunOptions, Cohort):
     def replicates(self) -> dict[str, list[str]]:
         """Return the compared variants that others repeat with another seed alone, each with those others."""
         found: dict[str, dict[int, str]] = {}
-        for variant in () if self.features else self.compared:
+        # The reference is nobody's repetition; else the first number is repeated by the others.
+        key = lambda name: (name != self.evaluate.reference, self.finetune[name].replicate)  # noqa: E731
+        for variant in () if self.features else sorted(self.compared, key=key):
             options = self.finetune_options(variant)
             number = options.pop("replicate")
             # A second variant of the same number is the same run.

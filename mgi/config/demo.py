@@ -45,6 +45,7 @@ DEMO: dict[str, Any] = {
         "single-images": {"base": "mgi", "bags": False},
         "no-components": {"base": "mgi", "gene_encoder": {"components": 0}},
         "no-texture": {"base": "mgi", "image_encoder": {"texture": False}},
+        "shuffled-pairs": {"base": "mgi", "genes": "shuffled"},
     },
     "finetune": {
         "mgi": {
@@ -56,6 +57,7 @@ DEMO: dict[str, Any] = {
         "image-only": {"base": "mgi", "genes": "none"},
         "image-only-no-pretraining": {"base": "image-only", "pretrained": False},
         "shuffled-genes": {"base": "mgi", "genes": "shuffled"},
+        "shuffled-throughout": {"base": "shuffled-genes", "encoders": "shuffled-pairs"},
         "mgi-transformer": {"base": "mgi", "encoders": "transformer"},
         "mgi-mlp": {"base": "mgi", "encoders": "mlp"},
         "mgi-linear": {"base": "mgi", "encoders": "linear"},
@@ -91,6 +93,7 @@ COMMENTS: dict[str, str] = {
     "split.stratify_table": "Here the planted truth.",
     "pretrain.transformer": "The paper's comparison: other encoders of the genes.",
     "pretrain.shuffled-order": "Whether genomic order matters.",
+    "pretrain.shuffled-pairs": "The negative control: it retrieves at chance.",
     "pretrain.single-images": "What bags, components of the genes and texture statistics each bring.",
     "probe.labels": "Here the planted truth.",
     "finetune.mgi": "The method: pre-trained encoders, matched genes.",

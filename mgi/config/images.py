@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 VIT_PATCH = re.compile(r"_patch([1-9][0-9]*)(?:_|$)")
 # Of a pre-training variant: what only pixels have.
-OF_PIXELS = ("image_encoder", "augment", "intensity_jitter", "stain_jitter")
+OF_PIXELS = ("image_encoder", "augment", "intensity_jitter", "channel_swap", "stain_jitter")
 
 
 def check_kind_of_image(config: "Config") -> None:

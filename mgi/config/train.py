@@ -139,6 +139,11 @@ class Pretrain(Optimisation):
     base: Name | None = Field(None, description="the variant that this one differs from")
     gene_encoder: GeneEncoder = Field(GeneEncoder(), description="the encoder of the genes")
     image_encoder: ImageEncoder = Field(ImageEncoder(), description="the ViT of the images")
+    genes: Literal["matched", "shuffled"] = Field(
+        "matched",
+        description="the negative control: `shuffled` aligns each patient's images with another patient's profile of "
+        "the same fold and role",
+    )
     embed_dim: int = Field(128, ge=2, le=MAX_WIDTH, description="width of the space that genes and images share")
     batch_patients: int = Field(32, ge=2, description="patients in a batch")
     images_per_patient: int = Field(4, ge=1, description="images of each patient in a batch")

@@ -50,7 +50,7 @@ def predict(
 ) -> None:
     """Segment slides or MRI series by one model, and write what can be looked at and used.
 
-    Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within one pixel of the
+    Of a slide: `{slide}.geojson`, the outlines in level-0 pixels, which QuPath opens, within 0.75 pixels of the
     prediction; `{slide}.png`, the outlines over a thumbnail, with a scale bar; `masks/{slide}_mask.tiff`, 0 or 255 over
     the whole slide at a whole number of level-0 pixels per pixel; and `probability/{slide}.tiff`, 0 to 255 on the same
     grid, a pyramid. `output` and the folder of masks in it are each a folder of annotations as tiling reads it.

@@ -1,8 +1,8 @@
 """Tumour annotations of slides: outlines or masks, found by the slide's name and rasterised for any window.
 
 An annotation is named after its slide: `{slide}` or `{slide}_mask`, with the slide's own suffix or the UUID of the GDC
-behind it or without, and the suffix of the annotation: `.geojson` for outlines, `.tif`, `.tiff`, `.png`, `.jpg` or
-`.jpeg` for a mask. So `TCGA-A4-8098-01Z-00-DX1.geojson`, `S21.1234.A.svs.geojson` and
+behind it or without, and the suffix of the annotation: `.geojson` or `.json` for outlines, `.tif`, `.tiff`, `.png`,
+`.jpg` or `.jpeg` for a mask. So `TCGA-A4-8098-01Z-00-DX1.geojson`, `S21.1234.A.svs.geojson` and
 `TCGA-AC-A23C-01Z-00-DX1.0E67C785-..._mask.tiff`.
 """
 
@@ -23,10 +23,11 @@ from mgi.prepare.masks import read_mask
 from mgi.prepare.polygons import read_outlines
 from mgi.tables import source_of
 
-OUTLINES = (".geojson",)
+OUTLINES = (".geojson", ".json")
 MASKS = (".tif", ".tiff")
-# Without `_mask` in its name, such a file is a picture where the slide has another annotation.
 PICTURES = (".png", ".jpg", ".jpeg")
+# Such a file is something else where the slide has another annotation; not so a picture with `_mask` in its name.
+DOUBTFUL = (*PICTURES, ".json")
 SLIDE_SUFFIX = re.compile(r"\.(svs|ndpi|scn|mrxs|bif|vms|svslide|dcm|ome\.tiff?|tiff?|png|jpe?g)$", re.IGNORECASE)
 NAMED_SO = "name an annotation {slide}.geojson or {slide}_mask.tiff"
 
@@ -107,10 +108,15 @@ def read_annotation(
     Raises
     ------
     AnnotationError
-        If the file is unreadable, holds no polygon, lies off the slide, has values without a meaning, or is a mask
-        whose extent is not the slide's.
+        If the file is of another kind or unreadable, holds no polygon, lies off the slide, has classes or values
+        without a meaning, or is a mask whose extent is not the slide's.
     """
     options = options or TileOptions()
+    if path.suffix.lower() not in OUTLINES + MASKS + PICTURES:
+        raise AnnotationError(
+            f"unknown annotation: {path.name}; outlines are read from {' and '.join(OUTLINES)}, masks from "
+            f"{' '.join(MASKS + PICTURES)}: export the outlines as GeoJSON, as QuPath does"
+        )
     if path.suffix.lower() in OUTLINES:
         origin = bounds[:2] if bounds else (0, 0)
         tumour, ignored, classes, dropped = read_outlines(path, dimensions, origin, options.tumour_classes)
@@ -162,15 +168,15 @@ def _match(folder: Path, source_ids: Iterable[str]) -> tuple[dict[str, Path], li
         raise MissingInputError(f"annotations not found: {folder}")
     known = set(source_ids)
     found: dict[str, Path] = {}
-    strangers, unused, pictures = [], [], []
+    strangers, unused, doubtful = [], [], []
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
         if is_system_file(path.name):
             continue
         if path.is_dir() or suffix not in OUTLINES + MASKS + PICTURES:
             unused.append(path.name)
-        elif suffix in PICTURES and not path.stem.endswith("_mask"):
-            pictures.append(path)
+        elif suffix in DOUBTFUL and not path.stem.endswith("_mask"):
+            doubtful.append(path)
         else:
             source_id = _owner(path, known)
             if source_id is None:
@@ -181,7 +187,7 @@ def _match(folder: Path, source_ids: Iterable[str]) -> tuple[dict[str, Path], li
                 )
             else:
                 found[source_id] = path
-    for path in pictures:
+    for path in doubtful:
         source_id = _owner(path, known)
         if source_id is None or source_id in found:
             unused.append(path.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mgi.barcodes import Barcode, find_case, is_tumour, standardise_barcode
 from mgi.console import log
 from mgi.errors import MissingInputError, SlideError
 from mgi.files import is_system_file
@@ -20,13 +21,14 @@ WHOLE_SLIDES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svsl
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 SUFFIXES = WHOLE_SLIDES + PICTURES
 MASK_ENDING = "_mask"
-BARCODE = r"TCGA-\w{2}-\w{4}"
 # Beside a slide of this name, a folder of the same name holds its pixels.
 WITH_FOLDER = (".mrxs", ".vms", ".vmu")
 MAX_FILES = 1_000_000
 COLUMNS = ("case_id", "slide", "mpp", "annotation", "site")
 # Below the names of the columns.
 FIRST_LINE = 2
+# Of level 0: what is beyond is a magnification, or in nanometres or millimetres.
+MIN_MPP, MAX_MPP = 0.01, 16.0
 
 
 def read_mpp_table(path: Path | str) -> dict[str, float]:
@@ -42,7 +44,7 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
     MissingInputError
         If it is not there.
     SlideError
-        If it is no such table, or states two values for a slide, or one that is not a positive number.
+        If it is no such table, or states two values for a slide, or one that is not 0.01 to 16.
     """
     table = read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError)
     stated: dict[str, float] = {}
@@ -81,7 +83,7 @@ def list_local_slides(
     case_pattern : str, optional
         For a folder: a regular expression that matches at the start of a slide's path within the folder, its suffix
         aside; the case id is its first group, or the whole match. None: the TCGA barcode that the slide's name begins
-        with, else its whole name.
+        with, else its whole name. Slides whose barcode says that they are of normal tissue are left out.
     suffixes : tuple of str
         Of the files in a folder that are read.
 
@@ -91,7 +93,8 @@ def list_local_slides(
         If the table, the folder or a slide or annotation of the table is not there.
     SlideError
         If the pattern is no regular expression or does not match a name, two slides have one name, a name cannot be
-        part of a path, or the table lacks a column or a cell, or states two sites of a case.
+        part of a path, a case id is a sample's barcode or not that of the slide's own barcode, or the table lacks a
+        column or a cell, or states two sites of a case.
     """
     place = Path(table_or_folder)
     found = _list_folder(place, case_pattern, suffixes) if place.is_dir() else _list_table(place)
@@ -99,6 +102,7 @@ def list_local_slides(
         raise SlideError(f"{place} holds no slide; {' '.join(suffixes)} are read")
     check_case_ids((slide.case_id for slide in found), str(place), SlideError)
     _check_sources(found, place)
+    _check_barcodes(found, place)
     _check_sites(found, place)
     return sorted(found, key=lambda slide: (slide.case_id, slide.source_id))
 
@@ -127,6 +131,20 @@ def _check_sources(slides: list[LocalSlide], place: Path) -> None:
         )
 
 
+def _check_barcodes(slides: list[LocalSlide], place: Path) -> None:
+    """Refuse case ids that are barcodes of samples, and slides whose own barcode is another patient's."""
+    samples = [slide.case_id for slide in slides if (barcode := Barcode.parse(slide.case_id)) and barcode.sample]
+    if samples:
+        raise SlideError(
+            f"{place}: {len(samples)} case ids are barcodes of samples, {first_few(samples)}: give the patient's, such "
+            f"as {find_case(samples[0])}"
+        )
+    for slide in slides:
+        stated, named = find_case(slide.case_id), find_case(slide.source_id)
+        if stated and named and stated != named:
+            raise SlideError(f"{place} gives the slide {slide.source_id} to the case {slide.case_id}: correct either")
+
+
 def _check_sites(slides: list[LocalSlide], place: Path) -> None:
     """Refuse cases whose slides are stated to be of several sites."""
     sites: dict[str, set[str]] = {}
@@ -139,29 +157,51 @@ def _check_sites(slides: list[LocalSlide], place: Path) -> None:
 
 def _list_folder(folder: Path, case_pattern: str | None, suffixes: tuple[str, ...]) -> list[LocalSlide]:
     try:
-        pattern = re.compile(case_pattern or f"(?:.*/)?({BARCODE}|[^/]+)")
+        pattern = re.compile(case_pattern or r"(?:.*/)?([^/]+)")
     except re.error as error:
         raise SlideError(f"the pattern of case ids {quote(case_pattern)} is no regular expression: {error}") from error
     paths, unused = _find_slides(folder, suffixes)
-    found, unmatched = [], []
+    found, unmatched, normal = [], [], []
+    numbers: dict[str, set[str]] = {}
     for path in paths:
         # A folder of DICOM files has no suffix to leave out.
         source_id = path.parent.name if _is_dicom_folder(path, folder) else source_of(path)
         place = (path.parent if _is_dicom_folder(path, folder) else path).relative_to(folder)
-        match = pattern.match((place.parent / source_id).as_posix())
-        case_id = None if match is None else match[pattern.groups]
-        if case_id:
-            found.append(LocalSlide(check_text(case_id, "case id", SlideError), source_id, path))
-        else:
+        name = (place.parent / source_id).as_posix()
+        match = pattern.match(name)
+        case_id = match[pattern.groups] if match else None
+        if match is None or not case_id:
             unmatched.append(place.as_posix())
+        elif is_tumour(standardise_barcode(source_id)) is False:
+            normal.append(place.as_posix())
+        else:
+            if case_pattern is None:
+                case_id = find_case(source_id) or case_id
+            numbers.setdefault(case_id, set()).add(_number_at(name, match.end(pattern.groups)))
+            found.append(LocalSlide(check_text(case_id, "case id", SlideError), source_id, path))
     if unmatched:
         raise SlideError(
             f"the pattern of case ids {quote(case_pattern)} does not match {len(unmatched)} of {len(paths)} slides in "
             f"{folder}: {first_few(unmatched)}; it is matched at the start of these paths, their suffix aside"
         )
+    if normal:
+        log.warning("%d slides in %s are of normal tissue and left out: %s", len(normal), folder, first_few(normal))
+    cut = {case_id: sorted(whole) for case_id, whole in numbers.items() if len(whole) > 1}
+    if cut:
+        log.warning(
+            "the pattern of case ids %s ends within a number: %d cases have several, such as %s, of the numbers %s; if "
+            "these are several patients, correct it",
+            quote(case_pattern), len(cut), quote(min(cut)), first_few(cut[min(cut)]),
+        )  # fmt: skip
     if unused:
         log.warning("%d files in %s are not read: %s", len(unused), folder, first_few(unused))
     return found
+
+
+def _number_at(name: str, end: int) -> str:
+    """Return the whole number within which, or behind which, a place of a name lies; empty where there is none."""
+    before, after = re.search(r"\d*$", name[:end]), re.match(r"\d*", name[end:])
+    return before[0] + after[0] if before and before[0] and after else ""
 
 
 def _is_dicom_folder(path: Path, folder: Path) -> bool:
@@ -226,7 +266,8 @@ def _list_table(table: Path) -> list[LocalSlide]:
 def _refuse_unknown_columns(frame: pd.DataFrame, table: Path) -> None:
     """Refuse a column that is probably one of ours, mistyped: its values would be lost without a word."""
     for name in frame.columns:
-        near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
+        lower = name.lower()
+        near = ["mpp"] if lower.startswith("mpp") else difflib.get_close_matches(lower, COLUMNS, n=1, cutoff=0.8)
         if name not in COLUMNS and near and near[0] not in frame.columns:
             raise SlideError(f"{table} has a column {quote(name)}: write it {near[0]}, or give it another name")
 
@@ -244,6 +285,6 @@ def _parse_mpp(text: str | None, slide: str, path: Path | str) -> float:
         value = float(text or "nan")
     except ValueError:
         value = float("nan")
-    if not 0 < value < float("inf"):
+    if not MIN_MPP <= value <= MAX_MPP:
         raise SlideError(f"{path} states {quote(text)} as mpp of {quote(slide)}; give microns per pixel, such as 0.25")
     return value

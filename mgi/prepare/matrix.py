@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mgi.barcodes import Barcode, is_tumour
+from mgi.barcodes import Barcode, is_tumour, standardise_barcode
 from mgi.config import TableImport
 from mgi.console import log
 from mgi.delimited import check_unique
@@ -19,7 +19,6 @@ from mgi.prepare.orientation import (
     find_positions,
     orient_matrix,
     parse_barcode,
-    standardise_barcode,
     standardise_gene,
 )  # fmt: skip
 from mgi.prepare.positions import Positions

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mgi.barcodes import Barcode
+from mgi.barcodes import Barcode, standardise_barcode
 from mgi.console import log
 from mgi.errors import ExpressionError
 from mgi.names import first_few, quote
@@ -72,11 +72,6 @@ class Matrix:
 def parse_barcode(name: str) -> Barcode | None:
     """Return the TCGA barcode that a name is in any case and joined by hyphens, dots or underscores."""
     return Barcode.parse(standardise_barcode(name))
-
-
-def standardise_barcode(name: str) -> str:
-    """Return a name in capitals joined by hyphens, the form of a TCGA barcode."""
-    return re.sub(r"[._ ]", "-", name.strip()).upper()
 
 
 def standardise_gene(name: str) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from mgi.barcodes import Barcode
+from mgi.barcodes import Barcode, standardise_barcode
 from mgi.errors import CohortError
 from mgi.names import SHOWN, first_few, quote
 
@@ -43,7 +43,7 @@ def index_reduced(case_ids: Iterable[str]) -> dict[str, str]:
 
 def reduce_id(case_id: str) -> str:
     """Return what is left of a case id without case, punctuation, leading zeros and the sample part of a barcode."""
-    barcode = Barcode.parse(re.sub(r"[._ ]", "-", case_id.strip()).upper())
+    barcode = Barcode.parse(standardise_barcode(case_id))
     text = re.sub(r"[^a-z0-9]", "", (barcode.case_id if barcode else case_id).casefold())
     # R puts an X before names that begin with a digit, spreadsheets and pandas add .0 to numbers.
     return re.sub(r"0*(\d+)", r"\1", re.sub(r"^x(?=\d)", "", text))

@@ -1,38 +1,26 @@
 """Outlines of a slide's tumour in GeoJSON (RFC 7946), as QuPath exports them.
 
-The class of an object is `properties.classification`: its name, or an object with `name` or `names`. Of a class derived
-from another, such as `Tumor: Positive`, the first part counts. Objects whose class is one of the tumour classes are
-tumour, those of the class `Ignore` or `Ignore*` are left out of loss and metrics, and objects of other classes are
-background. Objects without a class are tumour where no object of the file has one, else background.
+Of a class derived from another, such as `Tumor: Positive`, the first part counts. Objects whose class is one of the
+tumour classes are tumour, those of the class `Ignore` or `Ignore*` are left out of loss and metrics, and objects of
+other classes are background. Objects without a class are tumour where no outline of the file has one and nothing else
+says what they are, else background.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
 
 from mgi.console import log
 from mgi.errors import AnnotationError
-from mgi.names import check_text, first_few, quote
+from mgi.names import first_few
+from mgi.prepare.objects import Objects, read_objects
 
 IGNORE_CLASSES = ("ignore", "ignore*")
-NO_CLASS = "unclassified"
-MAX_BYTES = 2**30
-MAX_DEPTH = 16
-# Beyond any slide, in level-0 pixels.
-MAX_COORDINATE = 1e8
 # An outline traced to and fro encloses next to nothing by its winding, and all of it by its course.
 MIN_ENCLOSED_SHARE = 0.1
 RUN_EDGES = 128
-READ_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError, RecursionError,
-    shapely.errors.ShapelyError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,16 +75,6 @@ class Outlines:
         return (np.cumsum(toggles, axis=1)[:, :px] % 2).astype(np.uint8)
 
 
-@dataclass
-class Objects:
-    """The objects of a GeoJSON file: polygons and their classes, and what was left out."""
-
-    polygons: list[shapely.Polygon] = field(default_factory=list)
-    classes: list[str | None] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-
-
 def read_outlines(
     path: Path, dimensions: tuple[int, int], origin: tuple[float, float], tumour_classes: list[str]
 ) -> tuple[Outlines, Outlines | None, dict[str, int], dict[str, int]]:
@@ -126,19 +104,29 @@ def read_outlines(
     Raises
     ------
     AnnotationError
-        If the file is unreadable or holds no polygon, a coordinate is no finite number, or all of it lies off the
-        slide.
+        If the file is unreadable or holds no polygon, a coordinate is no finite number, all of it or of its tumour
+        lies off the slide, or its objects have no class but something else that says what they are.
     """
-    objects = _read_objects(path)
+    objects = read_objects(path)
     found = sum(objects.counts.values())
     if found and not objects.polygons:
+        left = f" ({', '.join(f'{count} {reason}' for reason, count in sorted(objects.dropped.items()))})"
         raise AnnotationError(
-            f"no polygon: none of the {found} objects of {path.name} is one; outline the tumour as polygons"
+            f"no polygon: none of the {found} objects of {path.name} is one that counts"
+            f"{left if objects.dropped else ''}; outline the tumour as polygons"
         )
     polygons = _place(objects, dimensions, origin, path)
     names = {name.casefold().strip() for name in tumour_classes}
     kinds = np.array([_kind(name, names) for name in objects.classes], dtype=object)
+    told = [name for name in objects.counts if _kind(name, names) == "tumour"]
+    if told and "tumour" not in kinds:
+        left = ", ".join(f"{count} {reason}" for reason, count in sorted(objects.dropped.items()))
+        raise AnnotationError(
+            f"no tumour polygon: {path.name} has objects of the class {first_few(told)}, but none is a polygon on the "
+            f"slide ({left or 'they are empty'}); outline the tumour as polygons"
+        )
     if not any(objects.classes):
+        objects.check_meaning(names, path.name)
         kinds[:] = "tumour"
     elif "tumour" not in kinds:
         seen = first_few(sorted({name for name in objects.classes if name}))
@@ -154,69 +142,6 @@ def read_outlines(
     return *areas, dict(sorted(objects.counts.items())), dict(sorted(objects.dropped.items()))
 
 
-def _read_objects(path: Path) -> Objects:
-    objects = Objects()
-    try:
-        if not path.is_file():
-            raise ValueError("it is no regular file")
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-        for geometry, name in _features(json.loads(path.read_bytes()), 0):
-            objects.counts[name or NO_CLASS] += 1
-            if geometry is None:
-                objects.dropped["objects without geometry"] += 1
-                continue
-            for part in _geometries(geometry, 0):
-                if part["type"] not in ("Polygon", "MultiPolygon"):
-                    objects.dropped["points and lines"] += 1
-                    continue
-                rings = [part["coordinates"]] if part["type"] == "Polygon" else part["coordinates"]
-                for polygon in rings:
-                    objects.polygons.append(_polygon(polygon))
-                    objects.classes.append(name)
-    except READ_ERRORS as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
-        raise AnnotationError(f"unreadable annotation: {path.name} is not GeoJSON: {reason}") from error
-    return objects
-
-
-def _features(node: Any, depth: int) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
-    """Yield geometry and class of each object."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-    if isinstance(node, list):
-        for inner in node:
-            yield from _features(inner, depth + 1)
-        return
-    _require_object(node)
-    if node["type"] == "FeatureCollection":
-        if not isinstance(node["features"], list):
-            raise ValueError("its 'features' are no list")
-        yield from _features(node["features"], depth)
-    elif node["type"] == "Feature":
-        if node["geometry"] is not None:
-            _require_object(node["geometry"])
-        yield node["geometry"], _class(node.get("properties"))
-    else:
-        yield node, None
-
-
-def _require_object(node: Any) -> None:
-    if not isinstance(node, dict):
-        raise ValueError(f"{quote(node, 40)} stands where an object is needed")
-
-
-def _class(properties: dict[str, Any] | None) -> str | None:
-    """Return the class of an object, None where it has none."""
-    named = (properties or {}).get("classification")
-    if isinstance(named, dict):
-        names = named.get("names")
-        named = ": ".join(names) if names else named.get("name")
-    if named is None or named == "":
-        return None
-    return check_text(named, "class", AnnotationError)
-
-
 def _kind(name: str | None, tumour_classes: set[str]) -> str:
     whole = (name or "").casefold()
     for candidate in (whole, whole.split(":")[0].strip()):
@@ -225,30 +150,6 @@ def _kind(name: str | None, tumour_classes: set[str]) -> str:
         if candidate in tumour_classes:
             return "tumour"
     return "other"
-
-
-def _geometries(node: dict[str, Any], depth: int) -> list[dict[str, Any]]:
-    """List the plain geometries of a geometry."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"its geometries are nested more than {MAX_DEPTH} deep")
-    if node["type"] == "GeometryCollection":
-        return [part for inner in node["geometries"] for part in _geometries(inner, depth + 1)]
-    return [node]
-
-
-def _polygon(rings: list[Any]) -> shapely.Polygon:
-    """Build a polygon of its rings; raise ValueError where a coordinate is no number of a slide."""
-    if not isinstance(rings, list) or not rings:
-        raise ValueError("a polygon has no rings")
-    arrays = [np.array([point[:2] for point in ring]) for ring in rings]
-    for points in arrays:
-        if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "if":
-            raise ValueError("a ring is not a list of points, pairs of numbers")
-        # Comparing with <= finds NaN, too.
-        if (odd := points[~(np.abs(points) <= MAX_COORDINATE)]).size:
-            raise ValueError(f"a coordinate is {odd[0]}, which is no place on a slide")
-    shell, *holes = arrays
-    return shapely.Polygon(shell, holes)
 
 
 def _place(objects: Objects, dimensions: tuple[int, int], origin: tuple[float, float], path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ The case of a series is the TCGA barcode that its name begins with, else its nam
 
 import hashlib
 import os
-import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mgi.barcodes import find_case
 from mgi.console import log
 from mgi.errors import CohortError, MissingInputError, MriError
 from mgi.files import is_system_file
@@ -26,7 +26,6 @@ WHERE_TO_GET_IT = (
     "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
     "the folder kaggle_3m in it, or give a folder of NIfTI files, {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz"
 )
-TCGA_SERIES = re.compile(r"^(TCGA)[_-]([A-Z0-9]{2})[_-]([A-Z0-9]{4})(?![A-Za-z0-9])", re.IGNORECASE)
 MAX_FILES = 10**6
 
 
@@ -130,8 +129,7 @@ def open_named(folder: Path | str, name: str) -> Series:
 
 
 def _case_of(name: str) -> str:
-    match = TCGA_SERIES.match(name)
-    return "-".join(match.groups()).upper() if match else name
+    return find_case(name) or name
 
 
 def _are_copies(name: str, places: list[tuple[Place, list[str]]]) -> bool:

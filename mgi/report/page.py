@@ -176,9 +176,8 @@ def _answer(comparison: pd.DataFrame, reference: str) -> str:
         f"{reference} reaches a mean Dice of {row['dice']:.3f} {interval}".rstrip()
         + f" over {row['n_patients']:.0f} patients that it was not trained on."
     ]
-    others = table[table["difference"].notna()]
-    if not others.empty:
-        primary = others[others["primary"].astype(bool)].iloc[0]
+    # None where the reference is compared with its repetitions alone.
+    for _, primary in table[table["primary"].astype(bool)].iterrows():
         sentences.append(_judge(reference, primary))
     return " ".join(sentences)
 

@@ -102,9 +102,9 @@ def explain_comparison(comparison: pd.DataFrame) -> list[str]:
         return []
     if others["difference_low"].isna().any():
         return [f"Fewer than {MIN_PATIENTS} patients: no interval and no p-value."]
-    primary = others.loc[others["primary"].astype(bool), "variant"].iloc[0]
-    sentences = [f"Primary contrast: {reference} minus {primary}."]
-    if len(others) > 1:
+    primary = others.loc[others["primary"].astype(bool), "variant"]
+    sentences = [f"Primary contrast: {reference} minus {variant}." for variant in primary]
+    if others["p_holm"].notna().any():
         sentences.append("The other p-values are adjusted by Holm's method.")
     return [*sentences, "Detectable: the smallest difference that so many patients show with 80% power."]
 

@@ -101,6 +101,7 @@ class TrainingRun:
         self.best: tuple[float, ...] = (-math.inf,)
         self.best_weights: dict[str, Tensor] | None = None
         self.average = _copy_weights(model) if options.ema_decay else None
+        self._own_weights: dict[str, Tensor] | None = None  # while the model has the average
         self._images_per_step, self._timed_steps, self._seconds = images_per_step, 0, 0.0
         self._interruption = Interruption(at_once=self.ranks.world == 1)
         self._resume()
@@ -249,15 +250,17 @@ class TrainingRun:
     def _averaged(self) -> Iterator[None]:
         """Set the model to evaluation mode, with the running average of its weights where there is one."""
         self.model.eval()
-        own = None
+        if self.average is None:
+            yield
+            return
+        self._own_weights = _copy_weights(self.model)
         try:
-            if self.average is not None:
-                own = _copy_weights(self.model)
-                self.model.load_state_dict(self.average)
+            self.model.load_state_dict(self.average)
             yield
         finally:
-            if own is not None:
-                self.model.load_state_dict(own)
+            # An interruption may come in the middle of this: what a checkpoint holds then are the copied weights.
+            self.model.load_state_dict(self._own_weights)
+            self._own_weights = None
 
     def _checkpoint(self) -> None:
         if not self.ranks.first:
@@ -271,7 +274,7 @@ class TrainingRun:
                 "best": self.best,
                 "best_weights": self.best_weights,
                 "average": self.average,
-                "model": self.model.state_dict(),
+                "model": self._own_weights or self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
             },
             self.folder / LAST,

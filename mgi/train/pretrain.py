@@ -59,6 +59,8 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
             f"fold {fold} has {len(paired['train'])} training patients with both images and expression; "
             "contrastive pre-training needs two or more: add paired cases or use fewer folds"
         )
+    if options.genes == "shuffled":
+        profiles = profiles.shuffle(list(paired.values()), options.seed)
     images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
     description = AlignerDescription(
         mgi=__version__,

@@ -44,6 +44,32 @@ def test_pattern_extracts_the_case(folder):
         listed(folder, "(")
 
 
+def test_barcodes_in_names_are_read_however_written_and_to_their_end(tmp_path):
+    names = ("tcga-a4-8098-01z-00-dx1.svs", "TCGA_A4_8099_1.svs", "TCGA-A4-80981.svs", "TCGA-A4-80982.svs")
+    for name in names:
+        (tmp_path / name).touch()
+    assert listed(tmp_path) == [
+        ("TCGA-A4-8098", "tcga-a4-8098-01z-00-dx1"),
+        ("TCGA-A4-80981", "TCGA-A4-80981"),
+        ("TCGA-A4-80982", "TCGA-A4-80982"),
+        ("TCGA-A4-8099", "TCGA_A4_8099_1"),
+    ]
+
+
+def test_slides_of_normal_tissue_are_left_out_of_a_folder_and_named(folder, caplog):
+    (folder / "TCGA-A4-8098-11A-01-TS1.svs").touch()
+    assert ("TCGA-A4-8098", "TCGA-A4-8098-11A-01-TS1") not in listed(folder)
+    assert "1 slides in" in caplog.text and "normal tissue and left out: 'TCGA-A4-8098-11A-01-TS1.svs'" in caplog.text
+
+
+def test_pattern_that_cuts_a_number_is_named(tmp_path, caplog):
+    for name in ("P1_A.svs", "P10_A.svs", "P11_A.svs"):
+        (tmp_path / name).touch()
+    assert [case for case, _ in listed(tmp_path, r"(P\d+)_")] == ["P1", "P10", "P11"] and not caplog.text
+    assert [case for case, _ in listed(tmp_path, r"(P\d)")] == ["P1"] * 3
+    assert "ends within a number: 1 cases have several, such as 'P1', of the numbers '1', '10', '11'" in caplog.text
+
+
 def test_table_states_what_is_known(folder):
     table = folder / "slides.csv"
     (folder / "a.geojson").touch()
@@ -69,6 +95,19 @@ def test_table_states_what_is_known(folder):
         ("case_id,slide\n1,S21.1234.A.tif\n2,S21.1234.A.tif\n", SlideError, "two slides"),
         ("case_id,slide,sites\n1,S21.1234.A.tif,x\n", SlideError, "column 'sites': write it site"),
         ("case_id,slide,site\n1,S21.1234.A.tif,x\n1,S21.1234.B.tif,y\n", SlideError, "two sites for 1 cases"),
+        ("case_id,slide,mpp_x\n1,S21.1234.A.tif,0.5\n", SlideError, "column 'mpp_x': write it mpp"),
+        ("case_id,slide,mpp\n1,S21.1234.A.tif,40\n", SlideError, "'40' as mpp"),
+        ("case_id,slide,mpp\n1,S21.1234.A.tif,0.00025\n", SlideError, "'0.00025' as mpp"),
+        (
+            "case_id,slide\nTCGA-A4-8099,TCGA-A4-8098-01Z-00-DX1.svs\n",
+            SlideError,
+            "gives the slide TCGA-A4-8098-01Z-00-DX1 to the case TCGA-A4-8099: correct either",
+        ),
+        (
+            "case_id,slide\nTCGA-A4-8098-01Z,S21.1234.A.tif\nTCGA-A4-8098,S21.1234.B.tif\n",
+            SlideError,
+            "1 case ids are barcodes of samples, 'TCGA-A4-8098-01Z': give the patient's, such as TCGA-A4-8098",
+        ),
         ("case_id,slide\na,S21.1234.A.tif\nA,S21.1234.B.tif\n", SlideError, "in two ways"),
     ],
 )

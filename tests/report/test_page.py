@@ -93,6 +93,14 @@ def test_page_claims_no_more_than_the_interval(tmp_path: Path) -> None:
     assert "That is 0.090 lower than image-only [-0.140, -0.040]." in words
 
 
+def test_page_of_repetitions_alone_states_no_contrast(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, {"mgi-seed-1": 0.8, "mgi": 0.9})
+    path = folder / "evaluate" / "comparison.csv"
+    pd.read_csv(path).assign(primary=False).to_csv(path, index=False)
+    said = read_page(folder)[1]
+    assert "mgi reaches a mean Dice of 0.900" in said and "than mgi-seed-1" not in said
+
+
 def test_page_of_few_patients_has_no_interval(tmp_path: Path) -> None:
     folder = write_results(tmp_path, n=5)
     path = folder / "evaluate" / "comparison.csv"

@@ -46,6 +46,14 @@ def test_variants_come_in_the_order_of_the_comparison(results: Path, capsys: pyt
     assert "Primary contrast: mgi minus image-only. The other p-values are adjusted by Holm's method." in words
 
 
+def test_repetitions_alone_have_no_primary_contrast(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results / "evaluate" / "comparison.csv"
+    pd.read_csv(path).assign(primary=False, p_holm=float("nan")).to_csv(path, index=False)
+    print_summary(results)
+    said = capsys.readouterr().out
+    assert "Primary contrast" not in said and "Holm" not in said and "Detectable" in said
+
+
 def test_few_patients_get_a_sentence_instead_of_intervals(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = results / "evaluate" / "comparison.csv"
     table = pd.read_csv(path).assign(n_patients=5, n_paired=5)

@@ -8,7 +8,7 @@ import mgi
 from mgi.config import PretrainOptions
 from mgi.model.texture import measure_texture
 from mgi.train import pretrain as pre
-from mgi.train.data import read_images
+from mgi.train.data import read_images, read_roles
 from mgi.train.device import Place
 from mgi.train.pretrain import PatientBatches, pretrain
 from mgi.train.profiles import read_profiles
@@ -74,6 +74,29 @@ def test_genes_are_standardised_by_the_paired_training_patients(pretrained, coho
     pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path)
     shrunk = mgi.load(tmp_path).gene_encoder.scale
     assert shrunk.std() < 0.5 * encoder.scale.std()
+
+
+def test_shuffled_pairs_give_every_patient_the_genes_of_another_of_its_role(
+    cohort, pretrain_options, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        pre,
+        "PatientBatches",
+        lambda images, profiles, *rest: seen.append(profiles) or PatientBatches(images, profiles, *rest),
+    )
+    for genes in ("matched", "shuffled"):
+        options = pretrain_options.model_copy(update={"genes": genes, "steps": 1})
+        pretrain(options, cohort.sources, cohort.expression, cohort.splits, "0", tmp_path / genes)
+    matched, shuffled = (profiles.row for profiles in seen)
+    roles = read_roles(cohort.splits, "0")
+    for role in ("train", "val"):
+        cases = [case for case in roles[role] if case in matched]
+        assert {shuffled[case] for case in cases} == {matched[case] for case in cases}
+        assert all(shuffled[case] != matched[case] for case in cases)
+    torch.testing.assert_close(
+        mgi.load(tmp_path / "shuffled").gene_encoder.mean, mgi.load(tmp_path / "matched").gene_encoder.mean
+    )
 
 
 def test_too_few_validation_patients_keep_the_last_step_and_are_named(

@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import mgi
 from mgi.errors import TrainingError, TrainingInterruptedError
+from mgi.model.segmenter import Segmenter
 from mgi.train import finetune as stage
 from mgi.train import loop, resume
 from mgi.train.finetune import finetune
@@ -280,3 +281,20 @@ def test_running_average_is_that_of_the_weights_after_each_step(run, tmp_path, m
     torch.testing.assert_close(model.state_dict()[name], expected)
     scale = "gene_encoder.scale"
     torch.testing.assert_close(model.state_dict()[scale], states[0][scale])
+
+
+def test_interrupted_while_it_takes_its_own_weights_back_it_ends_in_the_same(run, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", ema_decay=0.5)
+    load, calls = Segmenter.load_state_dict, []
+
+    def load_half(self, state, *rest):
+        calls.append(len(state))
+        if len(calls) == 2:  # the first gave the model the running average
+            load(self, dict(list(state.items())[: len(state) // 2]), strict=False)
+            raise TrainingInterruptedError("training was told to end (SIGTERM)")
+        return load(self, state, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterruptedError, match="is saved"):
+        patch.setattr(Segmenter, "load_state_dict", load_half)
+        run(tmp_path / "run", ema_decay=0.5)
+    assert len(calls) == 2 and weights(run(tmp_path / "run", ema_decay=0.5)) == weights(whole)

@@ -99,7 +99,9 @@ def needed_by(module: str, calling: bool) -> frozenset[str]:
             file = module_file(name)
             if file and name not in seen:
                 seen.add(name)
-                waiting += imported(ast.parse(file.read_text()), inside_functions=calling and not is_entry(name))
+                # Which network a folder holds is known once it is read, so a model imports what it is made of late.
+                inside = (calling or name == "mgi.model.baseline") and not is_entry(name)
+                waiting += imported(ast.parse(file.read_text()), inside_functions=inside)
         elif root not in sys.stdlib_module_names:
             found.add(root)
     return frozenset(found)
