@@ -7,6 +7,7 @@ Whatever a user or a server gives as CSV or TSV comes in here. Nothing is turned
 import codecs
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "-nan", "NULL", "null", "None"
 
 _SAMPLE_BYTES = 16 << 20
 _SAMPLE_LINES = 20
+_STATED = re.compile(rb'"?sep=([\t,;| ])"?\r?\n', re.IGNORECASE)
 _BLOCK_BYTES = (1 << 20, 1 << 30)
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -101,7 +103,8 @@ def read_delimited(
     error
         What to raise.
     delimiter
-        The delimiter; None finds it among tab, comma, semicolon, bar and space.
+        The delimiter; None takes that of a first line `sep=;`, as Excel writes, or finds it among tab, comma,
+        semicolon, bar and space.
     whole_lines
         Refuse a last line without a line break, which may be cut short.
 
@@ -202,6 +205,9 @@ def parse_delimited(
         )
     if content.count(b'"') % 2:
         raise error(f"{where} holds a quotation mark that is never closed; it may be cut short")
+    # Excel states its delimiter in a line of its own.
+    if not skip_lines and (told := _STATED.match(content)):
+        delimiter, skip_lines = delimiter or told[1].decode(), 1
     lines, start = _sample(content, skip_lines, where, error)
     delimiter = delimiter or _find_delimiter(lines[start:], path)
     lines, skipped = _without_comments(lines, start, delimiter)

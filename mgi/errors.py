@@ -86,3 +86,16 @@ def describe_os_error(error: OSError) -> str:
     action = "write" if error.errno in WRITE_ERRORS else "open"
     remedy = "; free some space and run the same command again" if error.errno in DISK_FULL else ""
     return f"cannot {action} {paths or 'a file'}: {reason[0].lower()}{reason[1:]}{remedy}"
+
+
+def describe_memory_error(error: Exception) -> str | None:
+    """Return that memory ran out as one sentence, of the machine or of a GPU; None of any other error."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "not enough memory of the GPU; lower batch_images, or in pre-training batch_patients or micro_batch, or "
+            "use a GPU with more"
+        )
+    # How torch says it of a CPU.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "not enough memory; run this on a machine with more, or ask the cluster for more"
+    return None

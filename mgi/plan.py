@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_exclusions, read_manifest, refuse_other_choice
+from mgi.acquire.manifest import ANNOTATION, EXPRESSION, dicom_name, read_manifest
 from mgi.config import Config
-from mgi.delimited import read_delimited
-from mgi.errors import CohortError, ConfigError, ManifestError
+from mgi.errors import ManifestError
+from mgi.inputs import PIN_AGAIN, check_given_files, check_pinned
 from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
@@ -25,9 +25,6 @@ from mgi.prepare.local import LocalSlide, list_local_slides, read_mpp_table, tab
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
 from mgi.prepare.series import fingerprint
-from mgi.tables import read_table
-
-PIN_AGAIN = "move it away and run `snakemake pin` to pin the cohort again"
 
 
 @dataclass(frozen=True)
@@ -73,47 +70,12 @@ class Plan:
         self._check()
 
     def _check(self) -> None:
-        for key, path in self.config.given_files().items():
-            if not Path(path).exists():
-                raise ConfigError(
-                    f"configuration: '{key}' is {path}, which does not exist; create it or correct the key"
-                )
+        check_given_files(self.config)
         for name in self.pinned:
-            self._check_pinned(self._manifest_path(name))
+            check_pinned(self.config, name, self._manifest_path(name))
         if self.config.slides and (self.config.slides.own or len(self.pinned) == len(self.projects)):
             _ = self.annotations
         _ = self.mri_state, self.features_state
-        self._check_stratification()
-
-    def _check_stratification(self) -> None:
-        """Refuse a table to stratify by that is there and lacks the column."""
-        split = self.config.split
-        if split.stratify_table is None or not Path(split.stratify_table).exists():
-            return
-        columns = ["case_id", str(split.stratify_column)]
-        if split.stratify_table.endswith(".parquet"):
-            read_table(split.stratify_table, "table to stratify by", columns, CohortError)
-        else:
-            read_delimited(split.stratify_table, "table to stratify by", columns, CohortError)
-
-    def _check_pinned(self, path: Path) -> None:
-        """Refuse a pinned manifest that differs from what the configuration asks for: it is not made again."""
-        gdc = self.config.gdc
-        assert gdc is not None
-        if gdc.exclude:
-            excluded = read_exclusions(gdc.exclude)
-            held = [file_id for file_id in read_manifest(path)["file_id"] if file_id in excluded]
-            if held:
-                raise ManifestError(
-                    f"{path} pins {len(held)} files that gdc.exclude leaves out, {first_few(held)}: {PIN_AGAIN}"
-                )
-        refuse_other_choice(
-            path,
-            slides=sorted(gdc.slides),
-            sample_types=gdc.sample_types,
-            aliquots=gdc.aliquots,
-            slides_per_case=gdc.slides_per_case,
-        )
 
     def _check_enough(self, useful: set[str], kind: str) -> None:
         """Refuse own slides of which too few cases are annotated, or paired with expression, for the folds."""

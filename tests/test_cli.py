@@ -31,6 +31,8 @@ def test_every_command_has_help_and_an_example(name, command):
     assert command.help
     assert f"mgi {name}" in command.epilog
     assert all(getattr(parameter, "help", None) for parameter in command.params if parameter.name != "help")
+    printed = CliRunner().invoke(app, [*name.split(), "--help"]).output
+    assert "".join(command.epilog.split()) in "".join(printed.split()), "what is printed can be copied"
 
 
 def test_user_error_is_one_sentence_and_exit_code_1(tmp_path):

@@ -196,6 +196,20 @@ def test_slices_of_mri_have_no_stain_by_hand_either() -> None:
         load_options(FinetuneOptions, {"neighbours": 1, "stain_jitter": 0.1})
 
 
+def test_slices_that_stand_beside_their_neighbours_are_all_read() -> None:
+    with pytest.raises(ConfigError, match=r"'images_per_source' is 8 and 'neighbours' 1: a slice's neighbours"):
+        load_options(FinetuneOptions, {"neighbours": 1, "images_per_source": 8})
+
+
+def test_networks_that_normalise_over_a_batch_are_trained_by_one_process(raw: dict[str, Any]) -> None:
+    raw |= {"device": "cuda", "resources": {"gpus": 2}}
+    raw["finetune"]["other"] = {"network": "unet-resnet18", "genes": "none", "vit": False, "pretrained": False}
+    with pytest.raises(ConfigError, match=r"'finetune.other.network' is 'unet-resnet18', which normalises"):
+        load_config(raw)
+    raw["resources"] = {"gpus": 1}
+    assert load_config(raw).finetune["other"].network == "unet-resnet18"
+
+
 def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:
     local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
     raw |= local | {"slides": None, "gdc": None}
@@ -433,6 +447,7 @@ def test_features_need_no_finetuning_and_compare_pretraining(of_features: dict[s
         ({"features": {"folder": "a", "table": "b"}}, "'features.table' and 'features.folder' both list the slides"),
         ({"features": {"folder": "a", "case_pattern": "(a)(b)"}}, "'features.case_pattern' has 2 groups"),
         ({"pretrain": {"mgi": {"stain_jitter": 0.1}}}, "'pretrain.mgi.stain_jitter' is of images, and 'features'"),
+        ({"pretrain": {"mgi": {"channel_swap": 0.1}}}, "'pretrain.mgi.channel_swap' is of images, and 'features'"),
         ({"pretrain": {"mgi": {"image_encoder": {}}}}, "'pretrain.mgi.image_encoder' is of images, and 'features'"),
         ({"evaluate": {"variants": ["mgi", "other"]}}, "'evaluate.variants' has 'other', but pretrain has 'mgi'"),
         ({"features": None, "slides": {"folder": "s"}}, "'finetune' is missing; see config/README.md"),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mgi import files
-from mgi.errors import CohortError, MissingInputError, OutputError, describe_os_error
+from mgi.errors import CohortError, MissingInputError, OutputError, describe_memory_error, describe_os_error
 from mgi.files import atomic_write
 from mgi.tables import read_table, write_table
 
@@ -140,3 +140,13 @@ def test_reading_names_the_missing_file_the_foreign_file_and_the_missing_column(
     write_table(pd.DataFrame({"a": [1]}), tmp_path / "table")
     with pytest.raises(CohortError, match="lacks the column b; it has a"):
         read_table(tmp_path / "table", "table of genes", ["a", "b"], CohortError)
+
+
+def test_memory_that_runs_out_is_said_of_what_ran_out():
+    gpu = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert "not enough memory of the GPU; lower batch_images" in str(describe_memory_error(gpu))
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried")
+    assert str(describe_memory_error(cpu)) == str(describe_memory_error(MemoryError())) and "machine with more" in str(
+        describe_memory_error(cpu)
+    )
+    assert describe_memory_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

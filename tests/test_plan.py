@@ -124,6 +124,17 @@ def test_manifest_without_gene_annotation_is_refused_where_it_is_asked_for(make_
         plan.gene_annotation()
 
 
+@pytest.mark.parametrize("kind, name", [(SLIDES, "slides"), (EXPRESSION, "expression")])
+def test_manifest_pinned_for_another_configuration_is_refused_before_anything_is_fetched(
+    make_plan, tmp_path, kind, name
+):
+    make_plan()
+    table = pd.read_parquet(tmp_path / "TCGA-AA.parquet")
+    table[table.data_type != kind].to_parquet(tmp_path / "TCGA-AA.parquet")
+    with pytest.raises(ManifestError, match=rf"TCGA-AA.parquet pins no {name}, which this configuration reads: move"):
+        make_plan(slides=())
+
+
 def test_missing_file_is_refused_by_the_key_that_names_it(make_plan):
     with pytest.raises(ConfigError, match=r"'expression.genes' is absent.txt, which does not exist"):
         make_plan(lambda config: config.update(expression={"genes": "absent.txt"}))
@@ -175,8 +186,14 @@ def test_column_that_its_table_lacks_is_refused(name, make_plan, tmp_path):
     table.to_csv(tmp_path / "clinical.csv", index=False)
     table.to_parquet(tmp_path / "clinical.parquet")
     stratified = {"folds": 2, "stratify_table": name, "stratify_column": "sex"}
-    with pytest.raises(CohortError, match="lacks the column sex"):
+    with pytest.raises(CohortError, match=r"table to stratify by .* lacks the column sex"):
         make_plan(lambda config: config.update(split=stratified))
+    sites = {"folds": 2, "by": "site", "site_table": name, "site_column": "hospital"}
+    with pytest.raises(CohortError, match=r"table of sites .* lacks the column hospital"):
+        make_plan(lambda config: config.update(split=sites))
+    for probe in ({"columns": ["grade", "stage"]}, {"survival": ["stage", "grade"]}):
+        with pytest.raises(CohortError, match=r"table of labels .* lacks the column stage"):
+            make_plan(lambda config, probe=probe: config.update(probe={"labels": name} | probe))
 
 
 def test_options_of_a_variant_are_its_own(make_plan):

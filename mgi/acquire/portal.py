@@ -1,5 +1,6 @@
 """Manifests and sample sheets of the GDC portal, made into a pinned manifest without a network."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SAMPLE_COLUMNS = {
     "preservation_method": "Preservation Method",
 }
 # Between several values of one field.
-SEPARATOR = ", "
+SEPARATOR = re.compile(r"\s*,\s*")
 
 
 class SheetRow(BaseModel):
@@ -140,7 +141,7 @@ def _sheet_row(record: dict[Any, Any]) -> SheetRow:
 
 
 def _split(cell: str | None) -> tuple[str, ...]:
-    return tuple(cell.split(SEPARATOR)) if cell else ()
+    return tuple(SEPARATOR.split(cell)) if cell else ()
 
 
 def _describe_files(rows: list[Row], sheet: dict[str, SheetRow]) -> tuple[list[Candidate], list[tuple[str, str]]]:

@@ -43,7 +43,7 @@ class Sample(BaseModel):
     def is_not_tumour(self) -> bool:
         """Whether the record says that the sample is normal tissue, a control, a cell line or a model of a tumour."""
         said = (self.sample_type, self.tissue_type, self.specimen_type, self.composition)
-        return any(_NOT_TUMOUR.search(text) for text in said if text)
+        return any(is_said_not_tumour(text) for text in said if text)
 
     @property
     def type_name(self) -> str | None:
@@ -58,6 +58,11 @@ class Sample(BaseModel):
 def is_known(text: str | None) -> bool:
     """Return whether a field of the GDC says anything."""
     return text is not None and text.strip().lower() not in _UNKNOWN
+
+
+def is_said_not_tumour(text: str) -> bool:
+    """Return whether the words for a sample or its tissue are those for normal tissue, a control or a model."""
+    return _NOT_TUMOUR.search(text) is not None
 
 
 def sample_type_of(samples: Iterable[Sample], barcode: str) -> str | None:

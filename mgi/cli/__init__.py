@@ -9,7 +9,7 @@ import sys
 
 from mgi.cli.common import app
 from mgi.console import log_error, set_up_logging
-from mgi.errors import MGIError, describe_os_error
+from mgi.errors import MGIError, describe_memory_error, describe_os_error
 
 # Each registers its commands; `mgi --help` lists them in this order.
 from mgi.cli import machine, simulate, acquire, prepare, train, evaluate, report  # noqa: F401  # isort: skip
@@ -31,6 +31,9 @@ def main() -> None:
     except OSError as error:
         log_error(error, describe_os_error(error))
         sys.exit(1)
-    except MemoryError as error:
-        log_error(error, "not enough memory; run this on a machine with more, or ask the cluster for more")
+    except (MemoryError, RuntimeError) as error:
+        reason = describe_memory_error(error)
+        if reason is None:
+            raise
+        log_error(error, reason)
         sys.exit(1)

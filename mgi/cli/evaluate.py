@@ -204,7 +204,11 @@ def predict(
     case_id: Annotated[
         list[str] | None, typer.Option(help="The case of each image in that table; once per image, in their order.")
     ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each slide's results, in their order; default: its file's.")
+    ] = None,
     default_mpp: Annotated[float | None, flag(PredictOptions, "default_mpp")] = None,
+    partial_tiles: Annotated[bool | None, flag(PredictOptions, "partial_tiles", "--partial-tiles")] = None,
     min_tissue: Annotated[float | None, flag(PredictOptions, "min_tissue")] = None,
     min_area: Annotated[float | None, flag(PredictOptions, "min_area")] = None,
     min_voxels: Annotated[int | None, flag(PredictOptions, "min_voxels")] = None,
@@ -218,8 +222,8 @@ def predict(
     images those that are complete already are left as they are.
     """
     chosen = load_options(
-        PredictOptions, options, default_mpp=default_mpp, min_tissue=min_tissue, min_area=min_area,
-        min_voxels=min_voxels, channels=channel or None, allow_missing=allow_missing,
+        PredictOptions, options, default_mpp=default_mpp, partial_tiles=partial_tiles, min_tissue=min_tissue,
+        min_area=min_area, min_voxels=min_voxels, channels=channel or None, allow_missing=allow_missing,
     )  # fmt: skip
     require_inputs(folder_of_a_model=model, expression_table=expression)
     try:
@@ -230,4 +234,7 @@ def predict(
             "requirements.lock"
         ) from error
 
-    run(model, image, output, expression=expression, case_id=case_id or None, options=chosen, device=device)
+    run(
+        model, image, output, expression=expression, case_id=case_id or None, names=name or None, options=chosen,
+        device=device,
+    )  # fmt: skip

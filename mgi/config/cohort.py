@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mgi.config.acquire import LOCAL, FetchOptions, Gdc, QueryOptions, Simulate
 from mgi.config.evaluate import Bootstrap, Evaluate, PredictOptions, Probe
-from mgi.config.images import check_features, check_image_size, check_kind_of_image
+from mgi.config.images import check_features, check_image_size, check_kind_of_image, check_stains
 from mgi.config.names import Name
 from mgi.config.prepare import (
     Expression,
@@ -26,7 +26,7 @@ from mgi.config.prepare import (
 )
 from mgi.config.reading import read_mapping, read_yaml
 from mgi.config.section import Section, SectionType, sentence, validate_section
-from mgi.config.train import Finetune, Optimisation, Pretrain, RunOptions
+from mgi.config.train import Finetune, Pretrain, RunOptions
 from mgi.config.variants import resolve_variants
 from mgi.names import first_few
 
@@ -98,6 +98,7 @@ class Config(RunOptions, Cohort):
             check_features(self)
         else:
             check_image_size(self)
+        check_stains(self)
         return self
 
     @model_validator(mode="after")
@@ -126,23 +127,17 @@ class Config(RunOptions, Cohort):
         return self
 
     @model_validator(mode="after")
-    def _check_stains(self) -> Self:
-        sections: dict[str, Mapping[str, Optimisation]] = {"pretrain": self.pretrain, "finetune": self.finetune}
-        for stage, variants in sections.items() if self.mri is not None else ():
-            for name, variant in variants.items():
-                if variant.stain_jitter:
-                    raise sentence(
-                        f"'{stage}.{name}.stain_jitter' is {variant.stain_jitter}, but MRI has no stain: leave it out, "
-                        "and use 'intensity_jitter'"
-                    )
-        return self
-
-    @model_validator(mode="after")
     def _check_shares(self) -> Self:
         """Check that each process of a training job has a part of every batch."""
         processes = self.gpus * self.resources.nodes
         batches = {f"pretrain.{name}.batch_patients": one.batch_patients for name, one in self.pretrain.items()}
         batches |= {f"finetune.{name}.batch_images": one.batch_images for name, one in self.finetune.items()}
+        for name, variant in self.finetune.items() if processes > 1 else ():
+            if variant.network != "mgi":
+                raise sentence(
+                    f"'finetune.{name}.network' is '{variant.network}', which normalises over a batch, and 'resources' "
+                    f"share each batch among {processes} processes: train it by one, in a configuration of its own"
+                )
         for key, count in batches.items():
             if count < processes:
                 raise sentence(

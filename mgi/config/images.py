@@ -1,10 +1,12 @@
 """What a cohort's images must be for its models: of one kind, and of a size that they can read."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mgi.config.acquire import LOCAL
 from mgi.config.section import sentence
+from mgi.config.train import Optimisation
 
 if TYPE_CHECKING:
     from mgi.config.cohort import Config
@@ -72,3 +74,15 @@ def check_image_size(config: "Config") -> None:
                 f"'finetune.{name}.channels' has {halvings + 1} widths and so halves the images {halvings} times, but "
                 f"'{key}' is {image_px}: make it a multiple of {2**halvings}, or use fewer widths"
             )
+
+
+def check_stains(config: "Config") -> None:
+    """Check that no variant changes the stain of MRI; raises as the first check."""
+    sections: dict[str, Mapping[str, Optimisation]] = {"pretrain": config.pretrain, "finetune": config.finetune}
+    for stage, variants in sections.items() if config.mri is not None else ():
+        for name, variant in variants.items():
+            if variant.stain_jitter:
+                raise sentence(
+                    f"'{stage}.{name}.stain_jitter' is {variant.stain_jitter}, but MRI has no stain: leave it out, and "
+                    "use 'intensity_jitter'"
+                )

@@ -148,7 +148,7 @@ class TileOptions(Section):
         "others are background; where no outline of a file has a class, all are tumour",
     )
     mask_values: MaskValues | None = Field(
-        None, description="what the values of masks mean; null: two values, of which the larger is tumour"
+        None, description="what the values of masks mean; null: 0 and one other value, which is tumour"
     )
     mpp_table: str | None = Field(
         None,

@@ -88,7 +88,9 @@ class Optimisation(Section):
         "dihedral", description="`flip`: left to right; `dihedral`: flips and quarter turns"
     )
     images_per_source: int | None = Field(
-        None, ge=1, description="most images of a slide or series that are trained on, evenly spread; null takes all"
+        None,
+        ge=1,
+        description="most images of a slide or series that are trained and validated on, evenly spread; null takes all",
     )
     encoder_lr_scale: float = Field(
         1.0,
@@ -247,6 +249,11 @@ class Finetune(Optimisation):
             raise sentence(
                 f"'{{at}}stain_jitter' is {self.stain_jitter} and '{{at}}neighbours' {self.neighbours}: slides have no "
                 "neighbouring slices, and MRI no stain; leave one out"
+            )
+        if self.neighbours and self.images_per_source:
+            raise sentence(
+                f"'{{at}}images_per_source' is {self.images_per_source} and '{{at}}neighbours' {self.neighbours}: a "
+                "slice's neighbours would not be read; leave one out"
             )
         return self
 

@@ -45,6 +45,7 @@ def predict(
     *,
     expression: Path | None = None,
     case_id: str | list[str] | None = None,
+    names: list[str] | None = None,
     options: PredictOptions | None = None,
     device: str | None = None,
 ) -> None:
@@ -74,6 +75,8 @@ def predict(
         Folder to write to: not the image's own, and none that holds files of these names.
     expression, case_id
         expression.parquet, and the case in it that each image is of; without them the model sees the images alone.
+    names
+        What the files of each slide are named after; None takes the names of the slides' own files.
     device
         `cpu`, `cuda`, or None for what this machine has.
 
@@ -95,19 +98,20 @@ def predict(
     images = image if isinstance(image, list) else [image]
     case_ids = [case_id] if isinstance(case_id, str) else case_id
     model = load_segmenter(folder)
-    cases = _name_cases(images, expression, case_ids)
     for path in images:
         require_file(path, "image")
         _check_kind(model, path, folder)
-    _check_names(images)
-    left = [index for index, path in enumerate(images) if not _is_complete(path, output, len(images))]
+    names = _name_images(images, names)
+    cases = _name_cases(images, names, expression, case_ids)
+    left = [index for index, path in enumerate(images) if not _is_complete(path, names[index], output, len(images))]
     profiles = read_profiles_for(model, expression, folder, set(cases))
     _check_cases(model, cases, profiles, expression, folder, (options or PredictOptions()).allow_missing)
     model, place = move_to_device(model, device)
     failed = []
     for index in left:
         try:
-            _predict_image(model, place, images[index], cases[index], profiles, output, options or PredictOptions())
+            one = (images[index], names[index], cases[index])
+            _predict_image(model, place, *one, profiles, output, options or PredictOptions())
         except MGIError as error:
             if len(images) == 1:
                 raise
@@ -117,26 +121,29 @@ def predict(
         raise CohortError(f"{len(failed)} of {len(images)} images could not be segmented: {first_few(failed)}")
 
 
-def _name_cases(images: list[Path], expression: Path | None, case_ids: list[str] | None) -> list[str]:
+def _name_images(images: list[Path], names: list[str] | None) -> list[str]:
+    """Return what the files of each image are named after; raise `ConfigError` where two have one name."""
+    if names is not None and len(names) != len(images):
+        raise CohortError(f"{len(names)} names for {len(images)} images; give one for each, in their order")
+    found = names or [open_series(path, "").source_id if path.is_dir() else source_of(path) for path in images]
+    named: dict[str, Path] = {}
+    for path, name in zip(images, found, strict=True):
+        other = named.setdefault(name, path)
+        if other is not path:
+            raise ConfigError(f"{other} and {path} have one name: segment them one by one, each with its own --output")
+    return found
+
+
+def _name_cases(images: list[Path], names: list[str], expression: Path | None, case_ids: list[str] | None) -> list[str]:
     """Return the case of each image: as stated, or by the barcode in its name, or the image's own name."""
     if (expression is None) != (case_ids is None):
-        raise CohortError("a profile needs both the expression table and a case id: give the other, too, or neither")
+        raise CohortError("a profile needs both the expression table and a case id: give both or neither")
     if case_ids is not None:
         if len(case_ids) != len(images):
             raise CohortError(f"{len(case_ids)} case ids for {len(images)} images; give one for each, in their order")
         return case_ids
-    names = [source_of(path) for path in images]
     barcodes = [Barcode.parse(name.replace("_", "-")[:12]) for name in names]
     return [barcode.case_id if barcode else name for barcode, name in zip(barcodes, names, strict=True)]
-
-
-def _check_names(images: list[Path]) -> None:
-    """Raise `ConfigError` where the files of two images would have the same names."""
-    named: dict[str, Path] = {}
-    for path in images:
-        other = named.setdefault(open_series(path, "").source_id if path.is_dir() else source_of(path), path)
-        if other is not path:
-            raise ConfigError(f"{other} and {path} have one name: segment them one by one, each with its own --output")
 
 
 def _check_kind(model: Segmenter, image: Path, folder: Path) -> None:
@@ -151,19 +158,19 @@ def _check_kind(model: Segmenter, image: Path, folder: Path) -> None:
         raise CheckpointError(f"the model in {folder} was trained on slides, of {mpp:g} mpp: give a slide")
 
 
-def _is_complete(image: Path, output: Path, n_images: int) -> bool:
+def _is_complete(image: Path, name: str, output: Path, n_images: int) -> bool:
     """Return whether an image of several is done; raise `ConfigError` where files would be overwritten."""
     own = image if image.is_dir() else image.parent
     if output.resolve() == own.resolve():
         raise ConfigError(f"--output is {output}, the folder of the image itself: name another folder")
-    files = list_series_files(open_series(image, ""), output) if image.is_dir() else _slide_files(image, output)
+    files = list_series_files(open_series(image, ""), output) if image.is_dir() else _slide_files(name, output)
     paths = list(files.values())
     existing = [path for path in paths if path.exists()]
     if existing and n_images > 1 and len(existing) == len(paths):
-        log.info("%s is there already", image.name)
+        log.info("%s is complete already", image.name)
         return True
     if existing:
-        raise ConfigError(f"{existing[0]} is there already and would be overwritten: name another folder with --output")
+        raise ConfigError(f"{existing[0]} exists and would be overwritten: name another folder with --output")
     return False
 
 
@@ -181,7 +188,14 @@ def _check_cases(
 
 
 def _predict_image(
-    model: Segmenter, place: Place, image: Path, case: str, profiles: Profiles, output: Path, options: PredictOptions
+    model: Segmenter,
+    place: Place,
+    image: Path,
+    name: str,
+    case: str,
+    profiles: Profiles,
+    output: Path,
+    options: PredictOptions,
 ) -> None:
     """Segment one image into a folder aside, and move its files to `output` when all are there."""
     description = model.description
@@ -197,13 +211,13 @@ def _predict_image(
                 min_tissue=options.min_tissue, min_focus=0, partial_tiles=options.partial_tiles,
                 stain=description.stain,
             )  # fmt: skip
-            tile_slides([image], [case], table, tiling, overlap=OVERLAP, stated=options.stated)
+            tile_slides([image], [case], table, tiling, overlap=OVERLAP, names=[name], stated=options.stated)
         images = read_image_table(table)
         batches = predict_probabilities(model, images, profiles, place)
         if image.is_dir():
             files, words = write_series(series, shape, images, batches, description.decision, aside, options)
         else:
-            files, words = _write_slide(image, images, batches, model, aside, options.min_area)
+            files, words = _write_slide(image, name, images, batches, model, aside, options.min_area)
         for path in files:
             final = output / path.relative_to(aside)
             final.parent.mkdir(exist_ok=True)
@@ -225,22 +239,21 @@ def _stage(output: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _slide_files(image: Path, output: Path) -> dict[str, Path]:
+def _slide_files(name: str, output: Path) -> dict[str, Path]:
     """Path of each file that is written of a slide."""
-    source = source_of(image)
     return {
-        "outlines": output / f"{source}.geojson",
-        "picture": output / f"{source}.png",
-        "mask": output / "masks" / f"{source}_mask.tiff",
-        "probability": output / "probability" / f"{source}.tiff",
+        "outlines": output / f"{name}.geojson",
+        "picture": output / f"{name}.png",
+        "mask": output / "masks" / f"{name}_mask.tiff",
+        "probability": output / "probability" / f"{name}.tiff",
     }
 
 
 def _write_slide(
-    path: Path, images: Images, batches: Batches, model: Segmenter, output: Path, min_area: float
+    path: Path, name: str, images: Images, batches: Batches, model: Segmenter, output: Path, min_area: float
 ) -> tuple[list[Path], str]:
     """Write the files of a slide, and return them and what was found."""
-    frame, description, files = images.frame, model.description, _slide_files(path, output)
+    frame, description, files = images.frame, model.description, _slide_files(name, output)
     region, probability, pixel = assemble_plane(frame, batches, description.image_px, description.threshold, OVERLAP)
     mpp_level0 = float(frame.mpp.iloc[0]) * description.image_px / float(frame["size"].iloc[0])
     pixel_area = (pixel * mpp_level0) ** 2
@@ -255,7 +268,7 @@ def _write_slide(
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path.name}: unreadable: {error}") from error
     # QuPath shows the scanned part of a slide alone, and counts from its corner.
-    outlines = make_geojson(region, (corner[0] - bounds[0], corner[1] - bounds[1]), pixel, source_of(path))
+    outlines = make_geojson(region, (corner[0] - bounds[0], corner[1] - bounds[1]), pixel, name)
     files["outlines"].write_text(json.dumps(outlines) + "\n")
     for key in ("mask", "probability"):
         files[key].parent.mkdir()

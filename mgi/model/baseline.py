@@ -7,8 +7,10 @@ from mgi.model.image_encoder import import_timm
 from mgi.model.segmenter import Segmenter
 
 # Architecture and encoder: U-Net (Ronneberger et al., 2015, arXiv 1505.04597) on a ResNet-18, and SegFormer (Xie et
-# al., 2021, arXiv 2105.15203) on its smallest encoder. Both halve the images five times.
+# al., 2021, arXiv 2105.15203) on its smallest encoder.
 NETWORKS = {"unet-resnet18": ("unet", "resnet18"), "segformer-b0": ("segformer", "mit_b0")}
+
+HALVINGS = 5
 
 
 class Baseline(Segmenter):

@@ -1,6 +1,6 @@
 """Tumour masks of slides: images whose pixels are level-0 pixels or whole squares of them.
 
-A mask has two values, of which the larger is tumour, or the user says what its values mean. Its pixels are taken as
+A mask has the value 0 and one other, which is tumour, or the user says what its values mean. Its pixels are taken as
 they are stored. Its extent must be its slide's, by the first of these rules that holds:
 
 1. A pixel is `k` x `k` level-0 pixels, `k` a whole number; the last row and column may be cut or reach over.
@@ -26,7 +26,7 @@ PADDINGS = (16, 32, 64, 128, 256, 512, 1024)
 MAX_SCALE = 256
 TUMOUR, IGNORED = 1, 2
 # A mask of one value is all tumour if that is how a mask of two writes tumour.
-FULL = (1, 255)
+FULL = (1, 255, 65535)
 MAX_VALUES = 256
 # A mask a little smaller than its slide is a part of it rather than the whole, scaled.
 MIN_SCALE = 2
@@ -109,7 +109,7 @@ def read_mask(
     Raises
     ------
     AnnotationError
-        If it is unreadable, has other than two values and `values` is None, or is not of the slide's extent.
+        If it is unreadable, has other values than 0 and another and `values` is None, or is not of the slide's extent.
     """
     try:
         plane = to_plane(read_samples(path))
@@ -151,12 +151,12 @@ def _encode(plane: np.ndarray, found: list[int | float], values: MaskValues | No
     """Return background 0, tumour 1 and ignored 2, as uint8 [rows, columns]."""
     if values is not None:
         meaning: dict[int, Sequence[float]] = {TUMOUR: values.tumour, IGNORED: values.ignore}
-    elif len(found) == 2 and found[0] >= 0:
+    elif len(found) == 2 and found[0] == 0:
         meaning = {TUMOUR: found[1:]}
     elif len(found) == 1 and found[0] in (0, *FULL):
         meaning = {TUMOUR: [value for value in found if value]}
     else:
-        wrong = "not two values from 0 up" if found[0] < 0 else "not two values"
+        wrong = "not two values from 0 up" if found[0] else "not two values"
         raise AnnotationError(
             f"{wrong}: {path.name} has {first_few(map(str, found))}; say which values are tumour and which are "
             "ignored (mask_values), or save a mask of 0 and 255"

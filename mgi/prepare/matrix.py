@@ -27,8 +27,10 @@ from mgi.prepare.units import UNITS, check_unit, compute_tpm, find_fitting_units
 from mgi.tables import GENES_SCHEMA
 
 PRIMARY = "01"
-# Symbols hold a capital and no space; a spreadsheet makes dates such as 1-Mar or numbers of some.
-NO_SYMBOL = re.compile(r"^[a-z_.-]*$|[\s()]|^\d{1,2}-[A-Z][a-z]{2}$|^[\d./:-]+$")
+# Symbols hold a capital and no space; a spreadsheet makes dates such as 1-Mar, Mar-01 or 1-Mrz-21, or numbers, of some.
+NO_SYMBOL = re.compile(
+    r"^[a-z_.-]*$|[\s()]|^\d{1,2}-[^\W\d_]{3,5}(-\d{2,4})?$|^[A-Z][a-z]{2,3}-\d{2,4}$|^[\d./:-]+([Ee]\+?\d+)?$"
+)
 CLINICAL_WORDS = {
     "AGE", "BATCH", "BMI", "CENSORED", "CENSORSHIP", "CLUSTER", "COHORT", "COUNT", "DAYS", "DFI", "DFS", "DSS",
     "EVENT", "FRACTION", "GENDER", "GRADE", "HEIGHT", "IDH", "INDEX", "KPS", "LABEL", "MONTHS", "MSI", "MUTATION",

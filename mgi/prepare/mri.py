@@ -92,9 +92,19 @@ def import_mri(folder: Path | str, output: Path | str, sources: Path | str | Non
                 add(row)
             used = {"status": "ok", "n_images": len(slices.numbers), "labelled": True, "untiled_tumour_px": 0}
             rows.append(record | used | slices.record)
+    _log_unseen_labels(rows, options.labels)
     if sources is not None:
         write_sources(rows, sources)
     log.info("%d slices of %d series in %s", sum(row["n_images"] for row in rows), len(rows), output)
+
+
+def _log_unseen_labels(rows: list[dict[str, Any]], labels: list[int]) -> None:
+    """Log which of the labels stated to be tumour no series has: the set may number its labels otherwise."""
+    seen = {label for row in rows for label in json.loads(row.get("classes", "{}"))}
+    unseen = [str(label) for label in labels if str(label) not in seen]
+    if seen and unseen:
+        log.warning("no series has the label %s, which is stated to be tumour; they have %s",
+                    ", ".join(unseen), ", ".join(sorted(seen, key=int)))  # fmt: skip
 
 
 def import_series(series: Series, output: Path | str, options: MriOptions) -> tuple[int, int]:
@@ -135,6 +145,9 @@ def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
     mask = None
     if scan.labels is not None:
         found, counts = np.unique(scan.labels, return_counts=True)
+        if not options.labels and found[0] != 0:
+            shown = first_few(map(str, found.tolist()))
+            raise MriError(f"no background: its labels are {shown}, and none 0; state which are tumour")
         mask = (np.isin(scan.labels, options.labels) if options.labels else scan.labels != 0).astype(np.uint8)
         classes = {str(label): int(count) for label, count in zip(found.tolist(), counts, strict=True)}
         record |= {"has_tumour": bool(mask.any()), "tumour_px": int(mask.sum()), "classes": json.dumps(classes)}

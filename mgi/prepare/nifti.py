@@ -25,7 +25,10 @@ SEQUENCES = {
     "t2": ("t2", "t2w"),
     "flair": ("flair", "t2f", "t2flair"),
 }
-LABELS = ("seg", "label", "labels", "segmentation", "glistrboost", "glistrboost_manuallycorrected")
+LABELS = (
+    "seg", "segm", "label", "labels", "segmentation", "tumor_segmentation", "glistrboost",
+    "glistrboost_manuallycorrected",
+)  # fmt: skip
 NAMES = {name: key for key, names in {**SEQUENCES, "seg": LABELS}.items() for name in names}
 # The longest names first: `_t1ce` ends no `_t1`, but `_glistrboost_manuallycorrected` holds a separator.
 FILE_NAME = re.compile(
@@ -78,7 +81,9 @@ def group_files(files: Iterable[Readable]) -> tuple[dict[str, dict[str, Readable
         key = NAMES[match[2].lower()]
         held = series.setdefault(match[1], {})
         if key in held:
-            raise CohortError(f"the series {match[1]} has two files of {key}: {held[key].name} and {file.name}")
+            raise CohortError(
+                f"the series {match[1]} has two files of {key}: {held[key].name} and {file.name}; keep one"
+            )
         held[key] = file
     return series, unknown
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mgi.acquire.samples import is_said_not_tumour
 from mgi.barcodes import Barcode, standardise_barcode
 from mgi.console import log
 from mgi.errors import ExpressionError
@@ -24,6 +25,9 @@ GENE_COLUMNS = {
     "chromstart", "chromend", "strand", "cytoband", "locus_id", "gene_type", "gene_biotype", "biotype", "ensembl_id",
     "ensembl_gene_id", "id", "probe", "probe_id", "transcript_id", "accession", "level", "unnamed_0",
 }  # fmt: skip
+
+# Columns beside the genes that tell tumour from normal tissue, as the GDC and Xena name them.
+SAMPLE_COLUMNS = ("sample_type", "tissue_type", "specimen_type")
 
 
 @dataclass
@@ -82,13 +86,16 @@ def standardise_gene(name: str) -> str:
 
 def orient_matrix(raw: RawMatrix, places: Positions | None, leave_out: bool) -> Matrix:
     """Find which side the cases are on: barcodes tell, else the side on which the positions know more names."""
-    barcodes = {
-        k: sum(cell is not None and parse_barcode(cell) is not None for cell in cells) for k, cells in raw.text.items()
+    barcodes = {k: [parse_barcode(cell) for cell in cells if cell] for k, cells in raw.text.items()}
+    # Of samples rather than of patients, since those tell normal tissue.
+    counts = {
+        k: (sum(one is not None for one in found), sum(one is not None and one.sample is not None for one in found))
+        for k, found in barcodes.items()
     }
     if not len(raw.values):
         raise ExpressionError(f"{raw.path} has a header but no rows")
-    id_column = max(barcodes, key=lambda k: (barcodes[k], -k), default=0)
-    if barcodes.get(id_column):
+    id_column = max(counts, key=lambda k: (counts[k], -k), default=0)
+    if any(counts.get(id_column, ())):
         return _cases_in_rows(raw, id_column, leave_out)
     if any(parse_barcode(name) for name in raw.names):
         return _cases_in_columns(raw, places, leave_out)
@@ -125,7 +132,26 @@ def _cases_in_rows(raw: RawMatrix, id_column: int, leave_out: bool) -> Matrix:
         raise ExpressionError(f"{raw.path} holds no numbers")
     cases, kept = _named_rows(raw, raw.text[id_column], "case", False)
     values = raw.values[:, used] if len(used) < raw.values.shape[1] else raw.values
-    return Matrix(raw.path, cases, [raw.names[raw.numeric[place]] for place in used], values[kept], leave_out)
+    matrix = Matrix(raw.path, cases, [raw.names[raw.numeric[place]] for place in used], values[kept], leave_out)
+    _leave_out_normal(matrix, raw, left, kept)
+    return matrix
+
+
+def _leave_out_normal(matrix: Matrix, raw: RawMatrix, columns: list[int], kept: np.ndarray) -> None:
+    """Leave out the cases of which a column beside the genes says that the sample is normal tissue or a control."""
+    for k in columns:
+        if normalise_column_name(raw.names[k]) not in SAMPLE_COLUMNS:
+            continue
+        said = [cell for cell, here in zip(raw.text[k], kept, strict=True) if here]
+        normal = np.array([is_said_not_tumour(cell or "") for cell in said], bool)
+        if normal.all():
+            raise ExpressionError(f"{raw.path} holds no tumour sample by its column {raw.names[k]}: {first_few(said)}")
+        if normal.any():
+            left = [case for case, bad in zip(matrix.cases, normal, strict=True) if bad]
+            log.info("%s: %d of %d samples are normal tissue or controls by the column %s and are left out: %s",
+                     raw.path, len(left), len(said), raw.names[k], first_few(left))  # fmt: skip
+            matrix.keep("cases", ~normal)
+        return
 
 
 def _cases_in_columns(raw: RawMatrix, places: Positions | None, leave_out: bool) -> Matrix:

@@ -1,5 +1,6 @@
 """Plain pictures of tissue, such as fields cut from slides: PNG, JPEG and TIFF that OpenSlide does not read."""
 
+import html
 import re
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ BITS_TAG, DESCRIPTION_TAG, ORIENTATION_TAG = 258, 270, 274
 PNG_BITS_AT = 24
 DESCRIPTION = "tiff.ImageDescription"
 OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]{0,10000}>")
-MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 
 
 class PictureError(Exception):
@@ -81,7 +82,7 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
                 _check_header(image, path)
-                description = str(image.tag_v2.get(DESCRIPTION_TAG, "")) if isinstance(image, TiffImageFile) else ""
+                description = _read_description(image) if isinstance(image, TiffImageFile) else ""
                 pixels = _to_rgb(image)
     except PictureError:
         raise
@@ -90,6 +91,15 @@ def read_picture(path: Path) -> Picture:
     except Exception as error:  # damaged bytes raise almost anything in a decoder
         raise PictureError(" ".join(str(error).split())[:200] or type(error).__name__) from error
     return Picture(pixels, {DESCRIPTION: description} if description else {})
+
+
+def _read_description(image: TiffImageFile) -> str:
+    """Return the description of a TIFF, which Pillow takes for Latin-1; OME metadata are UTF-8."""
+    text = str(image.tag_v2.get(DESCRIPTION_TAG, ""))
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
 
 
 def _check_header(image: Image.Image, path: Path) -> None:
@@ -140,7 +150,7 @@ def read_ome_mpp(description: str) -> tuple[str, str] | None:
     for axis in "XY":
         size = re.search(rf'\bPhysicalSize{axis}="([0-9.eE+-]{{1,30}})"', found[0])
         unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]{{1,20}})"', found[0])
-        factor = MICRONS.get(unit[1] if unit else "µm")
+        factor = MICRONS.get(html.unescape(unit[1]) if unit else "µm")
         if size is None or factor is None:
             return None
         try:

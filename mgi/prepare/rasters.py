@@ -163,14 +163,19 @@ def _check_upright(orientation: int) -> None:
 
 
 def _check_palette(samples: np.ndarray, colours: np.ndarray) -> None:
-    """Refuse two values of which the palette shows the larger, which should be the object, as the background."""
+    """Refuse two values of which the palette shows the larger, which should be the object, as the background.
+
+    Programs that shrink images order palettes as they like, so that the white of a mask may be stored as 0.
+    """
     low, high = samples.min(), samples.max()
     if high >= len(colours) or not ((samples == low) | (samples == high)).all():
         return
-    if np.ptp(colours[high]) == 0 and np.ptp(colours[low]) > 0:
+    grey_low, grey_high = np.ptp(colours[low]) == 0, np.ptp(colours[high]) == 0
+    if grey_high and (not grey_low or colours[low][0] > colours[high][0]):
+        shown = f"brighter than {high}" if grey_low else f"in colour and {high} in grey"
         raise RasterError(
-            f"its palette shows the value {low} in colour and {high} in grey, so which is the object is in doubt; save "
-            "it with one channel and no palette"
+            f"its palette shows the value {low} {shown}, so which is the object is in doubt; save it with one channel "
+            "and no palette"
         )
 
 

@@ -5,6 +5,7 @@ The case of a series is the TCGA barcode that its name begins with, else its nam
 
 import hashlib
 import os
+import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ WHERE_TO_GET_IT = (
     "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (a free account is needed), and give the zip or "
     "the folder kaggle_3m in it, or give a folder of NIfTI files, {case}/{case}_{t1,t1ce,t2,flair,seg}.nii.gz"
 )
+# The patient in names that tell visits apart: of BraTS since 2023, UPENN-GBM, UCSF-PDGM and BIDS.
+PATIENT = re.compile(r"^(BraTS-[A-Z]+-\d+(?=-\d+$)|UPENN-GBM-\d+(?=_)|UCSF-PDGM-\d+(?=_)|sub-[^_]+(?=_ses-))", re.I)
 MAX_FILES = 10**6
 
 
@@ -56,7 +59,7 @@ def find_series(folder: Path | str) -> list[Series]:
     MissingInputError
         If it is not there, is neither, or holds no series.
     CohortError
-        If two series belong to one case.
+        If two series belong to one case, or are visits of one patient.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -71,7 +74,9 @@ def find_series(folder: Path | str) -> list[Series]:
     if unknown:
         log.warning("%d NIfTI files are of no sequence that is read: %s", len(unknown), first_few(unknown))
     found = [Series(name, _case_of(name), places[0][0]) for name, places in slices.items() if _are_copies(name, places)]
-    # A single file beside the scans, such as an atlas, is no series.
+    if alone := [files["seg"].name for files in scans.values() if set(files) == {"seg"}]:
+        # Such as an atlas, or the parts of a brain.
+        log.warning("%d files of labels have the name of no series and are left out: %s", len(alone), first_few(alone))
     found += [Series(name, _case_of(name), Path(), files) for name, files in scans.items() if set(files) != {"seg"}]
     if not found:
         raise MissingInputError(
@@ -88,7 +93,22 @@ def find_series(folder: Path | str) -> list[Series]:
                 "keep one"
             )
     check_case_ids(by_case, f"the folder {folder}", CohortError)
+    _refuse_visits(found)
     return found
+
+
+def _refuse_visits(found: list[Series]) -> None:
+    """Refuse several visits of a patient, which folds would take for several patients."""
+    visits: dict[str, list[str]] = defaultdict(list)
+    for series in found:
+        match = PATIENT.match(series.source_id)
+        visits[match[0] if match else series.source_id].append(series.source_id)
+    several = [names for names in visits.values() if len(names) > 1]
+    if several:
+        raise CohortError(
+            f"{len(several)} patients have several MRI series, the first {first_few(several[0])}; keep one of each "
+            "patient, since folds would part them"
+        )
 
 
 def open_series(folder: Path, case_id: str) -> Series:

@@ -12,6 +12,7 @@ MAX_LOG2 = 30.0
 # Logarithms lie around their median; the mean of linear values is several times theirs.
 MAX_LOG2_MEAN = 1.5
 SUM_TOLERANCE = 1e-2
+MAX_TPM_SUM = 1e6 * (1 + SUM_TOLERANCE)
 CASES_LOOKED_AT = 100
 
 
@@ -89,6 +90,11 @@ def check_unit(values: np.ndarray, unit: str, where: object) -> None:
         wrong = f"a value is {largest:g}"
     elif unit == "counts" and not is_whole(values):
         wrong = f"a value is {values[values != np.rint(values)][0]:g}"
+    elif unit in ("tpm", "log2-tpm"):
+        # Of some of the genes it is less.
+        cases = (profile.astype(np.float64) for profile in values)
+        most = max((case if unit == "tpm" else np.exp2(case) - 1).sum() for case in cases)
+        wrong = f"the TPM of a case add up to {most:.3g}, more than a million" if most > MAX_TPM_SUM else None
     if wrong:
         raise ExpressionError(f"{where} does not hold {UNITS[unit]}: {wrong}")
 

@@ -15,6 +15,7 @@ from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
+from mgi.model.baseline import HALVINGS
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
 from mgi.train import checkpoint
@@ -65,6 +66,11 @@ def finetune(
         At SIGTERM, once the state is saved.
     """
     ranks, place = join_ranks(prepare_torch(options, options.device, options.genes != "none"))
+    if options.network != "mgi" and ranks.world > 1:
+        raise CohortError(
+            f"'{options.network}' normalises over a batch, and {ranks.world} processes would do it each for its share: "
+            "train it by one process"
+        )
     torch.manual_seed(options.replicate_seed)
     roles = read_roles(splits, fold)
     source = None if pretrained is None else _load_aligner(pretrained)
@@ -296,11 +302,12 @@ def _decide(model: Segmenter, val: Images, profiles: Profiles, options: Finetune
 
 
 def _check_edges(description: SegmenterDescription) -> None:
-    halvings = len(description.options.channels) - 1
+    of_mgi = description.options.network == "mgi"
+    halvings = len(description.options.channels) - 1 if of_mgi else HALVINGS
     if description.image_px % 2**halvings:
         raise CohortError(
             f"images of {description.image_px} px cannot be halved {halvings} times: use images of a multiple of "
-            f"{2**halvings} px, or fewer widths of the convolutional path"
+            f"{2**halvings} px" + (", or fewer widths of the convolutional path" if of_mgi else "")
         )
 
 

@@ -104,6 +104,13 @@ def test_several_samples_of_one_case_are_one_case(portal):
     assert rows.case_id.tolist()[1:] == ["A"]
 
 
+def test_lists_without_spaces_are_lists(portal):
+    (row,) = portal([("C3L-1,C3L-1", "C3L-1-02,C3L-1-01", "Primary Tumor,Primary Tumor")])[1:].to_dict("records")
+    assert (row["case_id"], row["aliquot"], row["sample_type"]) == ("C3L-1", "C3L-1-01", "Primary Tumor")
+    with pytest.raises(ManifestError, match="it belongs to 2 cases"):
+        portal([("C3L-1,C3L-2", "C3L-1-01,C3L-2-01", "Primary Tumor,Primary Tumor")])
+
+
 def test_sample_of_another_case_is_refused(portal):
     with pytest.raises(ManifestError, match="is not of its case 'TCGA-AA-0002'"):
         portal([("TCGA-AA-0002", "TCGA-AA-0001-01A", "Primary Tumor")])

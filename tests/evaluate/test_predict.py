@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import mgi
 from mgi import cli
 from mgi.codecs import decode_mask
-from mgi.config import PredictOptions
+from mgi.config import PredictOptions, StatedSlide
 from mgi.errors import (
     CheckpointError,
     CohortError,
@@ -395,7 +396,7 @@ def test_rejects_output_beside_the_image_or_over_a_file(of_slides, of_mri, slide
         path = tmp_path / name.replace(".", "-") / name
         path.parent.mkdir(parents=True)
         path.write_text("mine")
-        with pytest.raises(ConfigError, match="is there already and would be overwritten: name another folder"):
+        with pytest.raises(ConfigError, match="exists and would be overwritten: name another folder"):
             predict(model, image, tmp_path / name.replace(".", "-"))
         assert path.read_text() == "mine"
 
@@ -467,7 +468,7 @@ def test_series_prediction_writes_one_mask_per_slice_at_its_own_size(of_mri, see
 def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_path, monkeypatch):
     seen = []
 
-    def written(path, images, batches, *rest):
+    def written(path, name, images, batches, *rest):
         seen.append(np.concatenate([probability for _, probability in batches]))
         return [], ""
 
@@ -538,7 +539,7 @@ def test_several_images_go_on_after_a_failure_and_where_they_stopped(of_slides, 
     before = (tmp_path / "out" / f"{slide.stem}.geojson").stat().st_mtime_ns
     with caplog.at_level("INFO", logger="mgi"):
         predict(of_slides, [slide, good], tmp_path / "out")
-    assert f"{slide.name} is there already" in caplog.text
+    assert f"{slide.name} is complete already" in caplog.text
     assert (tmp_path / "out" / f"{slide.stem}.geojson").stat().st_mtime_ns == before
     assert (tmp_path / "out" / f"{good.stem}.geojson").exists()
     with pytest.raises(CohortError, match="1 case ids for 2 images"):
@@ -551,6 +552,19 @@ def test_rejects_two_images_of_one_name(of_slides, slide, sees_dark, tmp_path):
     with pytest.raises(ConfigError, match="have one name: segment them one by one, each with its own --output"):
         predict(of_slides, [slide, tmp_path / "other" / slide.name], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_slides_of_one_file_name_are_named_as_they_were_tiled(of_slides, slide, sees_dark, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(slide, tmp_path / "other")
+    slides, out = [slide, tmp_path / "other" / slide.name], tmp_path / "out"
+    stated = {"S2": StatedSlide(mpp=0.25)}
+    predict(of_slides, slides, out, names=["S1", "S2"], options=PredictOptions(stated=stated))
+    assert sorted(path.name for path in out.glob("*.*")) == ["S1.geojson", "S1.png", "S2.geojson", "S2.png"]
+    sizes = [tifffile.TiffFile(out / "masks" / f"{name}_mask.tiff").pages[0].shape for name in ("S1", "S2")]
+    assert sizes[0] != sizes[1], "the mpp that is stated of a slide is found by its name"
+    with pytest.raises(CohortError, match="1 names for 2 images"):
+        predict(of_slides, slides, tmp_path / "more", names=["S1"])
 
 
 def test_specks_below_the_smallest_area_are_left_out(of_slides, tmp_path, sees_dark):

@@ -134,7 +134,7 @@ def test_rejects_folder_of_several_series_and_lacking_sequences(model, tmp_path)
     with pytest.raises(MriError, match="missing sequence: no file of t1ce"):
         predict(model, tmp_path / "few", tmp_path / "out")
     predict(model, tmp_path / "few", tmp_path / "out", options=PredictOptions(channels=["t1", "flair", "t2"]))
-    with pytest.raises(ConfigError, match="is there already and would be overwritten"):
+    with pytest.raises(ConfigError, match="exists and would be overwritten"):
         predict(model, tmp_path / "few", tmp_path / "out", options=PredictOptions(channels=["t1", "flair", "t2"]))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import re
 
 import anndata
 import h5py
@@ -72,6 +73,55 @@ def test_own_ids_stay_as_written_either_way_round(read, write, delimiter):
 def test_text_from_a_spreadsheet_is_read(read, encoding):
     check(read(columns(OWN).replace("\n", "\r\n").encode(encoding), "table.csv"), OWN)
     check(read(gzip.compress(columns([f" {case} " for case in OWN]).encode()), "table.csv.gz"), OWN)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiter_that_excel_states_is_taken(read, delimiter):
+    text = f"sep={delimiter}\n" + columns(OWN, delimiter=delimiter)
+    check(read(text.replace("\n", "\r\n"), "table.csv"), OWN)
+
+
+def test_normal_tissue_is_told_by_sample_barcodes_beside_those_of_patients(read, said):
+    samples = [f"{name}A" for name in BARCODES[:5]] + [f"{CASES[5]}-11A"]
+    lines = columns(CASES, corner="patient").splitlines()
+    text = "\n".join(f"{line},{cell}" for line, cell in zip(lines, ["sample", *samples], strict=True)) + "\n"
+    assert read(text).index.tolist() == CASES[:5]
+    assert f"1 of 6 samples are normal tissue or controls and are left out: '{CASES[5]}-11A'" in said()
+
+
+@pytest.mark.parametrize("column", ["sample_type", "Tissue Type", "_sample_type"])
+def test_normal_tissue_is_told_by_a_column_beside_the_genes(read, said, column):
+    kinds = ["Primary Tumor"] * 4 + ["Solid Tissue Normal", "Normal"]
+    lines = columns(OWN).splitlines()
+    write = lambda cells: "\n".join(f"{line},{cell}" for line, cell in zip(lines, [column, *cells], strict=True)) + "\n"  # noqa: E731
+    values = read(write(kinds))
+    assert values.index.tolist() == sorted(OWN[:4]) and np.allclose(values.loc[OWN[:4]], VALUES[:4])
+    assert f"2 of 6 samples are normal tissue or controls by the column {column}" in said()
+    with pytest.raises(ExpressionError, match="holds no tumour sample by its column"):
+        read(write(["Normal"] * 6))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["1-Mar", "01-Sept", "Mar-01", "Sep-02", "1-Mar-21", "1-Mrz", "1-mars", "1-Mär", "2.31E+13", "44621", "2021-03-01"],
+)
+def test_genes_that_a_spreadsheet_made_dates_are_refused(read, name):
+    with pytest.raises(ExpressionError, match=f"1 of 5 genes are no genes: '{re.escape(name)}'"):
+        read(rows(OWN, [*GENES[:4], name]))
+
+
+def test_values_that_add_up_to_more_than_a_million_are_no_tpm(read):
+    share = (VALUES / VALUES.sum(axis=1, keepdims=True)).round(6)
+    for factor, reads in ((1e6, True), (6e5, True), (3e6, False)):
+        lines = [["gene", *OWN], *([gene, *map(str, share[:, k] * factor)] for k, gene in enumerate(GENES))]
+        logs = [lines[0], *([row[0], *(str(np.log2(float(cell) + 1)) for cell in row[1:])] for row in lines[1:])]
+        for unit, table in (("tpm", lines), ("log2-tpm", logs)):
+            text = "\n".join("\t".join(line) for line in table) + "\n"
+            if reads:
+                assert read(text, table_unit=unit).shape == (6, 5)
+            else:
+                with pytest.raises(ExpressionError, match=r"TPM of a case add up to 3e\+06, more than a million"):
+                    read(text, table_unit=unit)
 
 
 def test_transposed_table_with_case_id_corner_is_recognised_by_its_genes(read):

@@ -34,7 +34,7 @@ def is_square(annotation):
     return np.array_equal(found, square()[:48, :48]) and annotation.tumour.area_px == 16 * 24
 
 
-def palette(pixels, colours=(255, 255, 255, 0, 0, 0)):
+def palette(pixels, colours=(0, 0, 0, 255, 255, 255)):
     image = Image.fromarray(pixels, "P")
     image.putpalette(colours)
     return image
@@ -67,6 +67,7 @@ FULL, MASK = np.full(SIZE[::-1], 255, np.uint8), square(value=255)
         ("grey.png", MASK, {}),
         ("bilevel.png", square(bool), {}),
         ("palette.png", palette(square()), {}),
+        ("palette-red-on-white.png", palette(square(), [255, 255, 255, 200, 0, 0]), {}),
         ("palette-two-bits.png", palette(square()), {"bits": 2}),
         ("deep.png", square(np.uint16, 65535), {}),
         ("alpha.png", stack(MASK, FULL), {}),
@@ -123,12 +124,20 @@ def write_png4(path, packed):
         ("complex.tif", square(np.complex64), {}, "not numbers|not a mask"),
         ("negative.tif", -square(np.int32), {}, "not two values from 0 up"),
         ("turned.tif", MASK, {"extratags": [(274, "H", 1, 3, True)]}, "orientation tag is 3"),
-        ("red-on-grey.png", palette(1 - square(), [200, 0, 0, 0, 0, 0]), {}, "in doubt"),
+        ("red-on-grey.png", palette(1 - square(), [200, 0, 0, 0, 0, 0]), {}, "in colour and 1 in grey, .* in doubt"),
+        ("white-first.png", palette(1 - square(), [255, 255, 255, 0, 0, 0]), {}, "0 brighter than 1, .* in doubt"),
+        ("one-and-two.tif", square() + 1, {}, r"not two values from 0 up: one-and-two\.tif has '1', '2'; say which"),
     ],
 )
 def test_mask_without_a_plain_meaning_is_refused(tmp_path, name, pixels, options, message):
     with pytest.raises(AnnotationError, match=message):
         read_annotation(write(tmp_path / name, pixels, **options), SIZE)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 1), (np.uint8, 255), (np.uint16, 65535), (bool, 1)])
+def test_mask_of_nothing_but_tumour_is_all_tumour(tmp_path, dtype, value):
+    path = write(tmp_path / "a.tif", np.full(SIZE[::-1], value, dtype))
+    assert read_annotation(path, SIZE).tumour.area_px == SIZE[0] * SIZE[1]
 
 
 def test_stated_values_are_tumour_and_ignored(tmp_path):

@@ -231,6 +231,49 @@ def test_nifti_names_of_other_releases_are_understood(tmp_path):
     assert (row["source_id"], row["case_id"], row["status"]) == (name, "TCGA-CS-4941", "ok")
 
 
+@pytest.mark.parametrize("label", ["segm", "tumor_segmentation"])
+def test_labels_of_other_releases_are_read_and_those_of_no_series_named(tmp_path, caplog, label):
+    folder = tmp_path / "in" / "UCSF-PDGM-0004"
+    write_nifti(folder, "UCSF-PDGM-0004", {label if key == "seg" else key: v for key, v in brain().items()})
+    write_nifti(folder, "UCSF-PDGM-0004_parenchyma", {"segmentation": brain()["seg"]})
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert (row["case_id"], row["status"], row["has_tumour"]) == ("UCSF-PDGM-0004", "ok", True)
+    assert "1 files of labels have the name of no series and are left out: 'UCSF-PDGM-0004_parenchyma" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001"),
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21"),
+        ("sub-01_ses-1", "sub-01_ses-2"),
+    ],
+)
+def test_visits_of_one_patient_are_not_two_patients(tmp_path, names):
+    for name in (*names, "BraTS-GLI-00002-000", "UPENN-GBM-00002_11", "sub-02_ses-1", "BraTS20_Training_001"):
+        write_nifti(tmp_path / "in" / name, name, brain())
+    with pytest.raises(CohortError, match=f"1 patients have several MRI series, the first '{names[0]}', '{names[1]}'"):
+        imported(tmp_path / "in", tmp_path)
+    shutil.rmtree(tmp_path / "in" / names[1])
+    _, rows = imported(tmp_path / "in", tmp_path)
+    assert len(rows) == 5 and {row["status"] for row in rows} == {"ok"}
+
+
+def test_labels_without_background_are_not_all_tumour(tmp_path):
+    write_nifti(tmp_path / "in" / "a", "a", brain() | {"seg": brain()["seg"] + 1})
+    _, (row,) = imported(tmp_path / "in", tmp_path)
+    assert row["status"] == "skipped" and row["reason"].startswith("no background: its labels are '1'")
+    _, (row,) = imported(tmp_path / "in", tmp_path, labels=[5])
+    assert row["tumour_px"] == 4
+
+
+def test_stated_label_that_no_series_has_is_named(tmp_path, caplog):
+    seg = brain()["seg"]
+    write_nifti(tmp_path / "in" / "a", "a", brain() | {"seg": np.where(seg == 4, 3, seg)})
+    imported(tmp_path / "in", tmp_path, labels=[2, 4])
+    assert "no series has the label 4, which is stated to be tumour; they have 0, " in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x5c\x01\0\0" + bytes(344), b"%!PS"])
 def test_damaged_nifti_is_skipped(tmp_path, content):
     write_nifti(tmp_path / "in" / "a", "a", brain())

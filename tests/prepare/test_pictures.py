@@ -97,7 +97,15 @@ def test_truncated_picture_is_recorded_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "unit", "expected"), [("0.25", "µm", "0.25"), ("250", "nm", "0.25"), ("0.00025", "mm", "0.25")]
+    ("size", "unit", "expected"),
+    [
+        ("0.25", "µm", "0.25"),
+        ("0.25", "&#181;m", "0.25"),
+        ("0.25", "&#xB5;m", "0.25"),
+        ("250", "nm", "0.25"),
+        ("0.00025", "mm", "0.25"),
+        ("0.000025", "cm", "0.25"),
+    ],
 )
 def test_mpp_of_ome_metadata_is_read(size, unit, expected):
     assert read_ome_mpp(OME.format(size=size, unit=unit)) == (expected, expected)
@@ -108,6 +116,15 @@ def test_mpp_of_ome_metadata_is_read(size, unit, expected):
 )
 def test_no_mpp_is_made_up(text):
     assert read_ome_mpp(text) is None
+
+
+def test_mpp_of_ome_is_read_where_openslide_does_not_read_the_file(tmp_path):
+    """Of an untiled TIFF, whose description Pillow decodes as Latin-1."""
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    description = OME.format(size="0.25", unit="µm").encode()
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", description=description, metadata=None)
+    picture = read_picture(tmp_path / "a.ome.tif")
+    assert resolve_mpp(picture.properties, 0.5).mpp == 0.25
 
 
 def test_mpp_of_ome_beats_the_default_and_the_user_beats_it(tmp_path):

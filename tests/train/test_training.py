@@ -22,10 +22,12 @@ from mgi.evaluate.external import evaluate_tables
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.tables import write_table
 from mgi.train import checkpoint
+from mgi.train import finetune as stage
 from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
 from mgi.train.decision import Decision
 from mgi.train.device import Place
+from mgi.train.distributed import Ranks
 from mgi.train.finetune import ImageBatches, _read_profiles, finetune
 from mgi.train.loop import TrainingRun, learning_rate, parameter_groups
 from mgi.train.pretrain import PatientBatches, _validate, pretrain
@@ -310,6 +312,18 @@ def test_published_network_is_trained_and_loaded(cohort, finetune_options, tmp_p
     masks = [model.description.decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
     written = pq.read_table(tmp_path / "predictions.parquet")["prediction"].to_pylist()
     assert (np.stack([decode_mask(png) for png in written]) == np.concatenate(masks)).mean() > 0.999
+
+
+def test_published_network_refuses_what_it_cannot_halve_and_several_processes(
+    cohort, finetune_options, tmp_path, monkeypatch
+):
+    options = finetune_options(network="unet-resnet18", genes="none", vit=False, pretrained=False, steps=1)
+    monkeypatch.setattr(stage, "HALVINGS", 6)
+    with pytest.raises(CohortError, match=r"cannot be halved 6 times: use images of a multiple of 64 px$"):
+        finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
+    monkeypatch.setattr(stage, "join_ranks", lambda place: (Ranks(rank=0, world=2), place))
+    with pytest.raises(CohortError, match="'unet-resnet18' normalises over a batch, and 2 processes"):
+        finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
 
 
 def test_training_learns_the_discs(cohort, finetune_options, tmp_path):

@@ -300,8 +300,9 @@ def files_to_predict(wildcards, input):
 
 @refusing
 def cases_to_predict(wildcards):
-    """The case of each image, as options; none where a variant reads no genes."""
+    """The case of each image, as options, where a variant reads genes, and the name of each slide."""
+    names = [] if CFG.mri else [f"--name={source_id}" for source_id in batch(wildcards).rows.source_id]
     if not PLAN.reads_genes(wildcards.variant):
-        return []
+        return names
     found = [open_named(CFG.mri.folder, wildcards.source).case_id] if CFG.mri else batch(wildcards).rows.case_id
-    return [f"--case-id={case_id}" for case_id in found]
+    return [*names, *(f"--case-id={case_id}" for case_id in found)]
