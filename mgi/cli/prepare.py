@@ -233,7 +233,9 @@ def split(
     seed: Annotated[int | None, flag(SplitOptions, "seed")] = None,
     labelled: Annotated[bool | None, flag(SplitOptions, "labelled", "--labelled/--unlabelled")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
-    flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
+    flow: Annotated[
+        Path | None, typer.Option(help="Write how many cases each step kept, and why the others were lost.")
+    ] = None,
 ) -> None:
     """Pair expression with images and split the cases into folds, by patient."""
     from mgi.prepare import cohort

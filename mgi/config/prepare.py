@@ -246,7 +246,9 @@ class Slides(OwnFiles, TileOptions):
         description="write the coordinates of each slide's tiles as HDF5, from which TRIDENT and CLAM extract features",
     )
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
-    in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
+    in_flight: int = Field(
+        8, ge=1, description="most jobs at once that fetch or tile; the disk holds `per_job` slides for each"
+    )
 
     @model_validator(mode="after")
     def _check_own(self) -> Self:
