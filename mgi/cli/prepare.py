@@ -234,7 +234,7 @@ def split(
     labelled: Annotated[bool | None, flag(SplitOptions, "labelled", "--labelled/--unlabelled")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
     flow: Annotated[
-        Path | None, typer.Option(help="Write how many cases each step kept, and why the others were lost.")
+        Path | None, typer.Option(help="Write the cases that each step kept, and why it lost others.")
     ] = None,
 ) -> None:
     """Pair expression with images and split the cases into folds, by patient."""
