@@ -101,7 +101,7 @@ def read_profiles_for(
         return NO_PROFILES
     description = model.description
     if not description.uses_genes:
-        log.warning("the model in %s leaves genes out, without which its validation patients were better off", folder)
+        log.warning("the model in %s does not use genes: its validation Dice was higher without them", folder)
     genes, names = description.genes, description.gene_names
     if expression is None:
         log.warning("no expression table: the model in %s sees the images alone", folder)

@@ -295,10 +295,13 @@ def source_of(path: Path | str) -> str:
 
 
 @contextmanager
-def image_table(path: Path | str, stain: str | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def image_table(
+    path: Path | str, stain: str | None = None, slides: str | None = None
+) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that adds a row of `IMAGES_SCHEMA` to the table `path`, which appears when the block ends.
 
-    Its metadata state the `stain` normalisation of the images, where there is one.
+    Its metadata state the `stain` normalisation of the images, where there is one, and where rows have no image the
+    `slides` that it is read from: see `mgi.prepare.store.state_slides`.
 
     Rows must come sorted by (case_id, source_id, z, y, x). At most one row group of 64 is held in memory; encoded
     images are stored as they are, since they do not compress further.
@@ -306,7 +309,8 @@ def image_table(path: Path | str, stain: str | None = None) -> Iterator[Callable
     codecs = {name: "NONE" if name in ("image", "mask") else "ZSTD" for name in IMAGES_SCHEMA.names}
     plain = [name for name in IMAGES_SCHEMA.names if name not in ("image", "mask")]
     pending: list[dict[str, Any]] = []
-    schema = IMAGES_SCHEMA if stain is None else IMAGES_SCHEMA.with_metadata({"stain": stain})
+    stated = {key: value for key, value in (("stain", stain), ("slides", slides)) if value is not None}
+    schema = IMAGES_SCHEMA.with_metadata(stated) if stated else IMAGES_SCHEMA
     with (
         atomic_write(path) as aside,
         pq.ParquetWriter(aside, schema, compression=codecs, use_dictionary=plain) as writer,

@@ -95,6 +95,12 @@ def test_unknown_key_names_the_nearest_valid_one(
         (("split",), {"stratify_column": "bit"}, "go together"),
         (("slides",), None, "either 'slides' or 'mri'"),
         (("mri",), {"folder": "kaggle_3m"}, "either 'slides' or 'mri'"),
+        (("slides", "store"), "coordinates", "'slides.keep_slides' is false and they are deleted once tiled: set"),
+        (
+            ("slides",),
+            {"store": "coordinates", "folder": "s", "stain": "macenko"},
+            "'slides.stain' is 'macenko', which is estimated while slides are tiled, but 'slides.store' is",
+        ),
         (("gdc",), None, "give 'slides.table' or 'slides.folder', or 'gdc.projects'"),
         (("split",), {"site_table": "s.csv"}, "'split.site_table' and 'split.site_column' go together"),
         (
@@ -131,6 +137,12 @@ def test_impossible_value_is_refused_in_words(
         section = section[part]
     section[path[-1]] = value
     assert said in refusal(raw)
+
+
+@pytest.mark.parametrize("kept", [{"keep_slides": True}, {"folder": "s"}])
+def test_coordinates_alone_may_be_stored_of_slides_that_stay(raw: dict[str, Any], kept: dict[str, Any]) -> None:
+    raw["slides"] |= {"store": "coordinates"} | kept
+    assert load_config(raw).tile_options()["store"] == "coordinates"
 
 
 def test_simulated_cohort_without_gdc_is_refused(raw: dict[str, Any]) -> None:

@@ -264,7 +264,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise ManifestError(f"manifest {path}: the column {', '.join(odd)} is of another type than a manifest's")
     try:
         # Each text is held once, however often it is repeated.
-        table = pq.ParquetFile(path, read_dictionary=text).read(MANIFEST_SCHEMA.names)
+        with pq.ParquetFile(path, read_dictionary=text) as file:
+            table = file.read(MANIFEST_SCHEMA.names)
         for name in text:
             for chunk in table[name].chunks:
                 values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk

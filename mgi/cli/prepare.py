@@ -147,6 +147,7 @@ def slide_tile(
     min_tissue: MinTissue = None,
     annotations: Annotations = None,
     partial_tiles: Annotated[bool | None, flag(TileOptions, "partial_tiles", "--partial-tiles")] = None,
+    store: Annotated[str | None, flag(TileOptions, "store")] = None,
     name: Annotated[
         list[str] | None, typer.Option(help="Name of each slide, in their order; default: that of its file.")
     ] = None,
@@ -164,7 +165,7 @@ def slide_tile(
 
     chosen = load_options(
         TileJob, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,
-        partial_tiles=partial_tiles, annotations=None if annotations is None else str(annotations),
+        partial_tiles=partial_tiles, store=store, annotations=None if annotations is None else str(annotations),
     )  # fmt: skip
     tile_slides(
         slides, case_id, output, chosen, status, names=name, stated=chosen.stated, previews=previews,
@@ -232,7 +233,9 @@ def split(
     seed: Annotated[int | None, flag(SplitOptions, "seed")] = None,
     labelled: Annotated[bool | None, flag(SplitOptions, "labelled", "--labelled/--unlabelled")] = None,
     manifest: Annotated[list[Path] | None, typer.Option(help="manifest.parquet for the flow; repeatable.")] = None,
-    flow: Annotated[Path | None, typer.Option(help="Write how many cases each step kept, and why not.")] = None,
+    flow: Annotated[
+        Path | None, typer.Option(help="Write the cases that each step kept, and why it lost others.")
+    ] = None,
 ) -> None:
     """Pair expression with images and split the cases into folds, by patient."""
     from mgi.prepare import cohort

@@ -121,8 +121,8 @@ class Selection(Section):
     )
     slides_per_case: Literal["all", "first", "best"] = Field(
         "all",
-        description="the slides of a case: `first` the lowest barcode, `best` the largest file; sample type and "
-        "diagnostic before frozen count before either",
+        description="the slides of a case: sample type decides first, then diagnostic before frozen; of "
+        "equal ones `first` takes the lowest barcode, `best` the largest file",
     )
     exclude: str | None = Field(
         None, min_length=1, description="table of files to leave out of the query: file_id, reason"
@@ -142,8 +142,8 @@ class Gdc(Selection, Downloads):
 
     aliquots: Literal["first", "best"] = Field(
         "first",
-        description="the STAR table of a case with several: `first` the lowest barcode, `best` analyte H, R, T and "
-        "then the highest barcode; sample type counts before either",
+        description="the STAR table of a case with several: sample type decides first; then `first` takes the lowest "
+        "barcode, `best` analyte H, R, T and of these the highest barcode",
     )
     files_per_job: int = Field(500, ge=1, description="STAR tables fetched by one job")
 

@@ -93,6 +93,7 @@ class MaskValues(Section):
 
 
 Stain = Literal["macenko"]
+Store = Literal["images", "coordinates"]
 
 
 class TileOptions(Section):
@@ -117,6 +118,11 @@ class TileOptions(Section):
         None,
         description="normalise each slide's haematoxylin and eosin to a reference's: `macenko` (2009), from 32 of its "
         "tiles; tiles are not copied as they are stored then",
+    )
+    store: Store = Field(
+        "images",
+        description="what a table of tiles holds: `images`, as JPEG, or `coordinates`, some hundred times less, whose "
+        "pixels training and evaluation read from the slides, which must stay where they are",
     )
     partial_tiles: bool = Field(
         False,
@@ -149,6 +155,15 @@ class TileOptions(Section):
         min_length=1,
         description="table (CSV, TSV or Parquet) of slide and mpp: level-0 mpp that beats what the files state",
     )
+
+    @model_validator(mode="after")
+    def _check_store(self) -> Self:
+        if self.store == "coordinates" and self.stain is not None:
+            raise sentence(
+                f"'{{at}}stain' is '{self.stain}', which is estimated while slides are tiled, but '{{at}}store' is "
+                "'coordinates', so that tiles are read later: use 'images', or leave '{at}stain' out"
+            )
+        return self
 
 
 class StatedSlide(Section):
@@ -231,7 +246,9 @@ class Slides(OwnFiles, TileOptions):
         description="write the coordinates of each slide's tiles as HDF5, from which TRIDENT and CLAM extract features",
     )
     keep_slides: bool = Field(False, description="keep slides once they are tiled; else they are deleted")
-    in_flight: int = Field(8, ge=1, description="jobs at once that fetch or tile, so slides on the disk, by `per_job`")
+    in_flight: int = Field(
+        8, ge=1, description="most jobs at once that fetch or tile; the disk holds `per_job` slides for each"
+    )
 
     @model_validator(mode="after")
     def _check_own(self) -> Self:
@@ -239,6 +256,11 @@ class Slides(OwnFiles, TileOptions):
             raise sentence("'{at}table' states the mpp of its slides in a column mpp: leave '{at}mpp_table' out")
         if self.own is not None and self.fetch_from == "idc":
             raise sentence("'{at}fetch_from' fetches slides, but these are your own: leave it out")
+        if self.store == "coordinates" and self.own is None and not self.keep_slides:
+            raise sentence(
+                "'{at}store' is 'coordinates', so that training reads the slides, but '{at}keep_slides' is false and "
+                "they are deleted once tiled: set '{at}keep_slides: true', or store 'images'"
+            )
         return self
 
 

@@ -130,8 +130,8 @@ class Optimisation(Section):
     sd_prior: float = Field(
         0.0,
         ge=0,
-        description="weight, in patients, of the genes' median standard deviation against each gene's own, which few "
-        "training patients measure badly",
+        description="shrinks each gene's standard deviation, which few training patients measure badly, towards the "
+        "median over genes, with the weight of so many patients",
     )
 
 

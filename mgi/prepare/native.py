@@ -35,16 +35,18 @@ class NativeLevel:
         Descriptor of the open file, which stays the caller's.
     page : tifffile.TiffPage
         The level: see `is_native`.
+    cached_px : int
+        Pixels of decoded tiles that are kept.
     """
 
-    def __init__(self, file: int, page: tifffile.TiffPage) -> None:
+    def __init__(self, file: int, page: tifffile.TiffPage, cached_px: int = CACHED_PX) -> None:
         self._file, self._page = file, page
         self.edges = page.tilewidth, page.tilelength
         # Whether the stored bytes, made into files, decode to the same pixels: set after trying one.
         self.copies = False
         self._across = -(-page.imagewidth // page.tilewidth)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._most = max(4, CACHED_PX // (page.tilewidth * page.tilelength))
+        self._most = max(4, cached_px // (page.tilewidth * page.tilelength))
         self._lock = Lock()
 
     def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -110,8 +112,11 @@ class NativeLevel:
         return tile
 
 
-def open_native(path: Path, slide: openslide.OpenSlide, file: int) -> dict[int, NativeLevel]:
-    """Return the levels of a slide that can be decoded so: those whose tile in the middle is what OpenSlide reads."""
+def open_native(path: Path, slide: openslide.OpenSlide, file: int, cached_px: int) -> dict[int, NativeLevel]:
+    """Return the levels of a slide that can be decoded so: those whose tile in the middle is what OpenSlide reads.
+
+    See `NativeLevel` for `file` and `cached_px`.
+    """
     found: dict[int, NativeLevel] = {}
     if slide.properties.get(openslide.PROPERTY_NAME_VENDOR) not in ("aperio", "generic-tiff"):
         return found
@@ -122,7 +127,7 @@ def open_native(path: Path, slide: openslide.OpenSlide, file: int) -> dict[int, 
                 page = next((page for page in pages if (page.imagewidth, page.imagelength) == dimensions), None)
                 if page is None:
                     continue
-                native = NativeLevel(file, page)
+                native = NativeLevel(file, page, cached_px)
                 x, y = (length // 2 // edge * edge for length, edge in zip(dimensions, native.edges, strict=True))
                 width, height = (
                     min(edge, length - start, SAMPLE_PX)

@@ -12,7 +12,7 @@ import openslide
 from PIL import Image
 
 from mgi.errors import SlideError
-from mgi.prepare.native import NativeLevel, open_native
+from mgi.prepare.native import CACHED_PX, NativeLevel, open_native
 from mgi.prepare.pictures import DESCRIPTION, Picture, PictureError, is_picture, read_ome_mpp, read_picture
 
 MAX_SIDE_PX = 2**20
@@ -66,8 +66,11 @@ class Slide(openslide.OpenSlide):
 
 
 @contextmanager
-def open_slide(path: Path) -> Iterator[Slide | Picture]:
-    """Open a slide, or a plain picture, with one sentence in the `OpenSlideError` where it cannot be read."""
+def open_slide(path: Path, cached_share: float = 1.0) -> Iterator[Slide | Picture]:
+    """Open a slide, or a plain picture, with one sentence in the `OpenSlideError` where it cannot be read.
+
+    Its decoded tiles take some 330 MB of memory at most, times `cached_share`.
+    """
     if not path.is_file():
         raise openslide.OpenSlideError("no regular file")
     try:
@@ -75,10 +78,10 @@ def open_slide(path: Path) -> Iterator[Slide | Picture]:
     except openslide.OpenSlideUnsupportedFormatError as error:
         yield _open_picture(path, error)
         return
-    slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+    slide.set_cache(openslide.OpenSlideCache(int(CACHE_BYTES * cached_share)))
     with slide, open(path, "rb") as file:
         check_header(slide, path)
-        slide.native = open_native(path, slide, file.fileno())
+        slide.native = open_native(path, slide, file.fileno(), int(CACHED_PX * cached_share))
         yield slide
 
 

@@ -34,6 +34,7 @@ from mgi.prepare.reader import (
     resolve_mpp,
     scanned_bounds,
 )
+from mgi.prepare.store import state_slides
 from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles, make_grid
 from mgi.prepare.tissue import TISSUE, classify_pixels, thumbnail_scale
 from mgi.tables import SUFFIXES, image_table, source_of, write_sources
@@ -61,6 +62,7 @@ def tile_slides(
     """Write the tissue tiles of slides into one table of images.
 
     A tile covers `tile_px * mpp` microns; it is read at the finest sufficient level and resampled by Lanczos' filter.
+    With `options.store` "coordinates" its row has no image, which is read from the slide when it is needed.
     Each slide is read in a process of its own: one that hangs for 5 minutes, takes an hour, crashes or needs more than
     3 GiB is unusable. With `status`, a slide that cannot be used leaves a row with its reason there and no row in
     `output`.
@@ -92,7 +94,8 @@ def tile_slides(
     MissingInputError
         If a slide, an annotation or the table of mpp is not there.
     SlideError
-        If two slides share a source_id, slides and case ids differ in number, or a slide is bad and `status` None.
+        If two slides share a source_id, slides and case ids differ in number, a path to be stored is not UTF-8, or a
+        slide is bad and `status` None.
     AnnotationError
         If, without `status`, an annotation is unreadable or not its slide's.
     """
@@ -106,7 +109,9 @@ def tile_slides(
     for folder in (previews, coordinates):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    with image_table(output, options.stain) as add:
+    paths = [(source_id, path) for _, source_id, path in jobs]
+    stated_slides = state_slides(paths, options.tile_px) if options.store == "coordinates" else None
+    with image_table(output, options.stain, stated_slides) as add:
         for case_id, source_id, path in progress(jobs, "slides"):
             own = (stated or {}).get(source_id, StatedSlide())
             found = None if annotations is None else find_annotation(annotations, source_id)
@@ -129,7 +134,7 @@ def tile_slides(
                 for in_focus in record.pop("in_focus", []):
                     tile = pickle.load(spool)
                     if in_focus:
-                        add(tile)
+                        add(tile if stated_slides is None else tile | {"image": None})
                         corners.append((tile["x"], tile["y"]))
                 levels = record.pop("levels", None)
                 if coordinates is not None and corners:
@@ -327,8 +332,9 @@ def _spool_tiles(
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
         spooled, blurred = kept, np.zeros_like(kept)
         tiles = iterate_tiles(
-            slide, grid, kept, options.tile_px, annotation, options.min_focus > 0, options.stain is not None
-        )
+            slide, grid, kept, options.tile_px, annotation, options.min_focus > 0, options.stain is not None,
+            options.store == "images",
+        )  # fmt: skip
         focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
         if options.min_focus > 0:
             sharpness = np.full(kept.shape, np.nan)
@@ -365,7 +371,7 @@ def _spool(
     for tile, sharpness in tiles:
         places.append(spool.tell())
         # Those of copied tiles, whose focus is not known yet, for their share of tissue since glass takes no bytes.
-        sizes.append(len(tile["image"]) / max(tile["tissue_fraction"], 0.01) if sharpness is None else 0.0)
+        sizes.append(len(tile["image"] or b"") / max(tile["tissue_fraction"], 0.01) if sharpness is None else 0.0)
         focus.append(np.nan if sharpness is None else sharpness)
         pickle.dump(identity | tile, spool)
         beat()

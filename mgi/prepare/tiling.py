@@ -4,22 +4,20 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isclose
 from typing import Any
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 
 from mgi.codecs import JPEG_QUALITY, encode_mask
 from mgi.prepare import reader
 from mgi.prepare.annotations import Annotation
 from mgi.prepare.focus import measure_focus
 from mgi.prepare.pictures import Picture
+from mgi.prepare.pixels import TileReader
 from mgi.prepare.stain import Stain
 from mgi.prepare.tissue import REASONS
 
-LANCZOS_RADIUS = 3
 # Rows and columns of a grid are fewer: a slide has 2 ** 20 pixels at most.
 PLACE_BITS = 20
 ROWS_AT_ONCE = 8
@@ -141,39 +139,29 @@ def iterate_tiles(
     annotation: Annotation | None,
     measured: bool,
     normalised: bool = False,
+    encoded: bool = True,
 ) -> Iterator[tuple[dict[str, Any], float | None]]:
     """Yield the kept tiles by y, then x, as rows of a table of images, with their focus; each is read by itself.
 
     The focus is None unless `measured`, and of copied tiles, which are not decoded. With `normalised` the slide's stain
     is estimated from some of the tiles, and all have that of the reference; their focus is that of the pixels before.
+    Unless `encoded`, a tile that is not copied is read all the same, and its row has no image.
 
     Raises
     ------
     SlideError
         If the stain is to be normalised and cannot be estimated.
     """
-    level = slide.get_best_level_for_downsample(grid.edge / tile_px * reader.LEVEL_TOLERANCE)
-    downsample = slide.level_downsamples[level]
-    # The filter reaches beyond a tile's edge; at the level's own scale there is none.
-    at_scale = isclose(grid.edge, tile_px * downsample, rel_tol=1e-9)
-    margin = 0.0 if at_scale else LANCZOS_RADIUS * grid.edge / tile_px + downsample
-    stored = slide.native.get(level) if at_scale and not normalised else None
-    dimensions = slide.dimensions
-
-    def read(x: int, y: int, inside: tuple[int, int]) -> np.ndarray:
-        box = (x - margin, y - margin, x + grid.edge + margin, y + grid.edge + margin)
-        region = reader.read_region(slide, level, box)
-        return _resample(region, x, y, grid.edge, tile_px, inside)
+    tiles = TileReader(slide, grid.edge, tile_px)
 
     def cut(x: int, y: int, fraction: float) -> tuple[dict[str, Any], float | None]:
-        inside = _count_inside(x, y, grid.edge, tile_px, dimensions)
-        image = stored.copy_tile(x / downsample, y / downsample, tile_px) if stored else None
-        focus = None
+        image, focus = None if normalised else tiles.copy(x, y), None
         if image is None:
-            pixels = read(x, y, inside)
+            pixels = tiles.read(x, y)
             focus = measure_focus(pixels) if measured else None
-            image = _encode_image(pixels if stain is None else stain.normalise(pixels))
-        mask = _encode_mask(annotation, x, y, grid.edge, tile_px, inside)
+            if encoded:
+                image = _encode_image(pixels if stain is None else stain.normalise(pixels))
+        mask = _encode_mask(annotation, x, y, grid.edge, tile_px, tiles.count_inside(x, y))
         row = {"x": x, "y": y, "size": grid.edge, "tissue_fraction": fraction, "image": image, "mask": mask}
         return row, focus
 
@@ -182,14 +170,13 @@ def iterate_tiles(
     stain = None
     if normalised and places:
         some = places[:: -(-len(places) // STAIN_TILES)]
-        tiles = (read(x, y, _count_inside(x, y, grid.edge, tile_px, dimensions)) for x, y, _ in some)
         each = -(-(tile_px**2 * len(some)) // STAIN_PIXELS)
-        stain = Stain.estimate(np.concatenate([tile.reshape(-1, 3)[::each] for tile in tiles]))
+        stain = Stain.estimate(np.concatenate([tiles.read(x, y).reshape(-1, 3)[::each] for x, y, _ in some]))
     with ThreadPoolExecutor(reader.THREADS) as threads:
         waiting: deque[Future[list[tuple[dict[str, Any], float | None]]]] = deque()
         for start in range(0, len(places), TILES_PER_TASK):
             task = places[start : start + TILES_PER_TASK]
-            waiting.append(threads.submit(lambda tiles: [cut(*tile) for tile in tiles], task))
+            waiting.append(threads.submit(lambda places: [cut(*place) for place in places], task))
             if len(waiting) > TASKS_AHEAD:
                 yield from waiting.popleft().result()
         while waiting:
@@ -199,27 +186,6 @@ def iterate_tiles(
 def _encode_image(pixels: np.ndarray) -> bytes:
     """Encode as `mgi.codecs.encode_jpeg` does, without keeping other threads from running."""
     return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=JPEG_QUALITY, subsampling="420"))
-
-
-def _count_inside(x: int, y: int, edge: float, tile_px: int, dimensions: tuple[int, int]) -> tuple[int, int]:
-    """Return how many columns and rows of a tile's pixels lie within the slide, at least one of each."""
-    columns, rows = (
-        min(tile_px, max(1, int((length - corner) / edge * tile_px + 1e-6)))
-        for length, corner in zip(dimensions, (x, y), strict=True)
-    )
-    return columns, rows
-
-
-def _resample(region: reader.Region, x: int, y: int, edge: float, tile_px: int, inside: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a tile, uint8 [tile_px, tile_px, 3]; what lies beyond the slide is white."""
-    columns, rows = inside
-    box = (x, y, x + edge * columns / tile_px, y + edge * rows / tile_px)
-    pixels = region.resample(box, inside, Image.Resampling.LANCZOS)
-    if inside == (tile_px, tile_px):
-        return pixels
-    whole = np.full((tile_px, tile_px, 3), 255, np.uint8)
-    whole[:rows, :columns] = pixels
-    return whole
 
 
 def _encode_mask(

@@ -24,12 +24,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from mgi.codecs import decode_image, decode_mask
+from mgi.codecs import decode_mask
 from mgi.errors import ImageTableError, MissingInputError
 from mgi.evaluate.masks import stitch
 from mgi.files import atomic_write, require_file
 from mgi.report.summary import iterate_rows
 from mgi.tables import read_csv, read_table
+from mgi.train.data import read_image_table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -355,16 +356,17 @@ def _mosaic(rows: pd.DataFrame, sources: Path) -> tuple[np.ndarray, dict[str, np
     if source_id not in table.index:
         raise ImageTableError(f"{sources} has no row of {source_id}, which a prediction names")
     path = require_file(sources.parent / "images" / f"{table[source_id]}.parquet", f"the image table of {source_id}")
-    filters = [("source_id", "==", source_id), ("z", "==", z)]
-    images = pq.read_table(path, columns=["x", "y", "image"], filters=filters).to_pandas()
-    joined = rows.merge(images, on=["x", "y"], validate="one_to_one")
+    images = read_image_table(path, {rows["case_id"].iloc[0]})
+    plane = (images.frame["source_id"] == source_id) & (images.frame["z"] == z)
+    places = images.frame.loc[plane, ["x", "y"]].assign(row=np.flatnonzero(plane))
+    joined = rows.merge(places, on=["x", "y"], validate="one_to_one")
     if len(joined) < len(rows):
         raise ImageTableError(f"{path} lacks {len(rows) - len(joined)} of the {len(rows)} images of {source_id}")
     x, y, size = joined["x"].to_numpy(), joined["y"].to_numpy(), float(joined["size"].iloc[0])
     across = max(np.ptp(x), np.ptp(y)) / size + 1
     edge = int(min(joined["reference"].iloc[0].shape[0], max(MOSAIC_PX // across, 8)))
     # Inverted, so that the places without a tile, which stitching leaves at 0, come out white.
-    tiles = np.stack([255 - _shrink(decode_image(encoded), edge) for encoded in joined["image"]])
+    tiles = np.stack([255 - _shrink(images.load(row)[0], edge) for row in joined["row"].to_numpy()[:, None]])
     masks = {
         name: stitch(np.stack([_shrink(255 * mask, edge) >= 128 for mask in joined[name]]), x, y, size)
         for name in ("reference", "prediction")

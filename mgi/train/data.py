@@ -1,12 +1,12 @@
 """What training reads: the images of some cases or their precomputed features, and the role of each case in a fold."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,22 +15,26 @@ from mgi.codecs import decode_ignore, decode_image, decode_mask
 from mgi.config.prepare import Stain
 from mgi.delimited import PARSER_ERRORS
 from mgi.errors import CohortError, ImageTableError
-from mgi.names import quote
+from mgi.names import first_few, quote
+from mgi.prepare.store import SlideTile, StoredSlide, read_slides
 from mgi.tables import open_table, read_table
 
+T = TypeVar("T")
 PLACE = ["case_id", "source_id", "x", "y", "z", "size", "mpp"]
 
 
 @dataclass
 class Images:
-    """Encoded images of a set of cases, decoded when asked for.
+    """Encoded images of a set of cases, decoded or read from their slides when asked for.
 
     Attributes
     ----------
     frame : DataFrame, one row per image
         case_id, source_id, x, y, z, size and mpp.
-    encoded, masks : list of bytes
-        Image and mask of each row; a mask is None where the source has no annotation.
+    encoded : list of bytes or SlideTile
+        Image of each row, or where it is read from.
+    masks : list of bytes
+        Mask of each row, None where the source has no annotation.
     positive : ndarray of bool
         Whether the mask holds any tumour.
     stain : str or None
@@ -38,7 +42,7 @@ class Images:
     """
 
     frame: pd.DataFrame
-    encoded: list[bytes]
+    encoded: Sequence[bytes | SlideTile]
     masks: list[bytes | None]
     positive: np.ndarray
     stain: Stain | None = None
@@ -55,7 +59,8 @@ class Images:
     @property
     def shape(self) -> tuple[int, ...]:
         """Height and width of an image, pixels."""
-        return decode_image(self.encoded[0]).shape[:2]
+        first = self.encoded[0]
+        return decode_image(first).shape[:2] if isinstance(first, bytes) else (first.slide.tile_px,) * 2
 
     @property
     def features(self) -> int | None:
@@ -77,14 +82,14 @@ class Images:
         return stated[0] if stated else None
 
     def load(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
-        """Decode images, by the threads of `pool` where given, to uint8 [rows, height, width, 3].
+        """Decode or read images, by the threads of `pool` where given, to uint8 [rows, height, width, 3].
 
         Raises
         ------
         ImageTableError
-            If they differ in size.
+            If they differ in size, or a slide that they are read from is gone, has changed or cannot be read.
         """
-        images = _decode(decode_image, [self.encoded[row] for row in rows], pool)
+        images = _decode(_load_image, [self.encoded[row] for row in rows], pool)
         sizes = sorted({image.shape[1::-1] for image in images})
         if len(sizes) > 1:
             listed = ", ".join(f"{width} x {height}" for width, height in sizes)
@@ -124,9 +129,10 @@ class Images:
         return np.stack(_decode(decode_ignore, [self.masks[row] or b"" for row in rows], pool))
 
     def digest(self) -> str:
-        """Content hash of images, masks and case ids."""
+        """Content hash of images, masks and case ids; of images in slides, of their place and their slide's size."""
         content = hashlib.sha256()
         for case, image, mask in zip(self.frame.case_id, self.encoded, self.masks, strict=True):
+            image = image if isinstance(image, bytes) else image.identify()
             for part in (case.encode(), image, mask or b""):
                 content.update(hashlib.sha256(part).digest())
         return content.hexdigest()
@@ -134,6 +140,8 @@ class Images:
 
 class Features(Images):
     """Precomputed features of patches in place of images: `encoded` holds each patch's float32 values, no mask."""
+
+    encoded: Sequence[bytes]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,9 +158,11 @@ class Features(Images):
         return np.stack([np.frombuffer(self.encoded[row], np.float32) for row in rows])
 
 
-def _decode(
-    decode: Callable[[bytes], np.ndarray], encoded: list[bytes], pool: ThreadPoolExecutor | None
-) -> list[np.ndarray]:
+def _load_image(image: bytes | SlideTile) -> np.ndarray:
+    return decode_image(image) if isinstance(image, bytes) else image.read()
+
+
+def _decode(decode: Callable[[T], np.ndarray], encoded: list[T], pool: ThreadPoolExecutor | None) -> list[np.ndarray]:
     return list(map(decode, encoded) if pool is None else pool.map(decode, encoded))
 
 
@@ -223,7 +233,7 @@ def read_image_table(
     MissingInputError
         If it is not there.
     ImageTableError
-        If it is not a table of images.
+        If it is not a table of images, or a slide that they are read from is gone or has changed.
     """
     filters = None if cases is None else [("case_id", "in", sorted(cases))]
     table = read_table(path, "table of images", [*PLACE, "mask", "image"], ImageTableError, filters)
@@ -235,8 +245,36 @@ def read_image_table(
     # Most masks of a slide are the same few: all tumour or none.
     tumour = {mask: mask is not None and bool(decode_mask(mask).any()) for mask in set(masks)}
     positive = np.array([tumour[mask] for mask in masks], dtype=bool)
-    stain = _read_stain(table.schema.metadata or {}, path)
-    return Images(table.select(PLACE).to_pandas(), table["image"].to_pylist(), masks, positive, stain)
+    metadata = table.schema.metadata or {}
+    frame = table.select(PLACE).to_pandas()
+    encoded = _locate_tiles(table["image"].to_pylist(), frame, metadata, path)
+    return Images(frame, encoded, masks, positive, _read_stain(metadata, path))
+
+
+def _locate_tiles(
+    images: list[bytes | None], frame: pd.DataFrame, metadata: dict[bytes, bytes], path: Path
+) -> list[bytes | SlideTile]:
+    """Return images, and in place of those that a table does not hold where in their slides they are read from."""
+    places = frame[["x", "y", "size"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    missing = np.array([image is None for image in images], dtype=bool)
+    slides: dict[str, StoredSlide] = {}
+    if missing.any():
+        if b"slides" not in metadata:
+            raise ImageTableError(f"{path} has rows without an image, and states no slides with them: make it again")
+        slides = read_slides(metadata[b"slides"], path)
+        needed = frame.source_id[missing].astype(str).unique()
+        if unknown := sorted(set(needed) - set(slides)):
+            raise ImageTableError(
+                f"{path} states no slide of {first_few(unknown)}, whose tiles it lacks: tile it again"
+            )
+        if not np.isfinite(places[missing]).all():
+            raise ImageTableError(f"{path} has rows with neither an image nor its place: make it again")
+        for source_id in needed:
+            slides[source_id].check()
+    return [
+        SlideTile(slides[source_id], int(x), int(y), float(size)) if image is None else image
+        for image, source_id, (x, y, size) in zip(images, frame.source_id, places, strict=True)
+    ]
 
 
 def _read_stain(metadata: dict[bytes, bytes], path: Path) -> Stain | None:

@@ -34,8 +34,7 @@ def check_models(config: Config) -> None:
     Raises
     ------
     ConfigError
-        If a variant cannot be built, the device is missing on this machine; in one
-        sentence that names the key.
+        If a variant cannot be built, or the device is missing on this machine: one sentence that names the key.
     """
     if config.device == "cuda" and (missing := find_missing_for_cuda(_encodes_genes(config))):
         raise ConfigError(f"configuration: 'device' is cuda, but {missing}; set 'device: cpu', or train elsewhere")
@@ -43,23 +42,15 @@ def check_models(config: Config) -> None:
         for name, encoders in config.pretrain.items():
             _check_alignment(f"pretrain.{name}", encoders, FeatureEncoder(FEATURES))
         return
-    size = _image_size(config)
-    vits = {name: _check_pretraining(f"pretrain.{name}", variant, *size) for name, variant in config.pretrain.items()}
+    size = config.image_px or 0
+    vits = {name: _check_pretraining(f"pretrain.{name}", variant, size) for name, variant in config.pretrain.items()}
     for name, variant in config.finetune.items():
         encoders = config.pretrain[variant.encoders]
-        _check_finetuning(f"finetune.{name}", variant, encoders, vits[variant.encoders], *size)
+        _check_finetuning(f"finetune.{name}", variant, encoders, vits[variant.encoders], size)
 
 
-def _image_size(config: Config) -> tuple[int, str]:
-    """Return the edge of the images, pixels, and the key that states it."""
-    if config.slides is not None:
-        return config.slides.tile_px, "slides.tile_px"
-    assert config.mri is not None  # a configuration has one or the other
-    return config.mri.image_px, "mri.image_px"
-
-
-def _check_pretraining(where: str, variant: Pretrain, image_px: int, key: str) -> Vit:
-    vit = _check_image_encoder(variant.image_encoder, image_px, key, f"{where}.image_encoder")
+def _check_pretraining(where: str, variant: Pretrain, image_px: int) -> Vit:
+    vit = _check_image_encoder(variant.image_encoder, image_px, f"{where}.image_encoder")
     _check_alignment(where, variant, vit)
     return vit
 
@@ -71,13 +62,7 @@ def _check_alignment(where: str, variant: Pretrain, images: Vit | FeatureEncoder
         Aligner(genes, images, variant.embed_dim)
 
 
-def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vit, image_px: int, key: str) -> None:
-    halvings = len(variant.channels) - 1
-    if image_px % 2**halvings:
-        raise ConfigError(
-            f"configuration: '{where}.channels' has {len(variant.channels)} widths and so halves the images "
-            f"{halvings} times, but '{key}' is {image_px}: make it a multiple of {2**halvings}, or use fewer widths"
-        )
+def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vit, image_px: int) -> None:
     with _naming(where), torch.device("meta"):
         genes = None if variant.genes == "none" else _build_gene_encoder(encoders.gene_encoder)
         if variant.network != "mgi":
@@ -98,17 +83,11 @@ def _encodes_genes(config: Config) -> bool:
     )
 
 
-def _check_image_encoder(encoder: ImageEncoder, image_px: int, key: str, where: str) -> Vit:
+def _check_image_encoder(encoder: ImageEncoder, image_px: int, where: str) -> Vit:
     try:
         check_vit(encoder, where)
     except ConfigError as error:
         raise ConfigError(f"configuration: {error}") from error
-    patch = encoder.options.get("patch_size")
-    if patch and image_px % patch:
-        raise ConfigError(
-            f"configuration: '{where}.options.patch_size' is {patch}, which does not divide '{key}', {image_px}: make "
-            "one a multiple of the other"
-        )
     with _naming(where), torch.device("meta"):
         vit = Vit(encoder.name, image_px, encoder.options)
         vit(torch.empty(1, 3, image_px, image_px))

@@ -15,19 +15,21 @@ from mgi.codecs import decode_image
 from mgi.console import log
 from mgi.errors import TrainingError
 from mgi.files import atomic_write
+from mgi.prepare import native, pictures, pixels, reader, store
 
 LAST = "last.ckpt"
-LIBRARIES = ("numpy", "pillow", "timm", "torch")
+LIBRARIES = ("imagecodecs", "numpy", "openslide-python", "pillow", "tifffile", "timm", "torch")
+SLIDE_READERS = (native, pictures, pixels, reader, store)
 _KEYS = {"identity", "step", "running", "history", "best", "best_weights", "average", "model", "optimiser"}
 
 
 @cache
 def code_hash() -> str:
-    """Hash the code that decides the weights: mgi.model, mgi.train, the image codecs, and the libraries' versions."""
+    """Hash the code that decides the weights: mgi.model, mgi.train, codecs, readers of slides, libraries' versions."""
     content = hashlib.sha256()
     folders = [Path(package.__path__[0]) for package in (mgi.model, mgi.train)]
-    codecs = Path(str(sys.modules[decode_image.__module__].__file__))
-    for path in sorted([*(path for folder in folders for path in folder.rglob("*.py")), codecs]):
+    modules = [Path(str(module.__file__)) for module in (sys.modules[decode_image.__module__], *SLIDE_READERS)]
+    for path in sorted([*(path for folder in folders for path in folder.rglob("*.py")), *modules]):
         content.update(f"{path.parent.name}/{path.name}".encode() + hashlib.sha256(path.read_bytes()).digest())
     content.update(" ".join(map(version, LIBRARIES)).encode())
     return content.hexdigest()[:16]

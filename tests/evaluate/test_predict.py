@@ -418,7 +418,7 @@ def test_batches_may_come_in_any_order(slide):
     np.testing.assert_array_equal(plane, stitch(tiles, frame.x.to_numpy(), frame.y.to_numpy(), 32) >= 0.5)
 
 
-MISSING_IN_TRAINING = ("openslide", "shapely", "skimage", "pyvips", "matplotlib")
+MISSING_IN_TRAINING = ("shapely", "skimage", "pyvips", "matplotlib")
 
 
 def test_external_validation_imports_in_the_training_environment():

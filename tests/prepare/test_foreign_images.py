@@ -20,8 +20,10 @@ from mgi.prepare.annotations import read_annotation
 from mgi.prepare.mri import import_mri
 from mgi.prepare.series import find_series
 from mgi.prepare.slides import tile_slides
+from mgi.prepare.store import state_slides
 from mgi.tables import IMAGES_SCHEMA
 from mgi.train.data import read_image_table
+from tests.conftest import ROOT
 from tests.fuzzing import check_damaged
 from tests.prepare.conftest import tissue_picture, write_slide
 
@@ -65,6 +67,16 @@ def image_table() -> bytes:
     return buffer.getvalue()
 
 
+def place_table() -> bytes:
+    """Return a table of places in a picture, without images."""
+    place = {"case_id": "A", "source_id": "A", "x": 64, "y": 32, "z": 0, "size": 64.0, "mpp": 1.0}
+    slides = state_slides([("A", ROOT / "docs/images/overlays.jpg")], 32)
+    table = pa.Table.from_pylist([place | {"mask": encode_mask(MASK)}], IMAGES_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"slides": slides}), buffer)
+    return buffer.getvalue()
+
+
 def read_outlines(path: Path) -> None:
     annotation = read_annotation(path, SLIDE)
     annotation.mask(0, 0, 64, 16)
@@ -101,6 +113,7 @@ READERS = {
     "deflated.tif": (read_outlines, lambda: tiff(MASK, "zlib")),
     "a.geojson": (read_outlines, lambda: json.dumps(OUTLINE).encode()),
     "images.parquet": (read_images, image_table),
+    "places.parquet": (read_images, place_table),
     "kaggle.zip": (read_mri, archive),
     "TCGA_CS_0001_1/TCGA_CS_0001_1_1.tif": (read_slice, lambda: tiff(PIXELS)),
     "p/p_flair.nii": (read_volume, lambda: volume(nib.Nifti1Image)),

@@ -111,13 +111,13 @@ def test_ignores_state_written_by_other_code(run, steps, tmp_path, monkeypatch, 
     assert len(steps) == 6 and "was written under another code" in caplog.text
 
 
-def test_code_hash_covers_model_training_and_codecs(monkeypatch):
+def test_code_hash_covers_model_training_codecs_and_readers_of_slides(monkeypatch):
     read = []
     original = resume.Path.read_bytes
     monkeypatch.setattr(resume.Path, "read_bytes", lambda self: read.append(self.name) or original(self))
     code_hash.cache_clear()
     first = code_hash()
-    assert {"alignment.py", "segmenter.py", "loop.py", "data.py", "codecs.py"} <= set(read)
+    assert {"alignment.py", "segmenter.py", "loop.py", "data.py", "codecs.py", "pixels.py", "native.py"} <= set(read)
     monkeypatch.setattr(resume.Path, "read_bytes", lambda self: original(self) + b"#" * (self.name == "codecs.py"))
     code_hash.cache_clear()
     assert code_hash() != first

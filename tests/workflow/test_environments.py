@@ -43,6 +43,7 @@ ALSO = {
     "snakemake-executor-plugin-slurm": "found by Snakemake",
     "torchvision": "timm imports it",
     "nibabel": "the reader of NIfTI",
+    "imagecodecs": "tifffile decodes JPEG by it",
     "numba": "the scan on a CPU",
     "numpy": "pandas is made of it",
     "requests": "`mgi doctor` asks the GDC with it",

@@ -42,7 +42,7 @@ def make_workflow(directory, cases=CASES, **slides):
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
-    """Six fields of 300 pixels at 0.5 microns, a folder for each case, with masks; run to the report."""
+    """Six fields of 300 pixels at 0.5 microns, with masks; run to the report, which reads their tiles from them."""
     folder = tmp_path_factory.mktemp("fields")
     (folder / "masks").mkdir()
     rng = np.random.default_rng(1)
@@ -57,7 +57,7 @@ def fields(tmp_path_factory):
         Image.fromarray(mask).save(folder / "masks" / f"{case}_he_mask.png")
     workflow = make_workflow(
         folder, folder="fields", case_pattern="([^/]+)/", annotations="masks", default_mpp=0.5, partial_tiles=True,
-        min_tissue=0,
+        min_tissue=0, store="coordinates",
     )  # fmt: skip
     return workflow, workflow.run()
 
@@ -68,6 +68,8 @@ def test_fields_with_masks_run_to_the_report(fields):
     assert (sources.status == "ok").all() and sources.case_id.tolist() == CASES
     assert sources.labelled.all() and sources.has_tumour.all() and set(sources.n_images) == {9}
     assert (sources.untiled_tumour_px == 0).all() and set(sources.mpp_from) == {"default"}
+    tables = workflow.directory.glob("results/own/images/P??_he.parquet")
+    assert sum(pd.read_parquet(path).image.isna().sum() for path in tables) == 9 * len(CASES)
     assert (workflow.directory / "results/own/report/index.html").exists()
     assert "Dice by patient" in text and "Nothing to be done" in workflow.run()
 

@@ -28,7 +28,8 @@ def find_checkout(rules):
         with tempfile.TemporaryFile() as archive:
             repository.archive(archive, commit, path=["mgi", "config"])
             archive.seek(0)
-            tarfile.open(fileobj=archive).extractall(aside, filter="data")
+            with tarfile.open(fileobj=archive) as files:
+                files.extractall(aside, filter="data")
         try:
             aside.rename(checkout)
         except OSError:
