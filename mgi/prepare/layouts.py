@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mgi.barcodes import find_case
 from mgi.console import log
 from mgi.delimited import parse_delimited, read_content
 from mgi.errors import ExpressionError
@@ -34,6 +35,8 @@ GCT_VERSIONS = {b"#1.2": 2, b"#1.3": 4}
 CASE_COLUMNS = [
     "case_id", "case", "patient_id", "patient", "bcr_patient_barcode", "submitter_id", "sample_id", "sample", "barcode",
 ]  # fmt: skip
+# Columns beside the genes that tell tumour from normal tissue, as the GDC and Xena name them.
+SAMPLE_COLUMNS = ("sample_type", "tissue_type", "specimen_type")
 NO_NUMBER = re.compile(r"[^\d.,eE+\-\s]")
 # A comma is certainly decimal in the first, certainly between thousands in the second, and could be either in 1,234.
 DECIMAL_COMMA = r"^[+-]?(\d{1,3}(\.\d{3})+,\d+|0,\d+|\d+,(\d{1,2}|\d{4,})|\d{4,},\d+)([eE][+-]?\d+)?$"
@@ -250,7 +253,7 @@ def _from_frame(frame: pd.DataFrame, path: Path) -> RawMatrix:
 
 
 def _read_h5ad(path: Path) -> RawMatrix:
-    """Read AnnData: X, the names of both axes, and what `var` says of positions; layers are not looked at."""
+    """Read AnnData: X, the names of both axes, cases and kinds of tissue of `obs`, and positions of `var`."""
     require_anndata()
     import h5py
     from anndata.io import read_elem
@@ -277,9 +280,13 @@ def _read_h5ad(path: Path) -> RawMatrix:
     text = {0: cells_as_text(obs.index.to_series())}
     names = ["", *(str(name).strip() for name in var.index)]
     numeric = list(range(1, len(names)))
-    if "case_id" in obs:
-        text[len(names)] = cells_as_text(obs["case_id"])
-        names.append("case_id")
+    for name in obs:
+        kind = normalise_column_name(name)
+        cells = cells_as_text(obs[name]) if kind in (*CASE_COLUMNS, *SAMPLE_COLUMNS) else []
+        # The index names the cases, unless a column has their barcodes.
+        if kind in ("case_id", *SAMPLE_COLUMNS) or any(cell and find_case(cell) for cell in cells):
+            text[len(names)] = cells
+            names.append(str(name))
     places = var.rename_axis("gene").reset_index().astype(object) if {"chromosome", "start"} <= set(var) else None
     return RawMatrix(path, names, text, numeric, values, places=places, unit=_unit_text(unit))
 

@@ -14,7 +14,7 @@ from mgi.console import log
 from mgi.errors import ExpressionError
 from mgi.names import first_few, quote
 from mgi.prepare.genes import ENSEMBL
-from mgi.prepare.layouts import CASE_COLUMNS, RawMatrix
+from mgi.prepare.layouts import CASE_COLUMNS, SAMPLE_COLUMNS, RawMatrix
 from mgi.prepare.positions import Positions, normalise_column_name, read_positions, standardise_positions
 
 COUNTERS = re.compile(r"^(__\w+|N_(unmapped|multimapping|noFeature|ambiguous))$")
@@ -25,9 +25,6 @@ GENE_COLUMNS = {
     "chromstart", "chromend", "strand", "cytoband", "locus_id", "gene_type", "gene_biotype", "biotype", "ensembl_id",
     "ensembl_gene_id", "id", "probe", "probe_id", "transcript_id", "accession", "level", "unnamed_0",
 }  # fmt: skip
-
-# Columns beside the genes that tell tumour from normal tissue, as the GDC and Xena name them.
-SAMPLE_COLUMNS = ("sample_type", "tissue_type", "specimen_type")
 
 
 @dataclass

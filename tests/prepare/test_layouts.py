@@ -224,6 +224,18 @@ def test_h5ad_and_its_own_export(read, tmp_path, positions):
             read(content, "cut.h5ad")
 
 
+def test_columns_of_h5ad_name_patients_and_normal_tissue(read, tmp_path, said):
+    obs = pd.DataFrame(index=pd.Index(list("012345"), dtype=object))
+    obs = obs.assign(patient=CASES, sample=[f"S{k}" for k in range(6)], sample_type=["Primary Tumor"] * 5 + ["Normal"])
+    obs = obs.astype(object)
+    genes = pd.DataFrame(index=pd.Index(GENES, dtype=object))
+    anndata.AnnData(VALUES.astype(np.float32), obs, genes).write_h5ad(tmp_path / "a.h5ad")
+    assert read((tmp_path / "a.h5ad").read_bytes(), "b.h5ad").index.tolist() == CASES[:5]
+    assert f"by the column sample_type and are left out: '{CASES[5]}'" in said()
+    anndata.AnnData(VALUES.astype(np.float32), obs[["sample"]], genes).write_h5ad(tmp_path / "a.h5ad")
+    assert read((tmp_path / "a.h5ad").read_bytes(), "b.h5ad").index.tolist() == list("012345")
+
+
 def test_h5ad_that_reads_from_another_file_is_rejected(read, tmp_path):
     with h5py.File(tmp_path / "linked.h5ad", "w") as file:
         file["X"] = h5py.ExternalLink("secret.h5", "/X")
