@@ -185,7 +185,7 @@ def slide_preview(
     options: Options = "{}",
 ) -> None:
     """Draw the tissue, the tiles that would be kept and the annotation over a slide's thumbnail."""
-    from mgi.prepare.slides import preview
+    from mgi.prepare.survey import preview
 
     chosen = load_options(
         TileOptions, options, mpp=mpp, tile_px=tile_px, default_mpp=default_mpp, min_tissue=min_tissue,

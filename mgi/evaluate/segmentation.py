@@ -221,13 +221,14 @@ def _count_untiled(per_image: pd.DataFrame, sources: Path | None) -> pd.Series:
     tested = per_image[SOURCE].drop_duplicates()
     if sources is None:
         return pd.Series(0, tested["case_id"].unique())
-    columns = ["source_id", "untiled_tumour_px"]
+    columns = ["source_id", "case_id", "untiled_tumour_px"]
     table = read_table(sources, "table of sources", columns, ImageTableError).select(columns).to_pandas()
     unknown = tested.loc[~tested["source_id"].isin(table["source_id"]), "source_id"]
     if len(unknown):
         raise ImageTableError(f"{sources} has no row of {first_few(unknown)}; give the table of these images")
-    pixels = tested.merge(table.fillna(0), on="source_id")
-    return pixels.groupby("case_id")["untiled_tumour_px"].sum().astype(np.int64)
+    # Those of slides without any tile too.
+    pixels = table.fillna({"untiled_tumour_px": 0}).groupby("case_id")["untiled_tumour_px"].sum()
+    return pixels.reindex(tested["case_id"].unique(), fill_value=0).astype(np.int64)
 
 
 def _untiled_share(per_patient: pd.DataFrame) -> float:

@@ -5,46 +5,31 @@ import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import openslide
-from PIL import Image
 
 from mgi.codecs import decode_image
 from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
-from mgi.files import atomic_write, require_file
+from mgi.files import require_file
 from mgi.names import check_name
-from mgi.prepare.annotations import Annotation, find_annotation, read_annotation
+from mgi.prepare.annotations import Annotation, find_annotation
 from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
 from mgi.prepare.hdf5 import describe_patches, write_patches
-from mgi.prepare.isolation import IsolationError, run_isolated
+from mgi.prepare.isolation import run_isolated
 from mgi.prepare.local import DICOM, LocalSlide, read_mpp_table
-from mgi.prepare.pictures import Picture
-from mgi.prepare.previews import Overview, draw_preview
 from mgi.prepare.reader import (
-    Resolution,
-    Slide,
     open_slide,
-    read_downsampled,
     resolve_mpp,
-    scanned_bounds,
 )
 from mgi.prepare.store import state_slides
-from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles, make_grid
-from mgi.prepare.tissue import TISSUE, classify_pixels, thumbnail_scale
+from mgi.prepare.survey import UNREADABLE, annotate, survey_slide, write_preview
+from mgi.prepare.tiling import Grid, count_untiled_tumour, iterate_tiles
 from mgi.tables import SUFFIXES, image_table, source_of, write_sources
-
-# The longer side of a preview that is asked for, and of those that are made while slides are tiled.
-PREVIEW_PX = 1600
-SMALL_PREVIEW_PX = 1024
-PREVIEW_QUALITY = 88
-MAX_ROUNDING = 1e-6
-UNREADABLE = (openslide.OpenSlideError, IsolationError)
 
 
 def tile_slides(
@@ -128,6 +113,8 @@ def tile_slides(
                     preview_path = None if previews is None else previews / f"{source_id}.jpg"
                     arguments = (path, spool.name, identity, found, options, mpp, overlap, preview_path)
                     record |= run_isolated(_spool_tiles, *arguments)
+                    if "reason" in record:
+                        raise SlideError(record["reason"])
                 except (SlideError, AnnotationError, *UNREADABLE) as error:
                     record |= _refuse(path, error, status)
                 corners: list[tuple[int, int]] = []
@@ -166,32 +153,6 @@ def _check_slide(beat: Callable[[], None], path: Path, options: TileOptions, sta
         resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
 
 
-def preview(slide: Path | str, output: Path | str, options: TileOptions) -> None:
-    """Draw the tissue, the tiles that would be kept, and the annotation over a thumbnail, as PNG: see `draw_preview`.
-
-    Raises
-    ------
-    MissingInputError
-        If the slide, its annotation or the table of mpp is not there.
-    SlideError
-        If it is unusable.
-    AnnotationError
-        If its annotation is.
-    """
-    slide = require_file(slide, "slide")
-    stated = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
-    found = None if options.annotations is None else find_annotation(options.annotations, source_of(slide))
-    try:
-        overview = run_isolated(_look_over, slide, found, options, stated.get(source_of(slide)))
-    except AnnotationError as error:
-        raise AnnotationError(f"{slide.name}: {error}") from error
-    except (SlideError, *UNREADABLE) as error:
-        raise SlideError(f"{slide.name}: {error}") from error
-    with atomic_write(output) as aside:
-        draw_preview(overview).save(aside, "PNG")
-    log.info("%d tiles kept of %d: %s", overview.kept.sum(), overview.grid.tissue.size, output)
-
-
 def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> list[tuple[str, str, Path]]:
     """Return case, source and path of each slide, in the order of the table."""
     for what, given in (("case ids", case_ids), ("names", names)):
@@ -220,98 +181,6 @@ def _refuse(path: Path, error: Exception, status: Path | None) -> dict[str, Any]
     return {"status": "skipped" if skipped else "failed", "reason": reason, "labelled": False}
 
 
-def _look_over(
-    beat: Callable[[], None],
-    path: Path,
-    annotation_path: Path | None,
-    options: TileOptions,
-    stated_mpp: float | None,
-) -> Overview:
-    """Return what is drawn of a slide that is not tiled."""
-    with open_slide(path) as slide:
-        annotation = _annotate(slide, annotation_path, options)
-        survey = _survey(beat, slide, options, stated_mpp)
-        pixels = read_downsampled(slide, max(1.0, max(slide.dimensions) / PREVIEW_PX), beat)
-        kept = survey.grid.keep(options.min_tissue, options.max_tiles)
-        return survey.show(pixels, slide.dimensions, kept, np.zeros_like(kept), annotation)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a look at the whole slide tells.
-
-    Attributes
-    ----------
-    resolution : Resolution
-    thumbnail : uint8 array [H, W, 3]
-    codes : uint8 array [H, W]
-        What its pixels are: see `classify_pixels`.
-    grid : Grid
-    """
-
-    resolution: Resolution
-    thumbnail: np.ndarray
-    codes: np.ndarray
-    grid: Grid
-
-    def show(
-        self,
-        pixels: np.ndarray,
-        dimensions: tuple[int, int],
-        kept: np.ndarray,
-        blurred: np.ndarray,
-        annotation: Annotation | None,
-    ) -> Overview:
-        """Return what is drawn over a thumbnail of any size."""
-        return Overview(pixels, dimensions, self.codes == TISSUE, self.grid, kept, blurred, annotation)
-
-
-def _survey(
-    beat: Callable[[], None],
-    slide: Slide | Picture,
-    options: TileOptions,
-    stated_mpp: float | None,
-    overlap: float = 0.0,
-) -> Survey:
-    resolution = resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
-    scale = thumbnail_scale(slide.dimensions, resolution.mpp)
-    thumbnail = read_downsampled(slide, scale, beat)
-    codes = classify_pixels(thumbnail, scale * resolution.mpp)
-    edge = _snap(options.tile_px * options.mpp / resolution.mpp)
-    grid = make_grid(slide.dimensions, codes == TISSUE, edge, overlap, options.partial_tiles)
-    return Survey(resolution, thumbnail, codes, grid)
-
-
-def _annotate(slide: Slide | Picture, path: Path | None, options: TileOptions) -> Annotation | None:
-    return None if path is None else read_annotation(path, slide.dimensions, options, scanned_bounds(slide))
-
-
-def _write_preview(
-    beat: Callable[[], None],
-    slide: Slide | Picture,
-    survey: Survey,
-    kept: np.ndarray,
-    blurred: np.ndarray,
-    annotation: Annotation | None,
-    path: Path,
-) -> None:
-    """Draw a slide while it is open, over the thumbnail that was read already unless that is small."""
-    scale = max(slide.dimensions) / SMALL_PREVIEW_PX
-    if max(survey.thumbnail.shape) < SMALL_PREVIEW_PX:
-        pixels = read_downsampled(slide, max(1.0, scale), beat)
-    else:
-        width, height = (max(1, round(length / scale)) for length in slide.dimensions)
-        pixels = np.asarray(Image.fromarray(survey.thumbnail).resize((width, height), Image.Resampling.BOX))
-    picture = draw_preview(survey.show(pixels, slide.dimensions, kept, blurred, annotation))
-    with atomic_write(path) as aside:
-        picture.save(aside, "JPEG", quality=PREVIEW_QUALITY, subsampling="4:4:4")
-
-
-def _snap(edge: float) -> float:
-    """Return a whole number that an edge misses by rounding alone."""
-    return float(round(edge)) if abs(edge - round(edge)) < MAX_ROUNDING else edge
-
-
 def _spool_tiles(
     beat: Callable[[], None],
     path: Path,
@@ -325,9 +194,9 @@ def _spool_tiles(
 ) -> dict[str, Any]:
     """Write a slide's rows to a file, and its preview; return what there is to record of it."""
     with open_slide(path) as slide, open(spool_path, "w+b") as spool:
-        annotation = _annotate(slide, annotation_path, options)
+        annotation = annotate(slide, annotation_path, options)
         beat()
-        survey = _survey(beat, slide, options, stated_mpp, overlap)
+        survey = survey_slide(beat, slide, options, stated_mpp, overlap)
         grid = survey.grid
         tissue, kept = grid.keep(options.min_tissue), grid.keep(options.min_tissue, options.max_tiles)
         spooled, blurred = kept, np.zeros_like(kept)
@@ -335,26 +204,29 @@ def _spool_tiles(
             slide, grid, kept, options.tile_px, annotation, options.min_focus > 0, options.stain is not None,
             options.store == "images",
         )  # fmt: skip
-        focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
+        described = partial(_describe, annotation, grid, dimensions=slide.dimensions, tile_px=options.tile_px)
+        try:
+            focus = _spool(beat, tiles, identity, spool, options.min_focus > 0)
+        except SlideError as error:
+            return described(kept=np.zeros_like(kept)) | {"reason": str(error)}
         if options.min_focus > 0:
             sharpness = np.full(kept.shape, np.nan)
             sharpness[kept] = focus
             blurred = find_blurred(sharpness, grid.tissue, options.min_focus, options.tile_px * options.mpp)
         kept = kept & ~blurred
         if preview_path is not None:
-            _write_preview(beat, slide, survey, kept, blurred, annotation, preview_path)
+            write_preview(beat, slide, survey, kept, blurred, annotation, preview_path)
         if not kept.any():
-            raise SlideError(
-                f"no tissue: none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
-            )
+            reason = f"none of {grid.tissue.size} tiles has a tissue fraction of {options.min_tissue:g} or more"
+            return described(kept=kept) | {"reason": f"no tissue: {reason}"}
         record: dict[str, Any] = {"n_images": int(kept.sum()), "in_focus": kept[spooled].tolist()}
         record["levels"] = (slide.dimensions, tuple(slide.level_downsamples))
         record |= {"mpp": survey.resolution.mpp, "mpp_from": survey.resolution.source}
         dropped = Counter(grid.count_reasons(survey.codes, ~tissue))
         dropped["over the most of a slide"] = int((tissue & ~spooled).sum())
         dropped["blur"] = int(blurred.sum())
+        record |= described(kept=kept)
         if annotation is not None:
-            record |= _describe(annotation, grid, kept, slide.dimensions, options.tile_px)
             dropped.update(annotation.dropped)
     return record | {"dropped": json.dumps({reason: n for reason, n in sorted(dropped.items()) if n})}
 
@@ -388,9 +260,11 @@ def _spool(
 
 
 def _describe(
-    annotation: Annotation, grid: Grid, kept: np.ndarray, dimensions: tuple[int, int], tile_px: int
+    annotation: Annotation | None, grid: Grid, kept: np.ndarray, dimensions: tuple[int, int], tile_px: int
 ) -> dict[str, Any]:
-    """Return what there is to record of a slide's annotation."""
+    """Return what there is to record of a slide's annotation, of a slide without tiles too: its tumour is missed."""
+    if annotation is None:
+        return {}
     return {
         "has_tumour": annotation.tumour.area_px > 0,
         "tumour_px": annotation.tumour.area_px,

@@ -169,7 +169,8 @@ def test_tumour_in_no_tile_counts_as_missed(tmp_path: Path) -> None:
     square[2:6, 2:6] = True
     rows = [prediction_row(case, square, square, source_id=f"{case}-0{n}") for case in "AB" for n in (1, 2)]
     path = write_predictions(tmp_path / "p.parquet", rows)
-    untiled = {"A-01": 10, "A-02": 22, "B-01": 0, "B-02": None, "C-01": 99}
+    # No tile of A-03 was kept.
+    untiled = {"A-01": 8, "A-02": 22, "A-03": 2, "B-01": 0, "B-02": None, "C-01": 99}
     write_sources(
         [
             {"source_id": name, "case_id": name[0], "status": "ok", "untiled_tumour_px": count}

@@ -9,8 +9,9 @@ from PIL import Image
 
 from mgi.config import TileOptions
 from mgi.errors import AnnotationError, SlideError
-from mgi.prepare import previews, slides
-from mgi.prepare.slides import preview, tile_slides
+from mgi.prepare import previews, survey
+from mgi.prepare.slides import tile_slides
+from mgi.prepare.survey import preview
 from tests.prepare.conftest import tissue_picture, write_slide
 
 CASE = "TCGA-S1-0001"
@@ -48,7 +49,7 @@ def test_preview_outlines_tissue_tumour_and_tiles(slide, tmp_path):
 @pytest.mark.parametrize("px", [1024, 128])
 def test_tiling_writes_a_preview_of_each_slide_that_opens(slide, tmp_path, monkeypatch, px):
     """Of 128 pixels it is the thumbnail that was read for the tissue, of 1,024 one of its own."""
-    monkeypatch.setattr(slides, "SMALL_PREVIEW_PX", px)
+    monkeypatch.setattr(survey, "SMALL_PREVIEW_PX", px)
     blank = write_slide(tmp_path / "TCGA-S1-0002.svs", np.full((512, 512, 3), 242, np.uint8), 0.5)
     (tmp_path / "TCGA-S1-0003.svs").write_text("no slide")
     paths = [slide, blank, tmp_path / "TCGA-S1-0003.svs"]

@@ -148,6 +148,25 @@ def test_annotated_tumour_in_no_tile_is_counted(tmp_path, form):
     assert untiled + tiled_px == (min(right, 1000) - left) * (bottom - top)
 
 
+@pytest.mark.parametrize("changes", [{"min_tissue": 1.0, "tile_px": 512}, {"stain": "macenko"}])
+def test_annotated_tumour_of_a_slide_without_tiles_is_counted(tmp_path, changes, monkeypatch):
+    slide = write_slide(tmp_path / f"{CASE}.svs", tissue_picture(1024, 1024), 0.5)
+    ring = [[300, 300], [500, 300], [500, 700], [300, 700], [300, 300]]
+    (tmp_path / f"{CASE}.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+
+    def refuse(pixels):
+        raise SlideError("no stain to be found")
+
+    monkeypatch.setattr(tiling.Stain, "estimate", refuse)
+    chosen = TileOptions(**{"mpp": 0.5, "tile_px": 64, "annotations": str(tmp_path / f"{CASE}.geojson")} | changes)
+    tile_slides([slide], [CASE], tmp_path / "t.parquet", chosen, tmp_path / "s.parquet")
+    (row,) = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert row["status"] == "skipped" and row["reason"].startswith("no ") and not row["labelled"]
+    assert (row["n_images"], row["tumour_px"], row["untiled_tumour_px"]) == (0, 200 * 400, 200 * 400)
+    with pytest.raises(SlideError, match=r"no (tissue|stain)"):
+        tile_slides([slide], [CASE], tmp_path / "t.parquet", chosen)
+
+
 def test_slide_without_annotation_has_no_count_of_tumour_in_no_tile(slide, tmp_path):
     tiled([slide], tmp_path / "t.parquet", status=tmp_path / "s.parquet")
     assert pq.read_table(tmp_path / "s.parquet")["untiled_tumour_px"].to_pylist() == [None]
