@@ -80,8 +80,10 @@ def check_text(value: object, what: str, error: type[MGIError] = InvalidNameErro
     return text
 
 
-def check_case_ids(values: Iterable[object], where: str, error: type[MGIError] = InvalidNameError) -> list[str]:
-    """Return case ids, trimmed, of which no two may be one patient written in two ways.
+def check_case_ids(
+    values: Iterable[object], where: str, error: type[MGIError] = InvalidNameError, what: str = "case id"
+) -> list[str]:
+    """Return case ids, or labels of another kind, trimmed, of which no two may be one written in two ways.
 
     A case id may occur several times; each occurrence is returned.
 
@@ -91,15 +93,15 @@ def check_case_ids(values: Iterable[object], where: str, error: type[MGIError] =
         `error`, if one is missing or no label, or two look alike: they differ in upper and lower case only, or in
         letters of several scripts.
     """
-    checked = [check_text(value, f"case id in {where}", error) for value in values]
+    checked = [check_text(value, f"{what} in {where}", error) for value in values]
     seen: dict[str, str] = {}
     for case_id in checked:
         looks = unicodedata.normalize("NFKC", case_id).translate(_LOOK_ALIKES).casefold()
         other = seen.setdefault(looks, case_id)
         if other != case_id:
             raise error(
-                f"{where} writes one case id in two ways, {_spell(other)} and {_spell(case_id)}: write each "
-                "patient's id the same way everywhere"
+                f"{where} writes one {what} in two ways, {_spell(other)} and {_spell(case_id)}: write each {what} the "
+                "same way everywhere"
             )
     return checked
 

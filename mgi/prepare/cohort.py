@@ -1,5 +1,7 @@
 """The cohort: what became of every slide, cases paired with expression, and folds by patient."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,20 @@ def collect_sources(
     for record in lost:
         log.warning("%s is not used: %s: %s", record["source_id"], record["status"], record["reason"])
     log.info("%d of %d slides are used", len(records) - len(lost), len(records))
+    _log_without_tumour(records)
     write_sources(records, output)
+
+
+def _log_without_tumour(records: list[dict[str, Any]]) -> None:
+    """Log which classes the annotations without tumour have: one may mean tumour under another name."""
+    labelled = [record for record in records if record["labelled"]]
+    bare = [record for record in labelled if record["has_tumour"] is False and record["classes"]]
+    # Those of masks are values.
+    classes = Counter(name for record in bare for name in json.loads(record["classes"]) if not name.isdecimal())
+    if classes:
+        said = ", ".join(f"{quote(name)} ({count} slides)" for name, count in classes.most_common(12))
+        log.warning("%d of %d annotated slides have no tumour; the classes of their outlines are %s",
+                    len(bare), len(labelled), said)  # fmt: skip
 
 
 def split(
@@ -258,7 +273,7 @@ def _find_groups(cases: pd.DataFrame, by: str) -> pd.Series:
             f"{len(nowhere)} cases have no site to split by: {first_few(nowhere)}; sites come from TCGA barcodes, or "
             "from a table that names each case's site"
         )
-    return cases["site"]
+    return pd.Series(check_case_ids(cases["site"], "the cohort", CohortError, "site"), cases.index)
 
 
 def _look_up(case_ids: pd.Index, table: Path, column: str, what: str) -> np.ndarray:

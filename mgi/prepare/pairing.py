@@ -18,13 +18,17 @@ def check_paired(imaged: Sequence[str], expressed: Sequence[str], images: str, e
 
 
 def describe_lacking(imaged: Iterable[str], expressed: Iterable[str]) -> list[str]:
-    """Return a sentence on the cases with images that have no expression, and one on those whose ids look alike."""
+    """Return what there is to say of cases with images, in sentences.
+
+    Which look like others with images, which have no expression, and which of these look like cases with expression.
+    """
     cases = sorted(set(imaged))
     known = set(expressed)
     lacking = [case_id for case_id in cases if case_id not in known]
+    sentences = _describe_alike(cases)
     if not lacking:
-        return []
-    sentences = [f"{len(lacking)} of {len(cases)} cases with images have no expression: {first_few(lacking)}"]
+        return sentences
+    sentences += [f"{len(lacking)} of {len(cases)} cases with images have no expression: {first_few(lacking)}"]
     forms = index_reduced(known - set(cases))
     alike = [f"{quote(name)} and {quote(forms[reduce_id(name)])}" for name in lacking if reduce_id(name) in forms]
     if alike:
@@ -34,6 +38,21 @@ def describe_lacking(imaged: Iterable[str], expressed: Iterable[str]) -> list[st
             f"{', '.join(alike[:SHOWN])}{more}; write each case id the same way"
         )
     return sentences
+
+
+def _describe_alike(cases: list[str]) -> list[str]:
+    """Return a sentence on cases that differ in leading zeros or punctuation alone, where there are any."""
+    alike: dict[str, list[str]] = {}
+    for case_id in cases:
+        parts = re.split(r"[^a-z0-9]+", re.sub(r"0*(\d+)", r"\1", case_id.casefold()))
+        alike.setdefault("-".join(filter(None, parts)) or case_id, []).append(case_id)
+    several = [names for names in alike.values() if len(names) > 1]
+    if not several:
+        return []
+    return [
+        f"{len(several)} cases with images may be written in several ways, the first {first_few(several[0])}: they are "
+        "taken for several patients, whom folds part; write each case id the same way"
+    ]
 
 
 def index_reduced(case_ids: Iterable[str]) -> dict[str, str]:

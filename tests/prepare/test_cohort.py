@@ -123,6 +123,32 @@ def test_labelled_and_paired_cases_are_spread_over_folds(cohort):
     assert (tested.labelled == 2).all() and tested.paired.between(7, 8).all()
 
 
+def test_classes_of_annotations_without_tumour_are_named(tmp_path, caplog):
+    manifest = write_manifest(tmp_path / "m.parquet", [slide_row(barcode(k)) for k in range(5)])
+    stated = ['{"Tumor": 2}', '{"Carcinoma": 1}', '{"Carcinoma": 1, "Stroma": 4}', '{"0": 900}', "{}"]
+    rows = [source(barcode(k), tumour_px=int(k == 0), classes=classes) for k, classes in enumerate(stated)]
+    write_sources(rows, tmp_path / f"{barcode(0)}-01Z-00-DX1.status.parquet")
+    collect_sources(tmp_path, [manifest], 5, None, tmp_path / "s.parquet")
+    assert (
+        "4 of 5 annotated slides have no tumour; the classes of their outlines are 'Carcinoma' (2 slides), 'Stroma' (1 "
+        "slides)" in caplog.text
+    )
+
+
+def test_cases_that_differ_in_leading_zeros_alone_are_named(cohort, said):
+    cases = [f"P{k:02d}" for k in range(20)]
+    splits(cohort([source(case) for case in [*cases, "P1", "p-2"]], cases))
+    assert "1 cases with images may be written in several ways, the first 'P01', 'P1': they are taken for" in said()
+
+
+def test_sites_written_in_two_ways_are_rejected(cohort):
+    cases = [f"P{k:02d}" for k in range(20)]
+    rows = [source(case, site=("ULM", "Ulm", "Bonn", "Kiel", "Jena")[k % 5]) for k, case in enumerate(cases)]
+    with pytest.raises(CohortError, match="the cohort writes one site in two ways, 'ULM' and 'Ulm': write each site"):
+        run(**cohort(rows, cases) | {"by": "site"})
+    run(**cohort(rows, cases))
+
+
 def test_sites_stay_within_one_role(cohort):
     cases = [barcode(k, site=f"S{k % 9}") for k in range(45)]
     table = splits(cohort([source(case) for case in cases], cases) | {"folds": 3, "by": "site"})
