@@ -125,7 +125,7 @@ def read_annotation(
 
 
 def find_annotation(folder_or_file: Path | str, source_id: str) -> Path | None:
-    """Return the annotation of a slide in a folder, or the file itself; None if the slide has none.
+    """Return the annotation of a slide in a folder, or the file itself; None if the slide has none, which is logged.
 
     Raises
     ------
@@ -135,7 +135,16 @@ def find_annotation(folder_or_file: Path | str, source_id: str) -> Path | None:
         If the slide has two.
     """
     path = Path(folder_or_file)
-    return path if path.is_file() else _match(path, [source_id])[0].get(source_id)
+    if path.is_file():
+        return path
+    found, strangers, unused = _match(path, [source_id])
+    if not found:
+        alike = [name for name in (*strangers, *unused) if _bare(Path(name).stem) == _bare(source_id)]
+        if alike:
+            log.warning("%s has no annotation in %s, but %s is there; %s", source_id, path, first_few(alike), NAMED_SO)
+        else:
+            log.info("%s has no annotation in %s", source_id, path)
+    return found.get(source_id)
 
 
 def check_annotations(folder: Path | str, source_ids: Iterable[str]) -> dict[str, Path]:
@@ -194,6 +203,11 @@ def _match(folder: Path, source_ids: Iterable[str]) -> tuple[dict[str, Path], li
         else:
             found[source_id] = path
     return found, strangers, unused
+
+
+def _bare(name: str) -> str:
+    """Return the letters and digits of a name."""
+    return re.sub(r"[^a-z0-9]", "", SLIDE_SUFFIX.sub("", name.removesuffix("_mask")).casefold())
 
 
 def _owner(path: Path, known: set[str]) -> str | None:

@@ -16,7 +16,7 @@ from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import require_file
-from mgi.names import check_name
+from mgi.names import check_case_ids, check_name
 from mgi.prepare.annotations import Annotation, find_annotation
 from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
 from mgi.prepare.hdf5 import describe_patches, write_patches
@@ -158,7 +158,8 @@ def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> lis
     for what, given in (("case ids", case_ids), ("names", names)):
         if len(slides) != len(given):
             raise SlideError(f"{len(slides)} slides but {len(given)} {what}; give one for each slide, in their order")
-    jobs = sorted(zip(case_ids, names, map(Path, slides), strict=True))
+    cases = check_case_ids(case_ids, "the list of slides", SlideError)
+    jobs = sorted(zip(cases, names, map(Path, slides), strict=True))
     seen: dict[str, Path] = {}
     for _, source_id, path in jobs:
         require_file(path, "slide")

@@ -167,6 +167,7 @@ def test_folder_of_dicom_files_is_tiled_by_its_name(tmp_path):
     dicom.write_slide(folder / "1.2.3.dcm", np.full((128, 192, 3), (200, 110, 175), np.uint8), "any", "1.2.826.1")
     (slide,) = list_local_slides(tmp_path / "slides")
     options = TileOptions(mpp=0.5, tile_px=64)
-    tile_slides([slide.path], [slide.case_id], tmp_path / "t.parquet", options, names=[slide.source_id])
+    # Case ids are trimmed, wherever they are given.
+    tile_slides([slide.path], [f" {slide.case_id} "], tmp_path / "t.parquet", options, names=[slide.source_id])
     tiles = pq.read_table(tmp_path / "t.parquet", columns=["case_id", "source_id"]).to_pylist()
     assert tiles == [{"case_id": "S3.1", "source_id": "S3.1"}] * 6

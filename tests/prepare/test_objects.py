@@ -6,7 +6,7 @@ import pytest
 from shapely.geometry import Point, box, mapping
 
 from mgi.errors import AnnotationError
-from mgi.prepare.annotations import check_annotations, read_annotation
+from mgi.prepare.annotations import check_annotations, find_annotation, read_annotation
 
 SLIDE = (1000, 800)
 SQUARE, OTHER = box(100, 100, 300, 300), box(500, 100, 600, 200)
@@ -89,6 +89,17 @@ def test_annotation_of_another_program_is_named(tmp_path, name):
     (tmp_path / name).write_text("<ASAP_Annotations/>")
     with pytest.raises(AnnotationError, match=r"unknown annotation: a.* as GeoJSON"):
         read_annotation(tmp_path / name, SLIDE)
+
+
+def test_slide_without_annotation_is_logged_with_files_named_like_it(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "S_1.svs.geojson").write_text("{}")
+    (tmp_path / "S-2.xml").write_text("<ASAP_Annotations/>")
+    for source in ("S-1", "S-2", "S-3"):
+        assert find_annotation(tmp_path, source) is None
+    assert f"S-1 has no annotation in {tmp_path}, but 'S_1.svs.geojson' is there; name an annotation" in caplog.text
+    assert f"S-2 has no annotation in {tmp_path}, but 'S-2.xml' is there" in caplog.text
+    assert f"S-3 has no annotation in {tmp_path}\n" in caplog.text
 
 
 def test_geojson_named_json_is_read_where_it_belongs_to_a_slide(tmp_path):
