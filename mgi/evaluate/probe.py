@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 
 from mgi.config import ProbeOptions
+from mgi.console import log
 from mgi.errors import CheckpointError, CohortError
 from mgi.evaluate.statistics import resample_patients, round_estimate
 from mgi.model.alignment import Aligner
@@ -109,12 +110,18 @@ def _read_targets(options: ProbeOptions, splits: Path, cases: set[str]) -> dict[
     if options.labels is not None:
         columns = [*options.columns, *options.survival]
         frame = read_any_table(Path(options.labels), "table of labels", ["case_id", *columns], CohortError)
-        frame = frame.dropna(subset=["case_id"]).drop_duplicates("case_id").set_index("case_id")
-        frame = frame[frame.index.isin(cases)]
+        frame = frame.loc[frame["case_id"].isin(cases), ["case_id", *columns]].drop_duplicates().set_index("case_id")
         if frame.empty:
             raise CohortError(
                 f"{options.labels} has none of the {len(cases)} patients, such as {first_few(sorted(cases))}"
             )
+        if repeated := frame.index[frame.index.duplicated()].unique().tolist():
+            raise CohortError(
+                f"{options.labels} has rows of other labels for {len(repeated)} patients: {first_few(repeated)}; keep "
+                "one each"
+            )
+        if lacking := sorted(cases - set(frame.index)):
+            log.warning("%s lacks %d of %d patients: %s", options.labels, len(lacking), len(cases), first_few(lacking))
         targets = {column: _read_target(column, frame[column].dropna()) for column in options.columns}
         if options.survival:
             targets[SURVIVAL] = _read_survival(frame[options.survival].dropna())
@@ -127,8 +134,17 @@ def _read_targets(options: ProbeOptions, splits: Path, cases: set[str]) -> dict[
 
 def _read_target(name: str, values: pd.Series) -> Target:
     numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.notna().all() and numbers.nunique() > MAX_CLASSES:
+    if numbers.nunique() > MAX_CLASSES:
+        if other := sorted(set(values[numbers.isna()])):
+            raise CohortError(
+                f"column '{name}' of the labels holds {first_few(other)} beside numbers; leave these cells empty"
+            )
         return Target("r2", numbers.astype(np.float64).to_frame())
+    if values.nunique() > max(MAX_CLASSES, len(values) / 2):
+        raise CohortError(
+            f"column '{name}' of the labels has {values.nunique()} distinct values for {len(values)} patients, such as "
+            f"{first_few(values)}: they are no classes; write a quantity with a decimal point and no unit"
+        )
     if values.nunique() < 2:
         raise CohortError(f"column '{name}' of the labels has {values.nunique()} distinct values; a probe needs two")
     return Target("auroc", pd.get_dummies(values.astype(str), dtype=np.float64))

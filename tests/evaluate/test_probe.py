@@ -8,7 +8,7 @@ import torch
 import mgi
 from mgi.config import ProbeOptions
 from mgi.errors import CheckpointError, CohortError, ConfigError
-from mgi.evaluate.probe import COX_PENALTY, PENALTIES, fit_and_predict, fit_cox, probe, score
+from mgi.evaluate.probe import COX_PENALTY, PENALTIES, _read_targets, fit_and_predict, fit_cox, probe, score
 from mgi.train.data import read_images
 from mgi.train.profiles import read_profiles
 from tests.tables import CASES, UNPAIRED
@@ -166,6 +166,32 @@ def test_survival_is_probed_by_its_two_columns(cohort, pretrained, labels, tmp_p
     for columns in (["days", "text"], ["text", "died"]):
         with pytest.raises(CohortError, match=r"survival needs a number in .* of 'TCGA-AA-0000'"):
             run(cohort, pretrained, labels, tmp_path / "probe.csv", [], survival=columns)
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "message"),
+    [
+        ("grade", ["P1,II,3", "P1,III,3"], "rows of other labels for 1 patients: 'P1'; keep one each"),
+        ("age", [f"P{k},I,{k}" for k in range(2, 30)] + ["P1,I,[Not Available]"], "'.Not Available.' beside numbers"),
+        ("age", [f'P{k},I,"{k},5"' for k in range(30)], "has 30 distinct values for 30 patients, such as '0,5'"),
+    ],
+)
+def test_rejects_labels_that_contradict_each_other_or_are_no_numbers(tmp_path, column, rows, message):
+    (tmp_path / "l.csv").write_text("\n".join(["case_id,grade,age", *rows]) + "\n")
+    cases = [f"P{k}" for k in range(30)]
+    pd.DataFrame({"case_id": cases, "site": "S"}).to_parquet(tmp_path / "splits.parquet")
+    options = ProbeOptions(labels=str(tmp_path / "l.csv"), columns=[column])
+    with pytest.raises(CohortError, match=message):
+        _read_targets(options, tmp_path / "splits.parquet", set(cases))
+
+
+def test_labels_of_single_samples_are_one_where_they_agree(tmp_path, caplog):
+    (tmp_path / "l.csv").write_text("case_id,sample,grade\nP1,a,II\nP1,b,II\nP2,c,III\nP9,d,II\nP9,e,III\n")
+    pd.DataFrame({"case_id": ["P1", "P2", "P3"], "site": "S"}).to_parquet(tmp_path / "splits.parquet")
+    options = ProbeOptions(labels=str(tmp_path / "l.csv"), columns=["grade"])
+    values = _read_targets(options, tmp_path / "splits.parquet", {"P1", "P2", "P3"})["grade"].values
+    assert values.to_dict() == {"II": {"P1": 1.0, "P2": 0.0}, "III": {"P1": 0.0, "P2": 1.0}}
+    assert "lacks 1 of 3 patients: 'P3'" in caplog.text
 
 
 def test_rejects_labels_without_variation_or_patients_and_models_of_no_fold(
