@@ -2,10 +2,11 @@
 
 Of a class derived from another, such as `Tumor: Positive`, the first part counts. Objects whose class is one of the
 tumour classes are tumour, those of the class `Ignore` or `Ignore*` are left out of loss and metrics, and objects of
-other classes are background. Objects without a class are tumour where no outline of the file has one and nothing else
-says what they are, else background.
+other classes are background; where they lie within tumour they are tumour, and counted. Objects without a class are
+tumour where no outline of the file has one and nothing else says what they are, else background.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,12 @@ def read_outlines(
         log.warning("%s: no tumour: none of its classes, %s, is a tumour class", path.name, seen)
     try:
         tumour, ignored = (_unite(polygons[kinds == kind]) for kind in ("tumour", "ignore"))
+        other = kinds == "other"
+        within = _count_within(polygons[other], np.array(objects.classes, object)[other], tumour)
+        if count := sum(within.values()):
+            objects.dropped["objects of other classes within tumour"] += count
+            log.warning("%s: %d objects of other classes lie within tumour and count as tumour: %s; cut out what is none",
+                        path.name, count, first_few(sorted(within)))  # fmt: skip
         if not ignored.is_empty:
             tumour = _subtract(tumour, ignored)
         slide = shapely.box(0, 0, *dimensions)
@@ -204,6 +211,18 @@ def _fill(ring: shapely.LinearRing) -> shapely.Geometry:
     course = shapely.node(shapely.LineString(ring.coords))
     filled = shapely.union_all(shapely.get_parts(shapely.polygonize(shapely.get_parts(course))))
     return filled if repaired.area < MIN_ENCLOSED_SHARE * filled.area else repaired
+
+
+def _count_within(polygons: np.ndarray, classes: np.ndarray, tumour: shapely.Geometry) -> dict[str, int]:
+    """Count the polygons with a class that lie within tumour, by class."""
+    if not len(polygons) or tumour.is_empty:
+        return {}
+    parts = shapely.get_parts(tumour)
+    tree = shapely.STRtree(parts)
+    inside, part = tree.query(shapely.point_on_surface(polygons), predicate="within")
+    # What surrounds tumour has a point in it, too.
+    smaller = shapely.area(polygons[inside]) < shapely.area(parts[part])
+    return dict(Counter(name for name in classes[inside[smaller]] if name))
 
 
 def _unite(polygons: np.ndarray) -> shapely.Geometry:

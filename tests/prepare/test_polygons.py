@@ -41,6 +41,21 @@ def test_only_tumour_classes_are_tumour(tmp_path):
     assert annotation.classes == {"Necrosis": 1, "Stroma": 1, "Tumor": 1, "unclassified": 1}
 
 
+def test_objects_of_other_classes_within_tumour_are_counted(tmp_path, caplog):
+    annotation = read(
+        tmp_path,
+        feature(SQUARE, "Tumor"),
+        feature(box(120, 120, 140, 140), "Necrosis"),
+        feature(box(150, 150, 160, 160), "Stroma"),
+        feature(box(170, 170, 180, 180)),
+        feature(box(0, 0, 900, 700), "Region*"),
+        feature(box(500, 100, 600, 200), "Stroma"),
+    )
+    assert annotation.tumour.area_px == 200 * 200
+    assert annotation.dropped == {"objects of other classes within tumour": 2}
+    assert "2 objects of other classes lie within tumour and count as tumour: 'Necrosis', 'Stroma'" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name", ["tumour", "TUMOR", "Tumor: Positive", {"names": ["Tumor", "Positive"]}, {"name": "Tumor"}]
 )
