@@ -138,7 +138,7 @@ def read_outlines(
         within = _count_within(polygons[other], np.array(objects.classes, object)[other], tumour)
         if count := sum(within.values()):
             objects.dropped["objects of other classes within tumour"] += count
-            log.warning("%s: %d objects of other classes lie within tumour and count as tumour: %s; cut out what is none",
+            log.warning("%s: %d objects of other classes lie within tumour, and count as tumour: %s; cut out others",
                         path.name, count, first_few(sorted(within)))  # fmt: skip
         if not ignored.is_empty:
             tumour = _subtract(tumour, ignored)

@@ -53,7 +53,7 @@ def test_objects_of_other_classes_within_tumour_are_counted(tmp_path, caplog):
     )
     assert annotation.tumour.area_px == 200 * 200
     assert annotation.dropped == {"objects of other classes within tumour": 2}
-    assert "2 objects of other classes lie within tumour and count as tumour: 'Necrosis', 'Stroma'" in caplog.text
+    assert "2 objects of other classes lie within tumour, and count as tumour: 'Necrosis', 'Stroma'" in caplog.text
 
 
 @pytest.mark.parametrize(
