@@ -181,7 +181,7 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
 
 
 def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
-    """Count the user's own slides, and open each to see whether it will be tiled."""
+    """Count the user's own slides, and open each and its annotation to see whether it will be tiled."""
     slides, own = config.slides, plan.own_slides
     if slides is None or not own:
         return
@@ -189,7 +189,7 @@ def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
 
     cases = len({slide.case_id for slide in own})
     yield Finding(PASS, "slides", f"{len(own)} slides of {cases} cases; {len(plan.annotations)} have an annotation")
-    reasons = find_unusable(own, slides)
+    reasons = find_unusable(own, slides, plan.annotations)
     for reason, names in sorted(_group_by_kind(reasons).items()):
         state = FAIL if len(reasons) == len(own) else WARN
         yield Finding(state, "slides", f"{len(names)} of {len(own)} will be left out, {first_few(names)}: {reason}")

@@ -1,6 +1,7 @@
 """The doctor: what is missing is named with its fix, before a run."""
 
 import importlib.metadata
+import json
 import os
 import stat
 import sys
@@ -210,6 +211,15 @@ def test_every_own_slide_is_opened(own_slides):
     assert found[1][0] == WARN and found[1][1].startswith("1 of 5 will be left out, 'P0': no mpp: its metadata state")
     assert found[2] == (WARN, "1 of 5 will be left out, 'P4': unreadable: not a slide that OpenSlide reads")
     assert found[3] == (WARN, "1 of 5 cases with images have no expression: 'P0'") and len(found) == 4
+
+
+def test_annotations_of_own_slides_are_read(own_slides, tmp_path):
+    outline = {"type": "Polygon", "coordinates": [[[5000, 5000], [5000, 5100], [5100, 5100], [5000, 5000]]]}
+    for number in (1, 2):
+        (tmp_path / f"annotations/P{number}.geojson").write_text(json.dumps(outline))
+    found = [one.found for one in doctor.examine(own_slides) if one.subject == "slides"]
+    (said,) = (text for text in found if "annot" not in text and "off the slide" in text)
+    assert said.startswith("2 of 5 will be left out, 'P1', 'P2': off the slide: P1.geojson spans x 5000 to 5100")
 
 
 def test_every_file_of_features_is_opened(tmp_path, monkeypatch):

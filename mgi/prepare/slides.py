@@ -135,22 +135,37 @@ def tile_slides(
     log.info("%d tiles of %d of %d slides", sum(record["n_images"] for record in records), used, len(records))
 
 
-def find_unusable(slides: list[LocalSlide], options: TileOptions) -> dict[str, str]:
-    """Open every slide and return the reason why it will not be tiled, by source_id, of those that its header tells."""
+def find_unusable(
+    slides: list[LocalSlide], options: TileOptions, annotations: Mapping[str, Path] | None = None
+) -> dict[str, str]:
+    """Return the reason why slides will not be tiled, by source_id, of those whose header or annotation tells.
+
+    Parameters
+    ----------
+    slides : list of LocalSlide
+        All are opened.
+    options : TileOptions
+    annotations : mapping of str to Path, optional
+        The annotations by source_id, which are read.
+    """
     mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
     reasons = {}
     for slide in progress(slides, "slides"):
+        mpp = slide.mpp or mpp_by_table.get(slide.source_id)
         try:
-            run_isolated(_check_slide, slide.path, options, slide.mpp or mpp_by_table.get(slide.source_id))
-        except (SlideError, *UNREADABLE) as error:
+            run_isolated(_check_slide, slide.path, options, mpp, (annotations or {}).get(slide.source_id))
+        except (SlideError, AnnotationError, *UNREADABLE) as error:
             reasons[slide.source_id] = f"unreadable: {error}" if isinstance(error, UNREADABLE) else str(error)
     return reasons
 
 
-def _check_slide(beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None) -> None:
-    """Raise what keeps a slide from being tiled, as far as its header tells."""
+def _check_slide(
+    beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None, annotation: Path | None
+) -> None:
+    """Raise what keeps a slide from being tiled, as far as its header and its annotation tell."""
     with open_slide(path) as slide:
         resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
+        annotate(slide, annotation, options)
 
 
 def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> list[tuple[str, str, Path]]:
