@@ -109,11 +109,11 @@ def _log_without_tumour(records: list[dict[str, Any]]) -> None:
     """Log which classes the annotations without tumour have: one may mean tumour under another name."""
     labelled = [record for record in records if record["labelled"]]
     bare = [record for record in labelled if record["has_tumour"] is False and record["classes"]]
-    # Those of masks are values.
-    classes = Counter(name for record in bare for name in json.loads(record["classes"]) if not name.isdecimal())
+    # Those of masks are values, of which 0 is background.
+    classes = Counter(name for record in bare for name in json.loads(record["classes"]) if name != "0")
     if classes:
         said = ", ".join(f"{quote(name)} ({count} slides)" for name, count in classes.most_common(12))
-        log.warning("%d of %d annotated slides have no tumour; the classes of their outlines are %s",
+        log.warning("%d of %d annotated slides have no tumour; their classes of outlines or values of masks are %s",
                     len(bare), len(labelled), said)  # fmt: skip
 
 

@@ -120,8 +120,8 @@ def list_local_slides(
         If the table, the folder or a slide or annotation of the table is not there.
     SlideError
         If the pattern is no regular expression or does not match a name, two slides have one name, a name cannot be
-        part of a path, a case id is a sample's barcode or not that of the slide's own barcode, or the table lacks a
-        column or a cell, or states two sites of a case.
+        part of a path, a case id is a sample's barcode or not that of the slide's own barcode, an annotation is
+        another slide's, or the table lacks a column or a cell, or states two sites of a case.
     """
     place = Path(table_or_folder)
     found = _list_folder(place, case_pattern, suffixes) if place.is_dir() else _list_table(place)
@@ -130,6 +130,7 @@ def list_local_slides(
     check_case_ids((slide.case_id for slide in found), str(place), SlideError)
     _check_sources(found, place)
     _check_barcodes(found, place)
+    _check_annotations(found, place)
     _check_sites(found, place)
     return sorted(found, key=lambda slide: (slide.case_id, slide.source_id))
 
@@ -170,6 +171,24 @@ def _check_barcodes(slides: list[LocalSlide], place: Path) -> None:
         stated, named = find_case(slide.case_id), find_case(slide.source_id)
         if stated and named and stated != named:
             raise SlideError(f"{place} gives the slide {slide.source_id} to the case {slide.case_id}: correct either")
+
+
+def _check_annotations(slides: list[LocalSlide], place: Path) -> None:
+    """Refuse an annotation that is stated for two slides, or is named after another slide than its own."""
+    owners: dict[Path, str] = {}
+    known = {slide.source_id for slide in slides}
+    for slide in slides:
+        if slide.annotation is None:
+            continue
+        other = owners.setdefault(slide.annotation, slide.source_id)
+        named = source_of(slide.annotation).removesuffix(MASK_ENDING)
+        if other == slide.source_id and named in known - {slide.source_id}:
+            other = named
+        if other != slide.source_id:
+            raise SlideError(
+                f"{place} gives {slide.annotation.name}, the annotation of the slide {other}, to {slide.source_id} as "
+                "well or instead: correct it"
+            )
 
 
 def _check_sites(slides: list[LocalSlide], place: Path) -> None:

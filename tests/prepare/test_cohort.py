@@ -125,13 +125,13 @@ def test_labelled_and_paired_cases_are_spread_over_folds(cohort):
 
 def test_classes_of_annotations_without_tumour_are_named(tmp_path, caplog):
     manifest = write_manifest(tmp_path / "m.parquet", [slide_row(barcode(k)) for k in range(5)])
-    stated = ['{"Tumor": 2}', '{"Carcinoma": 1}', '{"Carcinoma": 1, "Stroma": 4}', '{"0": 900}', "{}"]
+    stated = ['{"Tumor": 2}', '{"Carcinoma": 1}', '{"Carcinoma": 1, "Stroma": 4}', '{"0": 900, "1": 5}', "{}"]
     rows = [source(barcode(k), tumour_px=int(k == 0), classes=classes) for k, classes in enumerate(stated)]
     write_sources(rows, tmp_path / f"{barcode(0)}-01Z-00-DX1.status.parquet")
     collect_sources(tmp_path, [manifest], 5, None, tmp_path / "s.parquet")
     assert (
-        "4 of 5 annotated slides have no tumour; the classes of their outlines are 'Carcinoma' (2 slides), 'Stroma' (1 "
-        "slides)" in caplog.text
+        "4 of 5 annotated slides have no tumour; their classes of outlines or values of masks are 'Carcinoma' (2 "
+        "slides), 'Stroma' (1 slides), '1' (1 slides)" in caplog.text
     )
 
 

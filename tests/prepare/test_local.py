@@ -117,6 +117,23 @@ def test_rejects_invalid_table(folder, text, error, message):
         list_local_slides(folder / "slides.csv")
 
 
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (("x.geojson", "x.geojson"), "x.geojson, the annotation of the slide S21.1234.A, to S21.1234.B"),
+        (("S21.1234.B.geojson", ""), "S21.1234.B.geojson, the annotation of the slide S21.1234.B, to S21.1234.A"),
+        (("", "S21.1234.A_mask.png"), "S21.1234.A_mask.png, the annotation of the slide S21.1234.A, to S21.1234.B"),
+    ],
+)
+def test_annotation_of_another_slide_is_refused(folder, annotations, message):
+    for name in filter(None, annotations):
+        (folder / name).touch()
+    rows = [f"{k},S21.1234.{k}.tif,{name}\n" for k, name in zip("AB", annotations, strict=True)]
+    (folder / "slides.csv").write_text("case_id,slide,annotation\n" + "".join(rows))
+    with pytest.raises(SlideError, match=message.replace(".", r"\.")):
+        list_local_slides(folder / "slides.csv")
+
+
 def test_folder_without_slides_is_refused(tmp_path):
     with pytest.raises(SlideError, match="holds no slide"):
         list_local_slides(tmp_path)
