@@ -60,7 +60,8 @@ def read_mpp_table(path: Path | str) -> dict[str, float]:
 
 
 def _read_mpp(path: Path | str) -> pd.DataFrame:
-    return read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError)
+    # A spreadsheet leaves rows of nothing at the end.
+    return read_any_table(path, "table of mpp", ["slide", "mpp"], SlideError).dropna(how="all")
 
 
 def describe_stray_mpp(path: Path | str, source_ids: Collection[str]) -> list[str]:
@@ -149,13 +150,15 @@ def _check_sources(slides: list[LocalSlide], place: Path) -> None:
             f"{len(odd)} slides in {place} have names that cannot be those of files made of them: {first_few(odd)}; "
             "rename them with ASCII letters, digits, '.', '_' and '-', starting with a letter or digit"
         )
-    counts = Counter(slide.source_id for slide in slides)
+    # Some file systems take names that differ in upper and lower case for one.
+    counts = Counter(slide.source_id.casefold() for slide in slides)
     repeated = [source_id for source_id, count in counts.items() if count > 1]
     if repeated:
-        one, other = [str(slide.path) for slide in slides if slide.source_id == repeated[0]][:2]
+        one, other = [slide for slide in slides if slide.source_id.casefold() == repeated[0]][:2]
+        alike = "" if one.source_id == other.source_id else " in upper or lower case"
         raise SlideError(
             f"{place} has {len(repeated)} names for two slides each, {first_few(repeated)}: two slides are both "
-            f"{repeated[0]}: {one} and {other}; keep one, or rename one"
+            f"{one.source_id}{alike}: {one.path} and {other.path}; keep one, or rename one"
         )
 
 
@@ -286,11 +289,12 @@ def _list_table(table: Path) -> list[LocalSlide]:
     frame = read_any_table(table, "table of slides", ["case_id", "slide"], SlideError)
     _refuse_unknown_columns(frame, table)
     rows = frame.where(frame.notna(), None).to_dict("records")
-    lacking = [str(line) for line, row in enumerate(rows, FIRST_LINE) if not row["case_id"] or not row["slide"]]
+    numbered = {line: row for line, row in enumerate(rows, FIRST_LINE) if any(row.values())}
+    lacking = [str(line) for line, row in numbered.items() if not row["case_id"] or not row["slide"]]
     if lacking:
         raise SlideError(f"{table} lacks a case_id or a slide in {len(lacking)} lines: {first_few(lacking)}")
     found, missing = [], []
-    for row in rows:
+    for row in numbered.values():
         files = {name: table.parent / row[name] for name in ("slide", "annotation") if row.get(name)}
         missing += [row[name] for name, path in files.items() if not path.exists()]
         mpp = _parse_mpp(row["mpp"], row["slide"], table) if row.get("mpp") else None

@@ -134,6 +134,21 @@ def test_annotation_of_another_slide_is_refused(folder, annotations, message):
         list_local_slides(folder / "slides.csv")
 
 
+def test_rows_of_nothing_that_a_spreadsheet_leaves_are_passed_over(folder):
+    (folder / "slides.csv").write_text("case_id;slide;site\nA;S21.1234.A.tif;x\n;;\nB;S21.1234.B.tif;y\n;;\n;;\n")
+    assert [case for case, _ in listed(folder / "slides.csv")] == ["A", "B"]
+    (folder / "mpp.csv").write_text("slide;mpp\nS21.1234.A.tif;0.25\n;\n")
+    assert read_mpp_table(folder / "mpp.csv")["S21.1234.A"] == 0.25
+
+
+def test_slides_whose_names_differ_in_case_alone_are_refused(tmp_path):
+    for name in ("a/Slide1.svs", "b/slide1.svs"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(SlideError, match=r"both .lide1 in upper or lower case: .*a/Slide1.svs and .*b/slide1.svs"):
+        list_local_slides(tmp_path, "([^/]+)/")
+
+
 def test_folder_without_slides_is_refused(tmp_path):
     with pytest.raises(SlideError, match="holds no slide"):
         list_local_slides(tmp_path)
