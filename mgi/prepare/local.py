@@ -19,7 +19,8 @@ from mgi.tables import read_any_table, source_of
 
 DICOM = ".dcm"
 WHOLE_SLIDES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide", DICOM)
-PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+PLAIN_PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".tif", ".tiff", *PLAIN_PICTURES)
 SUFFIXES = WHOLE_SLIDES + PICTURES
 MASK_ENDING = "_mask"
 # Beside a slide of this name, a folder of the same name holds its pixels.
@@ -210,6 +211,8 @@ def _list_folder(folder: Path, case_pattern: str | None, suffixes: tuple[str, ..
     except re.error as error:
         raise SlideError(f"the pattern of case ids {quote(case_pattern)} is no regular expression: {error}") from error
     paths, unused = _find_slides(folder, suffixes)
+    paths, derived = _without_derived(paths)
+    unused += [path.name for path in derived]
     found, unmatched, normal = [], [], []
     numbers: dict[str, set[str]] = {}
     for path in paths:
@@ -283,6 +286,19 @@ def _find_slides(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], l
             else:
                 unused.append(name)
     return slides, unused
+
+
+def _without_derived(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell slides from pictures that are named after one, such as `{slide}_thumbnail.png`; return both."""
+    names = {(path.parent, source_of(path)) for path in paths if path.suffix.lower() not in PLAIN_PICTURES}
+
+    def is_derived(path: Path) -> bool:
+        if path.suffix.lower() not in PLAIN_PICTURES:
+            return False
+        cuts = (match.start() for match in re.finditer(r"[^A-Za-z0-9]", path.stem))
+        return any((path.parent, path.stem[:cut]) in names for cut in cuts)
+
+    return [path for path in paths if not is_derived(path)], [path for path in paths if is_derived(path)]
 
 
 def _list_table(table: Path) -> list[LocalSlide]:

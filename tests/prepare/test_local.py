@@ -149,6 +149,13 @@ def test_slides_whose_names_differ_in_case_alone_are_refused(tmp_path):
         list_local_slides(tmp_path, "([^/]+)/")
 
 
+def test_pictures_named_after_a_slide_are_no_slides(tmp_path, caplog):
+    for name in ("S1.svs", "S1_thumbnail.png", "S1.label.jpg", "S1-2.tif", "S10_a.png", "S2.png"):
+        (tmp_path / name).touch()
+    assert [source for _, source in listed(tmp_path, r"(S\d+)")] == ["S1", "S1-2", "S10_a", "S2"]
+    assert "2 files in" in caplog.text and "are not read: 'S1.label.jpg', 'S1_thumbnail.png'" in caplog.text
+
+
 def test_folder_without_slides_is_refused(tmp_path):
     with pytest.raises(SlideError, match="holds no slide"):
         list_local_slides(tmp_path)
