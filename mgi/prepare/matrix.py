@@ -133,6 +133,7 @@ def _name_genes(matrix: Matrix, places: Positions | None) -> None:
     if nameless:
         raise ExpressionError(f"{matrix.path}: {nameless} genes have no name; name them or leave them out")
     if places is not None:
+        _restore_hyphens(matrix, places)
         key, forms = places.choose_key(matrix.genes)
         known = forms.isin(places.by[key].index)
         matrix.drop(
@@ -141,6 +142,18 @@ def _name_genes(matrix: Matrix, places: Positions | None) -> None:
             "are no genes",
         )
     matrix.drop("genes", np.isnan(matrix.values).all(axis=0), "have no value")
+
+
+def _restore_hyphens(matrix: Matrix, places: Positions) -> None:
+    """Write symbols such as HLA.A, in which R made a dot of the hyphen, as the positions know them."""
+    key, _ = places.choose_key(matrix.genes)
+    known, taken = set(places.by[key].index), set(matrix.genes)
+    meant = {name: name.replace(".", "-") for name in taken - known if "." in name}
+    meant = {name: symbol for name, symbol in meant.items() if symbol in known - taken}
+    if meant:
+        log.info("%s: %d genes are written with dots for hyphens and read as the positions write them: %s",
+                 matrix.path, len(meant), first_few(sorted(meant)))  # fmt: skip
+        matrix.genes = [meant.get(name, name) for name in matrix.genes]
 
 
 def _looks_like_gene(name: str) -> bool:

@@ -110,6 +110,13 @@ def test_genes_that_a_spreadsheet_made_dates_are_refused(read, name):
         read(rows(OWN, [*GENES[:4], name]))
 
 
+def test_symbols_whose_hyphens_r_made_dots_keep_their_place(read, said):
+    assert GENES[3:] == ["HLA-A", "AC114488.2"]
+    assert read(columns(OWN, [*GENES[:3], "HLA.A", GENES[4]])).columns.tolist() == read(columns(OWN)).columns.tolist()
+    assert "1 genes are written with dots for hyphens and read as the positions write them: 'HLA.A'" in said()
+    assert "HLA.A" in read(columns(OWN, ["HLA-A", *GENES[1:3], "HLA.A", GENES[4]])).columns
+
+
 def test_values_that_add_up_to_more_than_a_million_are_no_tpm(read):
     share = (VALUES / VALUES.sum(axis=1, keepdims=True)).round(6)
     for factor, reads in ((1e6, True), (6e5, True), (3e6, False)):
