@@ -258,6 +258,10 @@ def _find_strata(cases: pd.DataFrame, options: SplitOptions) -> np.ndarray:
     if options.stratify_table is not None and options.stratify_column is not None:
         column = _look_up(cases.index, Path(options.stratify_table), options.stratify_column, "table to stratify by")
         classes = np.array([NO_CLASS if name is None else name for name in column], dtype=object)
+        if len(set(classes)) > len(classes) / 2:
+            log.warning("'%s' of %s has %d distinct values for %d cases, such as %s: hardly classes to share out",
+                        options.stratify_column, options.stratify_table, len(set(classes)), len(classes),
+                        first_few(classes))  # fmt: skip
     if cases["project"].nunique() > 1:
         classes = cases["project"].fillna(NO_CLASS).astype(str).to_numpy(object) + "/" + classes
     return classes

@@ -115,6 +115,14 @@ def test_balanced_classes_stay_balanced_in_every_role(cohort, tmp_path, val_frac
     assert counts["size"].unstack().to_numpy().tolist() == [sizes] * 2
 
 
+def test_quantity_to_stratify_by_is_named(cohort, tmp_path, said):
+    cases = [barcode(k) for k in range(20)]
+    pd.DataFrame({"case_id": cases, "age": [20.5 + k for k in range(20)]}).to_csv(tmp_path / "t.csv", index=False)
+    options = cohort([source(case) for case in cases], cases)
+    splits(options | {"stratify_table": tmp_path / "t.csv", "stratify_column": "age"})
+    assert "has 20 distinct values for 20 cases, such as '20.5', '21.5', '22.5' and 17 more: hardly classes" in said()
+
+
 def test_labelled_and_paired_cases_are_spread_over_folds(cohort):
     cases = [barcode(k) for k in range(40)]
     rows = [source(case, labelled=k % 5 == 0) for k, case in enumerate(cases)]
