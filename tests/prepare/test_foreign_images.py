@@ -96,7 +96,7 @@ def read_slice(path: Path) -> None:
 
 def read_volume(path: Path) -> None:
     for sequence in ("t1", "t1ce", "seg"):
-        other = nib.Nifti1Image(np.ones((8, 8, 4), np.uint8), AFFINE)
+        other = nib.Nifti1Image(np.indices((8, 8, 4)).sum(0).astype(np.uint8) // 8, AFFINE)
         path.with_name(f"p_{sequence}.nii").write_bytes(other.to_bytes())
     read_mri(path)
 
