@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 22
 SWITCHES = [(2.0, 200), (1.0, 200), (0.5, 200), (0.25, 200), (2.0, 50), (2.0, 10)]
 COMPARED = ["image-only", "mgi"]
+# Pre-training variants of the demo, and the encoders of the genes without principal components beside them.
 ENCODERS = ["mgi", "transformer", "mlp", "linear", "shuffled-order", "shuffled-pairs"]
+ALONE = {f"{name}-alone": {"base": name, "gene_encoder": {"components": 0}} for name in ENCODERS[:4]}
 
 
 def list_settings() -> dict[str, dict[str, dict[str, Any]]]:
@@ -40,7 +42,7 @@ def list_settings() -> dict[str, dict[str, dict[str, Any]]]:
     pretraining = [*COMPARED, "no-pretraining", "image-only-no-pretraining"]
     return {
         "alignment": {"alignment": held_out},
-        "encoders": {"alignment": held_out},
+        "encoders": {"alignment": held_out | {"pretrain": ALONE}},
         "null": {"null": {"simulate": {"switch_sd": 0.0}, "evaluate": {"variants": COMPARED}}},
         "dose-response": {
             f"switch-{sd:g}-of-{genes}": {
@@ -76,7 +78,7 @@ def list_targets(benchmark: str) -> list[str]:
     if benchmark == "alignment":
         return ["evaluate/retrieval.csv", "evaluate/probe.csv"]
     if benchmark == "encoders":
-        return [f"pretrain/{name}/fold0/embeddings.parquet" for name in ENCODERS]
+        return [f"pretrain/{name}/fold0/embeddings.parquet" for name in (*ENCODERS, *ALONE)]
     return ["evaluate/comparison.csv"]
 
 
@@ -91,7 +93,7 @@ def show(cohort: Path, benchmark: str) -> None:
     """Print what the tables of a cohort say."""
     results = cohort / "evaluate"
     if benchmark == "encoders":
-        folders = [cohort / "pretrain" / name / "fold0" for name in ENCODERS]
+        folders = [cohort / "pretrain" / name / "fold0" for name in (*ENCODERS, *ALONE)]
         retrieval_table([folder / "embeddings.parquet" for folder in folders], cohort / "retrieval.csv")
         show_retrieval(cohort / "retrieval.csv")
         return
