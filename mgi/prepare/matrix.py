@@ -65,7 +65,7 @@ def import_table(
         `duplicates`: which of several rows of one gene is used: the first, their mean, or the one that varies most.
         `leave_out`: whether genes and cases that cannot be used are left out; else the table is refused.
     h5ad
-        Write the table as AnnData here too.
+        Where the table is also written as AnnData; None writes none.
 
     Raises
     ------
