@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
@@ -48,6 +49,17 @@ class Slide(openslide.OpenSlide):
     """A slide of OpenSlide, some of whose levels may be decoded without it."""
 
     native: Mapping[int, NativeLevel]
+
+    # OpenSlide computes these anew whenever they are asked for, which is for every tile.
+    @cached_property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each level, pixels."""
+        return super().level_dimensions
+
+    @cached_property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Pixels of level 0 to a pixel of each level."""
+        return super().level_downsamples
 
     def read_rgb(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
         """Read a window as `read_region` does, as uint8 [H, W, 3]; what was not scanned is white.
