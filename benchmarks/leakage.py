@@ -21,14 +21,16 @@ import torch
 
 from mgi.config import FinetuneOptions, load_config
 from mgi.evaluate.masks import dice
+from mgi.model.segmenter import Segmenter
 from mgi.train import checkpoint
+from mgi.train.batches import to_tensor
 from mgi.train.data import Images, read_images, read_roles
 from mgi.train.description import SegmenterDescription
-from mgi.train.device import prepare_torch
+from mgi.train.device import Place, prepare_torch
 from mgi.train.finetune import ImageBatches
 from mgi.train.loop import TrainingRun, parameter_groups
 from mgi.train.profiles import NO_PROFILES
-from mgi.train.validation import predict_probabilities
+from mgi.train.validation import BATCH
 
 THRESHOLD = 0.5
 
@@ -74,13 +76,22 @@ def measure(
         groups = parameter_groups(model, options)
         run = TrainingRun(model, options, {}, Path(folder), groups, options.batch_images)
         run.train(options.seed, partial(batches.backward, model), None)
-    counts = np.zeros((len(images), 3), np.int64)
-    for rows, probability in predict_probabilities(model, images, NO_PROFILES, place):
-        ours, theirs = probability >= THRESHOLD, images.load_masks(rows).astype(bool)
-        for index, masks in enumerate((ours & theirs, ours & ~theirs, ~ours & theirs)):
-            counts[rows, index] = masks.sum(axis=(1, 2))
-    by_patient = pd.DataFrame(counts[test]).groupby(images.frame.case_id.to_numpy()[test]).sum().to_numpy()
-    return dice(*by_patient.T), dice(*counts[test][images.positive[test]].T)
+    counts = np.concatenate([
+        count_pixels(model, images, rows, place) for rows in np.array_split(test, -(-len(test) // BATCH))
+    ])  # fmt: skip
+    by_patient = pd.DataFrame(counts).groupby(images.frame.case_id.to_numpy()[test]).sum().to_numpy()
+    return dice(*by_patient.T), dice(*counts[images.positive[test]].T)
+
+
+@torch.inference_mode()
+def count_pixels(model: Segmenter, images: Images, rows: np.ndarray, place: Place) -> np.ndarray:
+    """Count true-positive, false-positive and false-negative pixels of some images, int64 [rows, 3]."""
+    inputs = to_tensor(images.load_stacks(rows, model.neighbours), place.device)
+    nobody = torch.zeros(len(rows), dtype=torch.int64, device=place.device)
+    with place.autocast():
+        probability = model.predict(inputs.contiguous(memory_format=torch.channels_last), None, nobody, nobody.bool())
+    ours, theirs = (probability >= THRESHOLD).cpu().numpy(), images.load_masks(rows).astype(bool)
+    return np.stack([masks.sum(axis=(1, 2)) for masks in (ours & theirs, ours & ~theirs, ~ours & theirs)], axis=1)
 
 
 if __name__ == "__main__":
