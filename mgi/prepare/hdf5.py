@@ -160,8 +160,7 @@ def open_patches(path: Path) -> Iterator[Patches]:
         # A lock would need a file system that knows locks, and nothing is written.
         with h5py.File(path, "r", locking=False) as file:
             yield _find_patches(file)
-    # HDF5 raises almost anything for a damaged file.
-    except Exception as error:
+    except Exception as error:  # HDF5 raises almost anything for a damaged file
         if isinstance(error, SlideError) or getattr(error, "errno", None) in DISK_FULL:
             raise
         reason = quote(str(error.args[0] if error.args else type(error).__name__), 200)[1:-1]

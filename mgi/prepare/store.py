@@ -144,11 +144,14 @@ def _open(slide: StoredSlide) -> _Held:
         try:
             slide.check()
             future.set_result(_Held(slide.path))
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too: no thread may wait for this slide for ever
             with _lock:
                 _kept.pop(slide, None)
-            refused = error if isinstance(error, ImageTableError) else _describe(slide, error)
+            is_fault = isinstance(error, Exception) and not isinstance(error, ImageTableError)
+            refused = _describe(slide, error) if is_fault else error
             future.set_exception(refused)
+            if refused is error:
+                raise
             raise refused from error
         with _lock:
             _close_oldest()

@@ -300,5 +300,7 @@ def test_noise_has_its_deviation_and_belongs_to_the_image_and_not_to_its_place_i
     assert noisy.flatten(1).std(dim=1).tolist() == pytest.approx(warp.deviations.tolist(), rel=0.02)
     assert noisy.flatten(1).mean(dim=1).tolist() == pytest.approx([0.5] * 4, abs=0.01)
     assert torch.equal(same, masks)
+    drawn = (noisy[:2] - 0.5) / torch.from_numpy(warp.deviations[:2])[:, None, None, None]
+    assert not torch.allclose(drawn[0], drawn[1], atol=0.1), "no two images have the same noise"
     part = warp.share(slice(2, 4)).apply(images[2:], masks[2:])[0]
     assert torch.equal(part, noisy[2:])

@@ -392,3 +392,18 @@ def test_command_stores_places_and_refuses_stain_with_them(slide, tmp_path, monk
     assert images.load(np.array([0])).shape == (1, 64, 64, 3)
     refused = run([*command, "--options", '{"stain": "macenko"}', "-o", str(tmp_path / "o.parquet")])
     assert isinstance(refused.exception, ConfigError) and "'stain' is 'macenko'" in str(refused.exception)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
+def test_interruption_while_a_slide_is_opened_is_no_fault_of_the_slide(slide, monkeypatch, raised):
+    stored = store.StoredSlide(slide, slide.stat().st_size, 64)
+    opened = store.open_slide
+
+    def fail(*_):
+        raise raised("while it was opened")
+
+    monkeypatch.setattr(store, "open_slide", fail)
+    with pytest.raises(KeyboardInterrupt if raised is KeyboardInterrupt else ImageTableError):
+        store.SlideTile(stored, 0, 0, 64.0).read()
+    monkeypatch.setattr(store, "open_slide", opened)
+    assert store.SlideTile(stored, 0, 0, 64.0).read().shape == (64, 64, 3), "it is opened anew"
