@@ -210,6 +210,15 @@ def test_networks_that_normalise_over_a_batch_are_trained_by_one_process(raw: di
     assert load_config(raw).finetune["other"].network == "unet-resnet18"
 
 
+def test_backbone_has_maps_for_six_widths_and_a_published_network_none_of_it() -> None:
+    keys = {"backbone": "efficientnet-lite0", "genes": "none", "vit": False, "pretrained": False}
+    assert load_options(FinetuneOptions, keys | {"channels": 6 * [8]}).backbone == "efficientnet-lite0"
+    with pytest.raises(ConfigError, match=r"'channels' are 7 widths, and 'efficientnet-lite0' has maps for 6: state"):
+        load_options(FinetuneOptions, keys | {"channels": 7 * [8]})
+    with pytest.raises(ConfigError, match=r"'network' is 'segformer-b0', which has no part for 'backbone': set"):
+        load_options(FinetuneOptions, keys | {"network": "segformer-b0"})
+
+
 def test_mri_has_no_stain_to_change(raw: dict[str, Any]) -> None:
     local = {"expression": {"table": "z.parquet", "positions": "genes.tsv"}, "mri": {"folder": "kaggle_3m"}}
     raw |= local | {"slides": None, "gdc": None}

@@ -9,6 +9,8 @@ from mgi.config.section import Section, invalid, sentence
 from mgi.config.vit import MAX_DEPTH, MAX_WIDTH, VIT_NAME_PATTERN, check_options
 
 ATTENTION_HEADS = 4
+# Full resolution, and the five halvings of EfficientNet.
+BACKBONE_LEVELS = 6
 MAX_STEPS = 10_000_000
 # What torch takes as a seed, and numpy everywhere.
 MAX_SEED = 2**32 - 1
@@ -203,6 +205,11 @@ class Finetune(Optimisation):
         max_length=16,
         description="widths of the convolutional path, one per halving of the resolution",
     )
+    backbone: Literal["efficientnet-lite0"] | None = Field(
+        None,
+        description="encoder of the convolutional path: EfficientNet-Lite0 from weights of ImageNet, each of its maps "
+        "projected to a width of `channels`, of which there are at most 6; null starts from random weights",
+    )
     neighbours: int = Field(
         0, ge=0, le=8, description="MRI: slices on either side that the convolutional path sees beside each slice"
     )
@@ -234,12 +241,20 @@ class Finetune(Optimisation):
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
-        parts = {"genes": self.genes != "none", "vit": self.vit, "pretrained": self.pretrained}
+        parts = {
+            "genes": self.genes != "none", "vit": self.vit, "pretrained": self.pretrained,
+            "backbone": self.backbone is not None,
+        }  # fmt: skip
         if self.network != "mgi" and any(parts.values()):
             key = next(key for key, used in parts.items() if used)
             raise sentence(
                 f"'{{at}}network' is '{self.network}', which has no part for '{{at}}{key}': set 'genes: none', 'vit: "
-                "false' and 'pretrained: false'"
+                "false', 'pretrained: false' and 'backbone: null'"
+            )
+        if self.backbone is not None and len(self.channels) > BACKBONE_LEVELS:
+            raise sentence(
+                f"'{{at}}channels' are {len(self.channels)} widths, and '{self.backbone}' has maps for "
+                f"{BACKBONE_LEVELS}: state fewer, or leave '{{at}}backbone' out"
             )
         return self
 

@@ -1,12 +1,12 @@
 """The segmenter: a convolutional path at high resolution, ViT features, and image tokens that attend to gene tokens."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgi.model.backbone import ConvolutionalPath, ImageNetPath, convolutions
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
 
@@ -29,15 +29,6 @@ def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probability * target).sum()
     dice = (2 * overlap + 1) / (probability.sum() + target.sum() + 1)
     return 1 - dice + F.binary_cross_entropy_with_logits(logits, target)
-
-
-def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    """Return two 3x3 convolutions, each with group normalisation and ReLU."""
-    groups = next(n for n in (8, 4, 2, 1) if outputs % n == 0)
-    layers: list[nn.Module] = []
-    for width in (inputs, outputs):
-        layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.GroupNorm(groups, outputs), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 class GeneAttention(nn.Module):
@@ -118,6 +109,8 @@ class Segmenter(nn.Module):
         Whether `predict` averages an image and its mirror image.
     gene_gate : float
         The gate of `GeneAttention` at first.
+    backbone : bool
+        Whether the convolutional path is an `ImageNetPath`.
     """
 
     # What config.json says of a model that was read from a folder.
@@ -133,21 +126,26 @@ class Segmenter(nn.Module):
         neighbours: int = 0,
         average_flips: bool = False,
         gene_gate: float = 1.0,
+        backbone: bool = False,
     ) -> None:
         super().__init__()
         self.neighbours, self.average_flips = neighbours, average_flips
         self.image_encoder = image_encoder
         self.gene_encoder = gene_encoder
         first, deepest = channels[0], channels[-1]
-        self.stem = nn.Sequential(nn.Conv2d(3 * (1 + 2 * neighbours), first, 3, padding=1), nn.ReLU())
-        self.down = nn.ModuleList(_convolutions(a, b) for a, b in pairwise(channels))
+        inputs = 3 * (1 + 2 * neighbours)
+        self.path = ImageNetPath(inputs, channels) if backbone else ConvolutionalPath(inputs, channels)
         if image_encoder is not None:
             self.from_vit = nn.Conv2d(image_encoder.map_dim, deepest, 1)
+            if backbone:
+                # What few patients taught a ViT would disturb published features: it starts without effect.
+                for parameter in self.from_vit.parameters():
+                    nn.init.zeros_(parameter)
         if gene_encoder is not None:
             self.fusion = GeneAttention(deepest, gene_encoder.dim, gate=gene_gate)
         steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
-        self.up = nn.ModuleList(_convolutions(b, b) for _, b in steps)
+        self.up = nn.ModuleList(convolutions(b, b) for _, b in steps)
         # The product of texture and genes, both unknown at first, is often not learnt through the decoder alone; these
         # logits are a short path from the fusion to the loss.
         self.coarse_head = nn.Conv2d(deepest, 1, 1)
@@ -189,11 +187,7 @@ class Segmenter(nn.Module):
         -------
         Tensor, [images, height, width]
         """
-        x = self.stem(2 * images - 1)
-        skips = []
-        for block in self.down:
-            skips.append(x)
-            x = block(F.avg_pool2d(x, 2))
+        *skips, x = self.path(2 * images - 1)
         if self.image_encoder is not None:
             context = self.from_vit(self.image_encoder.feature_map(images[:, :3]))
             x = x + F.interpolate(context, size=x.shape[-2:], mode="bilinear", align_corners=False)

@@ -59,7 +59,10 @@ def build_segmenter(description: SegmenterDescription, weights: bool = False) ->
         genes = build_gene_encoder(options.gene_encoder, len(description.genes))
     if options.vit:
         images = build_image_encoder(options.image_encoder, description.image_px, weights)
-    return Segmenter(options.channels, images, genes, options.neighbours, options.average_flips, options.gene_gate)
+    return Segmenter(
+        options.channels, images, genes, options.neighbours, options.average_flips, options.gene_gate,
+        options.backbone is not None,
+    )  # fmt: skip
 
 
 def build(description: AlignerDescription | SegmenterDescription) -> Aligner | Segmenter:

@@ -15,6 +15,7 @@ from mgi.config import FinetuneOptions, PretrainOptions
 from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
+from mgi.model.backbone import ImageNetPath
 from mgi.model.baseline import HALVINGS
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
@@ -255,6 +256,9 @@ def _build_model(
     """Build the segmenter with the encoders it starts from, their standardisation included."""
     options = description.options
     model = checkpoint.build_segmenter(description, options.image_encoder.weights and source is None)
+    if options.backbone is not None:
+        assert isinstance(model.path, ImageNetPath)  # a published network has no backbone
+        model.path.load_published_weights()
     if source is not None and pretrained is not None:
         _copy_encoders(model, description, source, pretrained)
     elif model.gene_encoder is not None:

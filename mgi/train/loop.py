@@ -23,6 +23,8 @@ from mgi.train.resume import LAST, code_hash, read_state, write_state
 MAX_GRADIENT_NORM = 1.0
 # A step's seed is the run's times SEED_STRIDE plus the step, and torch takes 64 bits.
 SEED_STRIDE = 1_000_003
+# What a network has learnt from a million photographs moves slowly.
+BACKBONE_LR_SCALE = 0.25
 # Parameters of the encoders that alignment alone trains.
 ALIGNED = ("component_map.weight", "texture_map.weight", ".gate")
 
@@ -31,6 +33,8 @@ Score = tuple[float, ...] | None
 
 def parameter_groups(model: nn.Module, options: Optimisation) -> list[dict[str, Any]]:
     """Sort parameters by weight decay and by learning rate: the encoders have their own, but for their `ALIGNED` maps.
+
+    What was trained on ImageNet (`backbone`) is trained at `BACKBONE_LR_SCALE` of the rate.
 
     Matrices decay, unless they are marked `_no_weight_decay`, as mamba's are, or named by `no_weight_decay()` of their
     module, as timm's are.
@@ -45,7 +49,7 @@ def parameter_groups(model: nn.Module, options: Optimisation) -> list[dict[str, 
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or name in exempt or getattr(parameter, "_no_weight_decay", False)
         is_slow = name.split(".")[0].endswith("_encoder") and not name.endswith(ALIGNED)
-        scale = options.encoder_lr_scale if is_slow else 1.0
+        scale = options.encoder_lr_scale if is_slow else BACKBONE_LR_SCALE if "backbone" in name.split(".") else 1.0
         groups.setdefault((0.0 if plain else options.weight_decay, scale), []).append(parameter)
     return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
 

