@@ -68,7 +68,10 @@ def measure(
     place = prepare_torch(options, options.device, genes=False)
     torch.manual_seed(options.seed)
     description = SegmenterDescription(options=options, fold="0", image_px=images.image_px, genes=[], threshold=0.5)
-    model = checkpoint.build_segmenter(description).to(memory_format=torch.channels_last).to(place.device)
+    model = checkpoint.build_segmenter(description)
+    if options.backbone is not None:
+        model.path.load_published_weights()
+    model = model.to(memory_format=torch.channels_last).to(place.device)
     batches = ImageBatches(images, NO_PROFILES, options, place)
     pools = [[np.intersect1d(rows, train) for rows in pool] for pool in batches.pools]
     batches.pools = [[rows for rows in pool if len(rows)] for pool in pools]
