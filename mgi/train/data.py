@@ -68,6 +68,11 @@ class Images:
         return None
 
     @property
+    def has_series(self) -> bool:
+        """Whether an image is a slice of a series."""
+        return bool((self.frame.groupby("source_id").z.nunique() > 1).any())
+
+    @property
     def mpp(self) -> float | None:
         """Microns per pixel of the images, None where they state none.
 

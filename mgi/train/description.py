@@ -106,11 +106,12 @@ class SegmenterDescription(Description):
     threshold: float = Field(ge=0, le=1)
     min_component: float = Field(0.0, ge=0, le=1)
     uses_genes: bool = True
+    temperature: float = Field(0.0, ge=0, le=100)
 
     @property
     def decision(self) -> Decision:
         """Which pixels are tumour, and whether by the genes."""
-        return Decision(self.threshold, self.min_component, self.uses_genes)
+        return Decision(self.threshold, self.min_component, self.uses_genes, self.temperature)
 
 
 ModelDescription = Annotated[AlignerDescription | SegmenterDescription, Field(discriminator="kind")]

@@ -22,7 +22,7 @@ from mgi.names import first_few
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, Warp, to_tensor
 from mgi.train.data import Images, iterate_images, read_images, read_roles, read_sites
-from mgi.train.decision import DECISIONS, Decision, choose_decision
+from mgi.train.decision import DECISIONS, SERIES_DECISIONS, Decision, choose_decision
 from mgi.train.description import SegmenterDescription, read_description
 from mgi.train.device import Place, prepare_torch
 from mgi.train.distributed import Ranks, join_ranks
@@ -278,11 +278,17 @@ def _validate(model: Segmenter, val: Images, profiles: Profiles, place: Place) -
     Steps are compared by the patient-mean Dice of the validation patients at the step's best decision; of equal ones
     the lower loss counts.
     """
-    dice, loss = score(model, val, profiles, DECISIONS, place)
+    decisions = _decisions_on(val)
+    dice, loss = score(model, val, profiles, decisions, place)
     best = float(dice.max())
-    chosen = choose_decision(dice)
-    measured = {"val_threshold": chosen.threshold, "val_min_component": chosen.min_component}
+    chosen = choose_decision(decisions, dice)
+    measured = {f"val_{name}": getattr(chosen, name) for name in ("threshold", "min_component", "temperature")}
     return (best, -loss), {"val_loss": loss, "val_dice": best, **measured}
+
+
+def _decisions_on(val: Images) -> tuple[Decision, ...]:
+    """Return what the validation patients may choose from: series of slices have thresholds of their own."""
+    return SERIES_DECISIONS if val.has_series else DECISIONS
 
 
 def _decide(model: Segmenter, val: Images, profiles: Profiles, options: FinetuneOptions, place: Place) -> Decision:
@@ -290,19 +296,20 @@ def _decide(model: Segmenter, val: Images, profiles: Profiles, options: Finetune
 
     Only where patients without a profile were trained on, so that the model knows what to do without.
     """
-    dice, _ = score(model, val, profiles, DECISIONS, place)
+    decisions = _decisions_on(val)
+    dice, _ = score(model, val, profiles, decisions, place)
     if model.gene_encoder is None or not options.patient_dropout:
-        return choose_decision(dice)
+        return choose_decision(decisions, dice)
     model.uses_genes = False
-    without, _ = score(model, val, profiles, DECISIONS, place)
+    without, _ = score(model, val, profiles, decisions, place)
     model.uses_genes = bool(without.max() <= dice.max())
     if model.uses_genes:
-        return choose_decision(dice)
+        return choose_decision(decisions, dice)
     log.warning(
         "the Dice of the validation patients is %.3f with their genes and %.3f without: the model leaves the genes out",
         dice.max(), without.max(),
     )  # fmt: skip
-    return choose_decision(without)._replace(uses_genes=False)
+    return choose_decision(decisions, without)._replace(uses_genes=False)
 
 
 def _check_edges(description: SegmenterDescription) -> None:

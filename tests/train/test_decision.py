@@ -1,4 +1,4 @@
-"""Which pixels are tumour: the threshold, and the connected components of a series that are kept."""
+"""Which pixels are tumour: the threshold, that of a series, and its connected components that are kept."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,16 @@ import pytest
 
 from mgi.config import FinetuneOptions
 from mgi.train import finetune as fine
-from mgi.train.decision import DECISIONS, Decision, choose_decision
+from mgi.train.decision import (
+    DECISIONS,
+    LEAST_PROBABILITY,
+    SERIES_DECISIONS,
+    TEMPERATURES,
+    Decision,
+    apply_each,
+    choose_decision,
+    find_threshold,
+)
 
 
 @pytest.fixture
@@ -53,12 +62,54 @@ def test_equally_large_components_are_all_kept():
 )
 def test_of_equal_dice_the_threshold_nearest_to_a_half_and_then_most_tissue_is_chosen(best, chosen):
     dice = np.array([0.8 if decision[:2] in best else 0.7 for decision in DECISIONS])
-    assert choose_decision(dice) == (*chosen, True)
+    assert choose_decision(DECISIONS, dice) == (*chosen, True, 0.0)
+
+
+def test_of_equal_dice_the_lowest_temperature_that_keeps_most_is_chosen():
+    dice = np.array([0.8 if decision.temperature in (2.0, 3.0) else 0.7 for decision in SERIES_DECISIONS])
+    assert choose_decision(SERIES_DECISIONS, dice) == Decision(temperature=2.0)
+
+
+def best_by_trial(probability: np.ndarray, temperature: float) -> float:
+    """The expected Dice of every possible mask, one by one."""
+    values = np.unique(probability[probability >= LEAST_PROBABILITY]).astype(np.float64)
+    counted = probability[probability >= LEAST_PROBABILITY].astype(np.float64)
+    odds = (counted / (1 - counted)) ** (1 / temperature)
+    tempered = odds / (1 + odds)
+    dice = [2 * tempered[counted >= t].sum() / ((counted >= t).sum() + tempered.sum()) for t in values]
+    return float(values[int(np.argmax(dice))])
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_threshold_of_a_series_has_the_highest_expected_dice(temperature):
+    probability = np.random.default_rng(0).beta(0.3, 0.6, size=(4, 20, 20)).clip(1e-6, 1 - 1e-6)
+    assert find_threshold(probability, temperature) == pytest.approx(best_by_trial(probability, temperature))
+
+
+def test_threshold_is_half_of_the_dice_that_can_be_expected():
+    """Lipton et al. (2014), on probabilities that are what they say."""
+    random = np.random.default_rng(1)
+    probability = random.uniform(LEAST_PROBABILITY, 1, size=(10, 100, 100))
+    reference = random.random(probability.shape) < probability
+    threshold = find_threshold(probability, 1.0)
+    mask = probability >= threshold
+    dice = 2 * (mask & reference).sum() / (mask.sum() + reference.sum())
+    assert threshold == pytest.approx(dice / 2, abs=0.01)
+
+
+def test_threshold_of_an_unsure_series_is_lower_and_of_an_image_the_stated_one(series):
+    unsure = np.where(series > 0, 0.25 * series, 0.0)
+    decision = Decision(0.5, 0.0, temperature=2.0)
+    assert not Decision(0.5).apply(unsure, is_series=True).any()
+    assert decision.apply(unsure, is_series=True).sum() == 25
+    assert not decision.apply(unsure, is_series=False).any()
+    assert not decision.apply(np.full_like(series, 0.04), is_series=True).any()
+    assert [mask.sum() for mask in apply_each((Decision(0.5), decision), unsure, True)] == [0, 25]
 
 
 def test_median_is_one_of_the_values():
     decisions = [Decision(0.3, 1.0), Decision(0.9, 0.0), Decision(0.5, 0.1, False), Decision(0.6, 0.1)]
-    assert Decision.median(decisions) == (0.5, 0.1, True)
+    assert Decision.median(decisions) == (0.5, 0.1, True, 0.0)
     assert not Decision.median(decisions[1:3]).uses_genes
     assert Decision.median(decisions[:1]) == decisions[0]
 
@@ -71,7 +122,8 @@ def test_genes_are_left_out_where_validation_patients_are_better_off_without(
     dice = {True: np.full(len(DECISIONS), 0.5), False: np.full(len(DECISIONS), 0.1)}
     dice[False][DECISIONS.index(Decision(0.7, 0.1))] = without
     monkeypatch.setattr(fine, "score", lambda model, *_: (dice[model.uses_genes], 0.0))
-    decision = fine._decide(model, None, None, FinetuneOptions(patient_dropout=dropout), None)
-    assert decision == ((0.5, 0.0, True) if used else (0.7, 0.1, False))
+    tiles = SimpleNamespace(has_series=False)
+    decision = fine._decide(model, tiles, None, FinetuneOptions(patient_dropout=dropout), None)
+    assert decision == (Decision(0.5, 0.0) if used else Decision(0.7, 0.1, False))
     assert model.uses_genes is used
     assert ("0.500 with their genes and 0.600 without" in caplog.text) is not used

@@ -26,7 +26,7 @@ from mgi.train import checkpoint
 from mgi.train import finetune as stage
 from mgi.train.batches import to_tensor
 from mgi.train.data import read_images
-from mgi.train.decision import Decision
+from mgi.train.decision import TEMPERATURES, Decision
 from mgi.train.device import Place
 from mgi.train.distributed import Ranks
 from mgi.train.finetune import ImageBatches, _read_profiles, finetune
@@ -115,7 +115,7 @@ def test_metrics_have_a_row_per_validation(finetuned):
     rows = list(csv.DictReader((finetuned / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     assert {"step", "loss", "lr", "images_per_second", "val_loss", "val_dice"} < set(rows[0])
-    assert {"val_threshold", "val_min_component"} < set(rows[0]) and len(rows[0]) == 8
+    assert {"val_threshold", "val_min_component", "val_temperature"} < set(rows[0]) and len(rows[0]) == 9
 
 
 def test_predictions_cover_the_test_images_with_their_references(finetuned, cohort):
@@ -125,7 +125,9 @@ def test_predictions_cover_the_test_images_with_their_references(finetuned, coho
     model, images = mgi.load(finetuned), read_images(cohort.sources, set(CASES[6:]))
     batches = predict_probabilities(model, images, read_profiles(cohort.expression), CPU)
     probability = np.concatenate([part for _, part in batches])
-    decision = Decision(config["threshold"], config["min_component"])
+    # These are slices of series, so each has its own threshold.
+    assert config["temperature"] in TEMPERATURES and images.has_series
+    decision = Decision(config["threshold"], config["min_component"], temperature=config["temperature"])
     masks = [decision.apply(volume, is_series=True) for volume in np.split(probability, 2)]
     for row, expected in zip(table.itertuples(), np.concatenate(masks), strict=True):
         assert (decode_mask(row.prediction) == expected).all()
@@ -287,19 +289,20 @@ def test_only_variants_with_genes_need_expression(cohort, pretrained, finetune_o
 def test_fold_all_writes_no_predictions(cohort, pretrained, finetune_options, tmp_path):
     finetune(finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path)
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "predictions.parquet").exists()
-    assert mgi.load(tmp_path).description.decision == (0.5, 0.0, True)
+    assert mgi.load(tmp_path).description.decision == Decision()
 
 
 def test_fold_all_decides_as_the_folds(cohort, finetuned, pretrained, finetune_options, tmp_path):
     inputs = (finetune_options(), cohort.sources, cohort.expression, cohort.splits, "all", None, tmp_path / "all")
     folds = []
-    for number, (threshold, share) in enumerate([(0.2, 0.1), (0.4, 1.0), (0.9, 0.0)]):
+    for number, stated in enumerate([(0.2, 0.1, 1.0), (0.4, 1.0, 3.0), (0.9, 0.0, 2.0)]):
         folds.append(tmp_path / f"fold{number}")
         folds[-1].mkdir()
-        stated = json.loads((finetuned / "config.json").read_text())
-        (folds[-1] / "config.json").write_text(json.dumps(stated | {"threshold": threshold, "min_component": share}))
+        config = json.loads((finetuned / "config.json").read_text())
+        config |= dict(zip(("threshold", "min_component", "temperature"), stated, strict=True))
+        (folds[-1] / "config.json").write_text(json.dumps(config))
     finetune(*inputs, folds)
-    assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1, True)
+    assert mgi.load(tmp_path / "all").description.decision == (0.4, 0.1, True, 2.0)
     with pytest.raises(CheckpointError, match="holds pre-trained encoders, not the fine-tuned model of a fold"):
         finetune(*inputs, [pretrained])
 

@@ -1,6 +1,7 @@
 """What validation measures, selects and records."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mgi.errors import CohortError
 from mgi.train import finetune as fine
 from mgi.train import pretrain as pre
 from mgi.train.data import read_images
-from mgi.train.decision import DECISIONS, Decision
+from mgi.train.decision import DECISIONS, SERIES_DECISIONS, Decision
 from mgi.train.device import Place
 from mgi.train.finetune import finetune
 from mgi.train.loop import TrainingRun, learning_rate
@@ -110,13 +111,19 @@ def test_effective_rank():
     )
 
 
-def test_step_is_chosen_by_the_best_dice_of_any_decision_and_then_by_the_loss(monkeypatch):
-    dice = np.full(len(DECISIONS), 0.1)
-    dice[DECISIONS.index(Decision(0.7, 0.3))] = 0.9
-    monkeypatch.setattr(fine, "score", lambda *_: (dice, 0.25))
-    score, measured = fine._validate(None, None, None, CPU)
+@pytest.mark.parametrize(("series", "decision"), [(False, Decision(0.7, 0.3)), (True, Decision(0.5, 0.1, True, 2.5))])
+def test_step_is_chosen_by_the_best_dice_of_any_decision_and_then_by_the_loss(series, decision, monkeypatch):
+    candidates = SERIES_DECISIONS if series else DECISIONS
+    monkeypatch.setattr(
+        fine, "score", lambda model, val, profiles, asked, place: (
+            np.array([0.9 if each == decision else 0.1 for each in asked]) if asked == candidates else None, 0.25
+        ),
+    )  # fmt: skip
+    score, measured = fine._validate(None, SimpleNamespace(has_series=series), None, CPU)
     assert score == (0.9, -0.25)
-    assert measured == {"val_loss": 0.25, "val_dice": 0.9, "val_threshold": 0.7, "val_min_component": 0.3}
+    chosen = {"threshold": decision.threshold, "min_component": decision.min_component}
+    chosen["temperature"] = decision.temperature
+    assert measured == {"val_loss": 0.25, "val_dice": 0.9} | {f"val_{key}": value for key, value in chosen.items()}
 
 
 @pytest.mark.parametrize(
