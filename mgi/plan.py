@@ -5,7 +5,7 @@ The Snakefile calls this while it builds its graph; nothing here knows Snakemake
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from mgi.prepare.folds import check_enough
 from mgi.prepare.local import LocalSlide, describe_stray_mpp, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
-from mgi.prepare.series import fingerprint
+from mgi.prepare.series import Series, find_series, fingerprint
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,20 @@ class Plan:
             _ = self.annotations, self.stray_mpp
         _ = self.mri_state, self.features_state
 
-    def _check_enough(self, useful: set[str], kind: str) -> None:
-        """Refuse own slides of which too few cases are annotated, or paired with expression, for the folds."""
-        cases = pd.DataFrame({"group": sorted({slide.case_id for slide in self.own_slides})})
-        cases["labelled"] = cases["group"].isin(useful)
-        check_enough(cases, cases["labelled"].to_numpy(), self.config.split.folds, kind)
+    def check_labelled(self, unusable: Collection[str] = (), without_tumour: Collection[str] = ()) -> None:
+        """Raise `CohortError` where too few cases with own images are labelled for the folds, or have tumour.
+
+        The arguments are source_ids: images that will be left out, and those of whose annotation nothing is tumour.
+        """
+        labelled = set(self.annotations) | {one.source_id for one in self.series if one.is_labelled}
+        labelled &= self.imaged.keys() - set(unusable)
+        cases, tumour = ({self.imaged[name] for name in names} for names in (labelled, labelled - set(without_tumour)))
+        self._check_enough(cases, tumour, "labelled")
+
+    def _check_enough(self, labelled: set[str], useful: set[str], kind: str) -> None:
+        cases = pd.DataFrame({"group": sorted(set(self.imaged.values()))})
+        cases["labelled"] = cases["group"].isin(labelled)
+        check_enough(cases, cases["group"].isin(useful).to_numpy(), self.config.split.folds, kind)
 
     # ---- acquire
 
@@ -132,17 +141,17 @@ class Plan:
         return inspect_features(self.own_slides)[1] if self.config.features else {}
 
     def find_unpaired(self) -> list[str]:
-        """Return what there is to say of the cases of own slides that have no expression, one sentence each.
+        """Return what there is to say of the cases with own images that have no expression, one sentence each.
 
         Raises
         ------
         CohortError
-            If none has expression, or too few are annotated, or of features paired, for the folds.
+            If none has expression, or too few are labelled, or of features paired, for the folds.
         ExpressionError
             If the table of expression cannot be used.
         """
-        own, expression = self.config.own, self.config.expression
-        if own is None:
+        expression = self.config.expression
+        if not self.imaged:
             return []
         if expression.table is not None:
             where = expression.table
@@ -154,14 +163,13 @@ class Plan:
             expressed = [case for one in tables for case in one.loc[one["data_type"] == EXPRESSION, "case_id"].dropna()]
         else:
             return []
-        imaged = [slide.case_id for slide in self.own_slides]
-        check_paired(imaged, expressed, str(own.own), where)
+        imaged, own, mri = list(self.imaged.values()), self.config.own, self.config.mri
+        check_paired(imaged, expressed, str(own.own if own else mri and mri.folder), where)
         if self.config.features:
-            usable = (slide.case_id for slide in self.own_slides if slide.source_id not in self.unusable)
-            self._check_enough(set(usable) & set(expressed), "paired")
+            paired = {self.imaged[name] for name in self.imaged.keys() - self.unusable} & set(expressed)
+            self._check_enough(paired, paired, "paired")
         else:
-            annotated = (slide.case_id for slide in self.own_slides if slide.source_id in self.annotations)
-            self._check_enough(set(annotated), "labelled")
+            self.check_labelled()
         return describe_lacking(imaged, expressed)
 
     def manifest(self, project: str) -> pd.DataFrame:
@@ -262,6 +270,17 @@ class Plan:
         own, list_own = self.config.own, list_features if self.config.features else list_local_slides
         return list_own(own.own, own.case_pattern) if own and own.own else []
 
+    @cached_property
+    def series(self) -> list[Series]:
+        """The MRI series; none where images are slides."""
+        return find_series(self.config.mri.folder) if self.config.mri else []
+
+    @cached_property
+    def imaged(self) -> dict[str, str]:
+        """The cases of own slides, files of features and MRI series, by source_id."""
+        own = {one.source_id: one.case_id for one in self.own_slides}
+        return own | {one.source_id: one.case_id for one in self.series}
+
     @property
     def draws_previews(self) -> bool:
         """Whether a picture of each slide is made."""
@@ -316,7 +335,7 @@ class Plan:
     @cached_property
     def mri_state(self) -> str:
         """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
-        return fingerprint(self.config.mri.folder) if self.config.mri else ""
+        return fingerprint(self.config.mri.folder, self.series) if self.config.mri else ""
 
     @cached_property
     def features_state(self) -> str:
