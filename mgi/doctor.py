@@ -157,6 +157,10 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
         return
     try:
         plan = check_inputs(config)
+        if config.simulate is None and config.expression.table is None and config.expression.positions is not None:
+            from mgi.prepare.expression import read_star_places
+
+            read_star_places(config.expression.positions, config.expression.unit)
         yield from examine_slides(config, plan)
         yield from examine_series(config, plan)
         yield from examine_features(config, plan)

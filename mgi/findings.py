@@ -109,13 +109,13 @@ def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:
 
 
 def examine_pinned(config: Config) -> tuple[int | None, list[Finding]]:
-    """Count the pinned files and those of them that each mirror on this machine has whole.
+    """Count the pinned files that the configuration reads, and those that each mirror on this machine has whole.
 
     Returns the number that no such mirror has, None where a project is not pinned, and the findings.
     """
     import pandas as pd
 
-    from mgi.acquire.manifest import read_manifest
+    from mgi.acquire.manifest import ANNOTATION, KINDS, read_manifest
     from mgi.acquire.sources import Folder
 
     assert config.gdc is not None
@@ -132,7 +132,11 @@ def examine_pinned(config: Config) -> tuple[int | None, list[Finding]]:
             continue
         cases = tables[-1]["case_id"].nunique()
         findings.append(Finding(PASS, "gdc.projects", f"{path} pins {len(tables[-1])} files of {cases} cases"))
-    rows = [row for table in tables for row in table.to_dict("records")]
+    options = config.query_options()
+    kinds = {KINDS[name] for name in options["data_types"]}
+    if "annotation_file_id" in options:
+        kinds.add(ANNOTATION)
+    rows = [row for table in tables for row in table.to_dict("records") if row["data_type"] in kinds]
     files = {(row["file_id"], row["file_name"]): None if pd.isna(row["size"]) else int(row["size"]) for row in rows}
     lacking = set(files)
     for address in config.gdc.mirrors:

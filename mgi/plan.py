@@ -20,7 +20,7 @@ from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
 from mgi.prepare.features import describe_unusable, fingerprint_features, inspect_features, list_features
-from mgi.prepare.folds import check_enough
+from mgi.prepare.folds import check_enough, check_enough_paired
 from mgi.prepare.local import LocalSlide, describe_stray_mpp, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
@@ -82,10 +82,13 @@ class Plan:
 
         The arguments are source_ids: images that will be left out, and those of whose annotation nothing is tumour.
         """
-        labelled = set(self.annotations) | {one.source_id for one in self.series if one.is_labelled}
-        labelled &= self.imaged.keys() - set(unusable)
+        labelled = self._labelled - set(unusable)
         cases, tumour = ({self.imaged[name] for name in names} for names in (labelled, labelled - set(without_tumour)))
         self._check_enough(cases, tumour, "labelled")
+
+    @property
+    def _labelled(self) -> set[str]:
+        return (self.imaged.keys() & self.annotations) | {one.source_id for one in self.series if one.is_labelled}
 
     def _check_enough(self, labelled: set[str], useful: set[str], kind: str) -> None:
         cases = pd.DataFrame({"group": sorted(set(self.imaged.values()))})
@@ -146,7 +149,7 @@ class Plan:
         Raises
         ------
         CohortError
-            If none has expression, or too few are labelled, or of features paired, for the folds.
+            If none has expression, or too few are labelled or paired for the folds.
         ExpressionError
             If the table of expression cannot be used.
         """
@@ -165,11 +168,15 @@ class Plan:
             return []
         imaged, own, mri = list(self.imaged.values()), self.config.own, self.config.mri
         check_paired(imaged, expressed, str(own.own if own else mri and mri.folder), where)
+        usable = self.imaged.keys() - self.unusable
+        paired = {self.imaged[name] for name in usable} & set(expressed)
+        labelled = {self.imaged[name] for name in self._labelled}
         if self.config.features:
-            paired = {self.imaged[name] for name in self.imaged.keys() - self.unusable} & set(expressed)
             self._check_enough(paired, paired, "paired")
         else:
             self.check_labelled()
+        if self.config.features or any(map(self.encoders, self.config.compared)):
+            check_enough_paired(len(paired), len(labelled - paired), self.config.split.folds)
         return describe_lacking(imaged, expressed)
 
     def manifest(self, project: str) -> pd.DataFrame:
@@ -196,13 +203,7 @@ class Plan:
         return self.config.gdc.files_per_job if self.config.gdc else 1
 
     def gene_annotation(self) -> str:
-        """Return {file_id}/{file_name} of the gene annotation that the first project's manifest pins.
-
-        Raises
-        ------
-        ManifestError
-            If it pins none.
-        """
+        """Return {file_id}/{file_name} of the annotation that the first manifest pins, or raise `ManifestError`."""
         project = self.projects[0]
         manifest = self.manifest(project)
         for row in manifest[manifest["data_type"] == ANNOTATION].itertuples():

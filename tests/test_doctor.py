@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mgi import doctor
-from mgi.acquire.manifest import SLIDES
+from mgi.acquire.manifest import EXPRESSION, SLIDES
 from mgi.check import check_configuration
 from mgi.cli import app
 from mgi.errors import MGIError
@@ -250,10 +250,10 @@ def test_annotations_of_own_slides_are_read(own_slides, tmp_path):
 
 def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for number in range(6):
+    for number in range(8):
         path = write_features(tmp_path / f"features/P{number}.h5", seed=number)
     path.write_bytes(b"x")
-    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 8)))
     (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
     raw = yaml.safe_load((ROOT / "config/patch-features.yaml").read_text()) | {"features": {"folder": "features"}}
     raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
@@ -264,11 +264,12 @@ def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
         return [(one.state, one.found) for one in found if one.subject in ("features", "inputs", "models")]
 
     first, damaged, unpaired, models = find()
-    assert first == (PASS, "6 files of features, of 6 cases") and models == (PASS, "2 can be built")
-    assert damaged[0] == WARN and damaged[1].startswith("1 of 6 files of features will be left out, 'P5': unreadable")
-    assert unpaired == (WARN, "1 of 6 cases with images have no expression: 'P0'")
+    assert first == (PASS, "8 files of features, of 8 cases") and models == (PASS, "2 can be built")
+    assert damaged[0] == WARN and damaged[1].startswith("1 of 8 files of features will be left out, 'P7': unreadable")
+    assert unpaired == (WARN, "1 of 8 cases with images have no expression: 'P0'")
     with pytest.raises(MGIError, match="3 paired patients are too few for 2 folds with a test, a val and a training"):
-        (tmp_path / "features/P3.h5").unlink()
+        for number in (3, 4, 5):
+            (tmp_path / f"features/P{number}.h5").unlink()
         check_configuration(tmp_path / "own.yaml")
     for path in (tmp_path / "features").iterdir():
         path.write_bytes(b"x")
@@ -340,15 +341,32 @@ def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):
     path = tmp_path / "resources/gdc/TCGA-SIM/manifest.parquet"
     path.parent.mkdir(parents=True)
     rows = [{"file_name": name, "data_type": SLIDES, "case_id": "TCGA-S1-0001"} for name in ("a.svs", "b.svs")]
+    # The configuration has a table of expression and reads none of these.
+    rows.append({"file_name": "c.star_counts.tsv", "data_type": EXPRESSION, "case_id": "TCGA-S1-0001"})
     write_manifest(path, rows)
     raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text())
+    raw["expression"] = {"table": "e.csv"}
+    (tmp_path / "e.csv").touch()
     raw["gdc"] = {"projects": ["TCGA-SIM"], "mirrors": ["mirror"], "api_url": "http://127.0.0.1:9"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
     found = states(tmp_path / "own.yaml")
-    assert found["gdc.projects"] == (PASS, "resources/gdc/TCGA-SIM/manifest.parquet pins 2 files of 1 cases; ")
+    assert found["gdc.projects"] == (PASS, "resources/gdc/TCGA-SIM/manifest.parquet pins 3 files of 1 cases; ")
     said = [(one.state, one.found) for one in doctor.examine(tmp_path / "own.yaml") if one.subject == "gdc.mirrors"]
     assert said[0] == (PASS, "mirror has 1 of 2 pinned files") and said[1][0] == WARN
     assert said[1][1] == "1 of 2 pinned files are in no folder, or in part, and are fetched: 'b.svs'"
     assert found["gdc.api_url"][0] == FAIL
     part.rename(part.with_suffix(""))
     assert states(tmp_path / "own.yaml")["gdc.api_url"][0] == WARN
+
+
+def test_positions_without_the_ids_or_lengths_that_star_counts_need_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text()) | {"expression": {"positions": "g.tsv"}}
+    raw["slides"].pop("annotations")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\n")
+    assert (
+        states(tmp_path / "own.yaml")["inputs"][0] == FAIL and "gene_id" in states(tmp_path / "own.yaml")["inputs"][1]
+    )
+    (tmp_path / "g.tsv").write_text("gene_id\tchromosome\tstart\nENSG00000141510\tchr17\t5\n")
+    assert "lacks the column length" in states(tmp_path / "own.yaml")["inputs"][1]
