@@ -8,22 +8,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mgi.check import MANIFEST, check_inputs, check_models
+from mgi.check import check_inputs, check_models
 from mgi.config import LOCAL, Config, load_config
 from mgi.errors import MGIError, MissingPackageError
-from mgi.names import first_few
+from mgi.findings import FAIL, PASS, WARN, Finding, examine_features, examine_pinned, examine_series, examine_slides
 
-if TYPE_CHECKING:
-    from mgi.plan import Plan
-
-PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 MIN_CONDA = Version("24.7.1")
 MIN_FREE_GB = 10
 PROGRAM_SECONDS = 20
@@ -31,16 +25,6 @@ SCAN_PACKAGES = {"cpu": "numba", "cuda": "mamba-ssm or triton"}
 REINSTALL = "run: pip install --no-deps -r requirements.lock"
 # Each loads a native library of its own, and fails in its own way where that library is missing or of another build.
 NATIVE = {"openslide": "openslide-bin", "pyvips": "pyvips-binary", "torchvision": "torchvision", "timm": "timm"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: PASS, WARN (something optional is missing) or FAIL, what was found, and the fix if any."""
-
-    state: str
-    subject: str
-    found: str
-    fix: str = ""
 
 
 def examine(config_file: Path | None) -> Iterator[Finding]:
@@ -64,8 +48,8 @@ def examine(config_file: Path | None) -> Iterator[Finding]:
     yield Finding(PASS, "configuration", f"{config_file} is valid")
     yield from (Finding(WARN, "configuration", sentence) for sentence in config.warnings())
     for subject, findings in {
-        "inputs": _check_inputs(config),
         "mri.folder": _check_mri(config),
+        "inputs": _check_inputs(config),
         "slides.fetch_from": _check_idc(config),
         "device": _check_device(config),
         "scan": _check_scan(config),
@@ -173,51 +157,16 @@ def _check_inputs(config: Config) -> Iterator[Finding]:
         return
     try:
         plan = check_inputs(config)
-        yield from _check_own_slides(config, plan)
-        yield from _check_features(config, plan)
+        if config.simulate is None and config.expression.table is None and config.expression.positions is not None:
+            from mgi.prepare.expression import read_star_places
+
+            read_star_places(config.expression.positions, config.expression.unit)
+        yield from examine_slides(config, plan)
+        yield from examine_series(config, plan)
+        yield from examine_features(config, plan)
         yield from (Finding(WARN, "inputs", sentence) for sentence in plan.find_unpaired() + plan.stray_mpp)
     except MGIError as error:
         yield Finding(FAIL, "inputs", str(error))
-
-
-def _check_own_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
-    """Count the user's own slides, and open each and its annotation to see whether it will be tiled."""
-    slides, own = config.slides, plan.own_slides
-    if slides is None or not own:
-        return
-    from mgi.prepare.slides import find_unusable
-
-    cases = len({slide.case_id for slide in own})
-    yield Finding(PASS, "slides", f"{len(own)} slides of {cases} cases; {len(plan.annotations)} have an annotation")
-    reasons = find_unusable(own, slides, plan.annotations)
-    for reason, names in sorted(_group_by_kind(reasons).items()):
-        state = FAIL if len(reasons) == len(own) else WARN
-        yield Finding(state, "slides", f"{len(names)} of {len(own)} will be left out, {first_few(names)}: {reason}")
-
-
-def _check_features(config: Config, plan: "Plan") -> Iterator[Finding]:
-    """Count the files of features, and read the header of each to see whether it will be imported."""
-    if config.features is None:
-        return
-    from mgi.prepare.features import describe_unusable
-
-    cases = len({slide.case_id for slide in plan.own_slides})
-    yield Finding(PASS, "features", f"{len(plan.own_slides)} files of features, of {cases} cases")
-    try:
-        yield from (
-            Finding(WARN, "features", sentence) for sentence in describe_unusable(plan.own_slides, plan.unusable)
-        )
-    except MGIError as error:
-        yield Finding(FAIL, "features", str(error))
-
-
-def _group_by_kind(reasons: dict[str, str]) -> dict[str, list[str]]:
-    """Group slides whose reasons are of one kind, the part before the colon, under the first's reason."""
-    kinds: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        groups.setdefault(kinds.setdefault(reason.split(":")[0], reason), []).append(name)
-    return groups
 
 
 def _check_mri(config: Config) -> Iterator[Finding]:
@@ -292,7 +241,7 @@ def _check_gdc(config: Config) -> Iterator[Finding]:
             yield Finding(PASS, "gdc.token_file", config.gdc.token_file)
         except MGIError as error:
             yield Finding(FAIL, "gdc.token_file", str(error))
-    lacking, findings = _check_pinned_files(config)
+    lacking, findings = examine_pinned(config)
     yield from findings
     if config.gdc.api_url.startswith(LOCAL):
         yield _check_local_gdc(Path(config.gdc.api_url.removeprefix(LOCAL)))
@@ -308,43 +257,6 @@ def _check_gdc(config: Config) -> Iterator[Finding]:
             FAIL, "gdc.api_url", str(error),
             "check the network and the proxy of this machine; compute nodes often have none, login nodes do",
         )  # fmt: skip
-
-
-def _check_pinned_files(config: Config) -> tuple[int | None, list[Finding]]:
-    """Count the pinned files and those of them that each mirror on this machine has.
-
-    Returns the number that no such mirror has, None where a project is not pinned, and the findings.
-    """
-    from mgi.acquire.manifest import read_manifest
-    from mgi.acquire.sources import Folder
-
-    assert config.gdc is not None
-    findings, tables = [], []
-    for project in config.gdc.projects:
-        path = Path(MANIFEST.format(project=project))
-        if not path.exists():
-            findings.append(Finding(PASS, "gdc.projects", f"{project} is not pinned yet: the first run pins it"))
-            continue
-        try:
-            tables.append(read_manifest(path))
-        except MGIError as error:
-            findings.append(Finding(FAIL, "gdc.projects", str(error)))
-            continue
-        cases = tables[-1]["case_id"].nunique()
-        findings.append(Finding(PASS, "gdc.projects", f"{path} pins {len(tables[-1])} files of {cases} cases"))
-    pinned = {(str(row.file_id), str(row.file_name)) for table in tables for row in table.itertuples()}
-    lacking = set(pinned)
-    for address in config.gdc.mirrors:
-        if "://" in address:
-            continue
-        if not Path(address).is_dir():
-            findings.append(Finding(FAIL, "gdc.mirrors", f"{address} does not exist", "create it or correct the key"))
-        elif pinned:
-            there = {pair for pair in pinned if Folder(Path(address)).find(*pair)}
-            lacking -= there
-            state = PASS if there else WARN
-            findings.append(Finding(state, "gdc.mirrors", f"{address} has {len(there)} of {len(pinned)} pinned files"))
-    return (len(lacking) if len(tables) == len(config.gdc.projects) else None), findings
 
 
 def _check_local_gdc(folder: Path) -> Finding:

@@ -5,7 +5,7 @@ The Snakefile calls this while it builds its graph; nothing here knows Snakemake
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,11 @@ from mgi.names import check_name, first_few
 from mgi.prepare.annotations import check_annotations
 from mgi.prepare.cohort import group_slides, slide_batches
 from mgi.prepare.features import describe_unusable, fingerprint_features, inspect_features, list_features
-from mgi.prepare.folds import check_enough
+from mgi.prepare.folds import check_enough, check_enough_paired
 from mgi.prepare.local import LocalSlide, describe_stray_mpp, list_local_slides, read_mpp_table, tabulate_slides
 from mgi.prepare.matrix import list_cases
 from mgi.prepare.pairing import check_paired, describe_lacking
-from mgi.prepare.series import fingerprint
+from mgi.prepare.series import Series, find_series, fingerprint
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,23 @@ class Plan:
             _ = self.annotations, self.stray_mpp
         _ = self.mri_state, self.features_state
 
-    def _check_enough(self, useful: set[str], kind: str) -> None:
-        """Refuse own slides of which too few cases are annotated, or paired with expression, for the folds."""
-        cases = pd.DataFrame({"group": sorted({slide.case_id for slide in self.own_slides})})
-        cases["labelled"] = cases["group"].isin(useful)
-        check_enough(cases, cases["labelled"].to_numpy(), self.config.split.folds, kind)
+    def check_labelled(self, unusable: Collection[str] = (), without_tumour: Collection[str] = ()) -> None:
+        """Raise `CohortError` where too few cases with own images are labelled for the folds, or have tumour.
+
+        The arguments are source_ids: images that will be left out, and those of whose annotation nothing is tumour.
+        """
+        labelled = self._labelled - set(unusable)
+        cases, tumour = ({self.imaged[name] for name in names} for names in (labelled, labelled - set(without_tumour)))
+        self._check_enough(cases, tumour, "labelled")
+
+    @property
+    def _labelled(self) -> set[str]:
+        return (self.imaged.keys() & self.annotations) | {one.source_id for one in self.series if one.is_labelled}
+
+    def _check_enough(self, labelled: set[str], useful: set[str], kind: str) -> None:
+        cases = pd.DataFrame({"group": sorted(set(self.imaged.values()))})
+        cases["labelled"] = cases["group"].isin(labelled)
+        check_enough(cases, cases["group"].isin(useful).to_numpy(), self.config.split.folds, kind)
 
     # ---- acquire
 
@@ -132,17 +144,17 @@ class Plan:
         return inspect_features(self.own_slides)[1] if self.config.features else {}
 
     def find_unpaired(self) -> list[str]:
-        """Return what there is to say of the cases of own slides that have no expression, one sentence each.
+        """Return what there is to say of the cases with own images that have no expression, one sentence each.
 
         Raises
         ------
         CohortError
-            If none has expression, or too few are annotated, or of features paired, for the folds.
+            If none has expression, or too few are labelled or paired for the folds.
         ExpressionError
             If the table of expression cannot be used.
         """
-        own, expression = self.config.own, self.config.expression
-        if own is None:
+        expression = self.config.expression
+        if not self.imaged:
             return []
         if expression.table is not None:
             where = expression.table
@@ -154,14 +166,17 @@ class Plan:
             expressed = [case for one in tables for case in one.loc[one["data_type"] == EXPRESSION, "case_id"].dropna()]
         else:
             return []
-        imaged = [slide.case_id for slide in self.own_slides]
-        check_paired(imaged, expressed, str(own.own), where)
+        imaged, own, mri = list(self.imaged.values()), self.config.own, self.config.mri
+        check_paired(imaged, expressed, str(own.own if own else mri and mri.folder), where)
+        usable = self.imaged.keys() - self.unusable
+        paired = {self.imaged[name] for name in usable} & set(expressed)
+        labelled = {self.imaged[name] for name in self._labelled}
         if self.config.features:
-            usable = (slide.case_id for slide in self.own_slides if slide.source_id not in self.unusable)
-            self._check_enough(set(usable) & set(expressed), "paired")
+            self._check_enough(paired, paired, "paired")
         else:
-            annotated = (slide.case_id for slide in self.own_slides if slide.source_id in self.annotations)
-            self._check_enough(set(annotated), "labelled")
+            self.check_labelled()
+        if self.config.features or any(map(self.encoders, self.config.compared)):
+            check_enough_paired(len(paired), len(labelled - paired), self.config.split.folds)
         return describe_lacking(imaged, expressed)
 
     def manifest(self, project: str) -> pd.DataFrame:
@@ -188,13 +203,7 @@ class Plan:
         return self.config.gdc.files_per_job if self.config.gdc else 1
 
     def gene_annotation(self) -> str:
-        """Return {file_id}/{file_name} of the gene annotation that the first project's manifest pins.
-
-        Raises
-        ------
-        ManifestError
-            If it pins none.
-        """
+        """Return {file_id}/{file_name} of the annotation that the first manifest pins, or raise `ManifestError`."""
         project = self.projects[0]
         manifest = self.manifest(project)
         for row in manifest[manifest["data_type"] == ANNOTATION].itertuples():
@@ -262,6 +271,17 @@ class Plan:
         own, list_own = self.config.own, list_features if self.config.features else list_local_slides
         return list_own(own.own, own.case_pattern) if own and own.own else []
 
+    @cached_property
+    def series(self) -> list[Series]:
+        """The MRI series; none where images are slides."""
+        return find_series(self.config.mri.folder) if self.config.mri else []
+
+    @cached_property
+    def imaged(self) -> dict[str, str]:
+        """The cases of own slides, files of features and MRI series, by source_id."""
+        own = {one.source_id: one.case_id for one in self.own_slides}
+        return own | {one.source_id: one.case_id for one in self.series}
+
     @property
     def draws_previews(self) -> bool:
         """Whether a picture of each slide is made."""
@@ -316,7 +336,7 @@ class Plan:
     @cached_property
     def mri_state(self) -> str:
         """A hash of the names, sizes and times of the MRI folder's files, which changes with a corrected mask."""
-        return fingerprint(self.config.mri.folder) if self.config.mri else ""
+        return fingerprint(self.config.mri.folder, self.series) if self.config.mri else ""
 
     @cached_property
     def features_state(self) -> str:

@@ -8,21 +8,23 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from typer.testing import CliRunner
 
 from mgi import doctor
-from mgi.acquire.manifest import SLIDES
+from mgi.acquire.manifest import EXPRESSION, SLIDES
 from mgi.check import check_configuration
 from mgi.cli import app
-from mgi.doctor import FAIL, PASS, WARN
 from mgi.errors import MGIError
+from mgi.findings import FAIL, PASS, WARN
 from mgi.simulate.cohort import RELEASE
 from tests.conftest import ROOT
 from tests.prepare.conftest import tissue_picture, write_manifest, write_slide
 from tests.prepare.features import write_features
+from tests.prepare.nifti import brain, write_nifti
 
 
 def states(config=None) -> dict[str, tuple[str, str]]:
@@ -187,6 +189,12 @@ def test_the_command_prints_a_line_each_and_exits_with_1_on_a_failure(tmp_path):
     assert [line[:4] for line in result.stdout.splitlines()] == [PASS] * 5 + [WARN] * 2 + [FAIL]
 
 
+def outlined(name: str) -> str:
+    """Return a square of a class as GeoJSON."""
+    square = {"type": "Polygon", "coordinates": [[[64, 64], [64, 192], [192, 192], [64, 64]]]}
+    return json.dumps({"type": "Feature", "geometry": square, "properties": {"classification": {"name": name}}})
+
+
 @pytest.fixture
 def own_slides(tmp_path, monkeypatch):
     """A configuration of five own slides, of which one is damaged and one states no mpp, and expression of four."""
@@ -194,7 +202,7 @@ def own_slides(tmp_path, monkeypatch):
     for number in range(5):
         path = write_slide(tmp_path / f"slides/P{number}.svs", tissue_picture(256, 256), 0.5 if number else None)
         (tmp_path / "annotations").mkdir(exist_ok=True)
-        (tmp_path / f"annotations/P{number}.geojson").write_text("[]")
+        (tmp_path / f"annotations/P{number}.geojson").write_text(outlined("Tumor"))
     path.write_bytes(b"\0" * 100)
     (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
     (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
@@ -210,7 +218,25 @@ def test_every_own_slide_is_opened(own_slides):
     assert found[0] == (PASS, "5 slides of 5 cases; 5 have an annotation")
     assert found[1][0] == WARN and found[1][1].startswith("1 of 5 will be left out, 'P0': no mpp: its metadata state")
     assert found[2] == (WARN, "1 of 5 will be left out, 'P4': unreadable: not a slide that OpenSlide reads")
-    assert found[3] == (WARN, "1 of 5 cases with images have no expression: 'P0'") and len(found) == 4
+    assert found[3] == (FAIL, "3 labelled patients are too few for 2 folds with a test, a val and a training patient "
+                        "each: 4 are needed; label more, or ask for fewer folds")  # fmt: skip
+    assert found[4] == (WARN, "1 of 5 cases with images have no expression: 'P0'") and len(found) == 5
+
+
+def test_slides_without_tumour_or_annotation_are_named(own_slides, tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"annotations/P{number}.geojson").write_text(outlined("Stroma"))
+    (tmp_path / "annotations/P3.geojson").rename(tmp_path / "annotations/P33.qpdata")
+    found = [one for one in doctor.examine(own_slides) if one.subject == "slides"]
+    assert found[0].found == "5 slides of 5 cases; 4 have an annotation"
+    assert found[1].state == WARN and "{slide}.geojson" in found[1].fix
+    assert found[1].found == (
+        "1 of 5 have no annotation, pre-training alone uses them: 'P3'; 1 files in annotations are named after no "
+        "slide: 'P33.qpdata'"
+    )
+    (bare,) = (one for one in found if "without tumour" in one.found)
+    assert bare.state == WARN and "slides.tumour_classes" in bare.fix
+    assert bare.found == "2 of 5 are annotated without tumour, 'P1', 'P2': the first has 'Stroma'"
 
 
 def test_annotations_of_own_slides_are_read(own_slides, tmp_path):
@@ -224,10 +250,10 @@ def test_annotations_of_own_slides_are_read(own_slides, tmp_path):
 
 def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for number in range(6):
+    for number in range(8):
         path = write_features(tmp_path / f"features/P{number}.h5", seed=number)
     path.write_bytes(b"x")
-    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 8)))
     (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
     raw = yaml.safe_load((ROOT / "config/patch-features.yaml").read_text()) | {"features": {"folder": "features"}}
     raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
@@ -238,30 +264,109 @@ def test_every_file_of_features_is_opened(tmp_path, monkeypatch):
         return [(one.state, one.found) for one in found if one.subject in ("features", "inputs", "models")]
 
     first, damaged, unpaired, models = find()
-    assert first == (PASS, "6 files of features, of 6 cases") and models == (PASS, "2 can be built")
-    assert damaged[0] == WARN and damaged[1].startswith("1 of 6 files of features will be left out, 'P5': unreadable")
-    assert unpaired == (WARN, "1 of 6 cases with images have no expression: 'P0'")
+    assert first == (PASS, "8 files of features, of 8 cases") and models == (PASS, "2 can be built")
+    assert damaged[0] == WARN and damaged[1].startswith("1 of 8 files of features will be left out, 'P7': unreadable")
+    assert unpaired == (WARN, "1 of 8 cases with images have no expression: 'P0'")
     with pytest.raises(MGIError, match="3 paired patients are too few for 2 folds with a test, a val and a training"):
-        (tmp_path / "features/P3.h5").unlink()
+        for number in (3, 4, 5):
+            (tmp_path / f"features/P{number}.h5").unlink()
         check_configuration(tmp_path / "own.yaml")
     for path in (tmp_path / "features").iterdir():
         path.write_bytes(b"x")
     assert (FAIL in dict(find())) and "none of 5 files of features can be used" in str(find())
 
 
+@pytest.fixture
+def own_mri(tmp_path, monkeypatch):
+    """A configuration of six patients' NIfTI, of which the test spoils some."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        write_nifti(tmp_path / f"series/P{number}", f"P{number}", brain())
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\n" + "".join(f"P{number},1.5,-2\n" for number in range(1, 6)))
+    (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
+    raw = yaml.safe_load((ROOT / "config/brats-mri.yaml").read_text())
+    raw["expression"] = {"table": "e.csv", "positions": "g.tsv", "table_unit": "z-score"}
+    raw["mri"]["folder"] = "series"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+    return tmp_path / "own.yaml"
+
+
+def describe(config):
+    return [(one.state, one.found) for one in doctor.examine(config) if one.subject in ("mri.folder", "inputs")]
+
+
+def test_every_series_is_opened_and_paired(own_mri, tmp_path):
+    assert describe(own_mri) == [
+        (PASS, "series: 6 series"),
+        (WARN, "1 of 6 cases with images have no expression: 'P0'"),
+    ]
+    (tmp_path / "series/P1/P1_t1ce.nii.gz").unlink()
+    write_nifti(tmp_path / "series/P2", "P2", {"flair": np.ones((8, 8, 3), np.int16)})
+    found = describe(own_mri)
+    assert (
+        WARN,
+        "1 of 6 will be left out, 'P1': missing sequence: no file of t1ce; it has flair, seg, t1, t2",
+    ) in found
+    (grids,) = (text for _, text in found if "grids differ" in text)
+    assert grids.startswith("1 of 6 will be left out, 'P2': grids differ: P2_flair.nii.gz has (8, 8, 3) voxels")
+    (tmp_path / "series/P3/P3_seg.nii.gz").unlink()
+    assert (
+        describe(own_mri)[-2][0] == FAIL and "3 labelled patients are too few for 2 folds" in describe(own_mri)[-2][1]
+    )
+
+
+def test_labels_that_no_series_has_are_told(own_mri):
+    raw = yaml.safe_load(own_mri.read_text())
+    raw["mri"]["labels"] = [9]
+    own_mri.write_text(yaml.safe_dump(raw))
+    found = [one for one in doctor.examine(own_mri) if one.subject == "mri.folder"]
+    assert (
+        found[1].fix == "correct mri.labels if that is not so" and "6 of 6 are annotated without tum" in found[1].found
+    )
+    assert found[2].state == FAIL and "0 labelled patients have tumour" in found[2].found
+
+
+def test_cases_of_series_that_no_expression_has_are_refused(own_mri, tmp_path):
+    (tmp_path / "e.csv").write_text("case_id,TP53,EGFR\nQ1,1.5,-2\n")
+    assert describe(own_mri)[-1][0] == FAIL and "no case has both images and expression" in describe(own_mri)[-1][1]
+
+
 def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror/a.svs").touch()
+    (tmp_path / "mirror/a.svs").write_text("a")
+    (tmp_path / "mirror/00000000-0000-4000-8000-000000000001").mkdir()
+    part = tmp_path / "mirror/00000000-0000-4000-8000-000000000001/b.svs.partial"
+    part.write_text("b")
     path = tmp_path / "resources/gdc/TCGA-SIM/manifest.parquet"
     path.parent.mkdir(parents=True)
     rows = [{"file_name": name, "data_type": SLIDES, "case_id": "TCGA-S1-0001"} for name in ("a.svs", "b.svs")]
+    # The configuration has a table of expression and reads none of these.
+    rows.append({"file_name": "c.star_counts.tsv", "data_type": EXPRESSION, "case_id": "TCGA-S1-0001"})
     write_manifest(path, rows)
     raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text())
+    raw["expression"] = {"table": "e.csv"}
+    (tmp_path / "e.csv").touch()
     raw["gdc"] = {"projects": ["TCGA-SIM"], "mirrors": ["mirror"], "api_url": "http://127.0.0.1:9"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
     found = states(tmp_path / "own.yaml")
-    assert found["gdc.projects"] == (PASS, "resources/gdc/TCGA-SIM/manifest.parquet pins 2 files of 1 cases; ")
-    assert found["gdc.mirrors"] == (PASS, "mirror has 1 of 2 pinned files; ") and found["gdc.api_url"][0] == FAIL
-    (tmp_path / "mirror/b.svs").touch()
+    assert found["gdc.projects"] == (PASS, "resources/gdc/TCGA-SIM/manifest.parquet pins 3 files of 1 cases; ")
+    said = [(one.state, one.found) for one in doctor.examine(tmp_path / "own.yaml") if one.subject == "gdc.mirrors"]
+    assert said[0] == (PASS, "mirror has 1 of 2 pinned files") and said[1][0] == WARN
+    assert said[1][1] == "1 of 2 pinned files are in no folder, or in part, and are fetched: 'b.svs'"
+    assert found["gdc.api_url"][0] == FAIL
+    part.rename(part.with_suffix(""))
     assert states(tmp_path / "own.yaml")["gdc.api_url"][0] == WARN
+
+
+def test_positions_without_the_ids_or_lengths_that_star_counts_need_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text()) | {"expression": {"positions": "g.tsv"}}
+    raw["slides"].pop("annotations")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "g.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\n")
+    assert (
+        states(tmp_path / "own.yaml")["inputs"][0] == FAIL and "gene_id" in states(tmp_path / "own.yaml")["inputs"][1]
+    )
+    (tmp_path / "g.tsv").write_text("gene_id\tchromosome\tstart\nENSG00000141510\tchr17\t5\n")
+    assert "lacks the column length" in states(tmp_path / "own.yaml")["inputs"][1]

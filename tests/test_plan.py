@@ -273,12 +273,12 @@ def own(make_plan, tmp_path):
     """Make the plan of own slides in a folder and a table of expression of some cases."""
     (tmp_path / "slides").mkdir()
     (tmp_path / "annotations").mkdir()
-    for name in ("A_1.svs", "A_2.png", "B_1.tif", "C_1.svs", "D_1.svs"):
+    for name in ("A_1.svs", "A_2.png", "B_1.tif", "C_1.svs", "D_1.svs", "E_1.svs", "F_1.svs"):
         (tmp_path / "slides" / name).touch()
         (tmp_path / "annotations" / name).with_suffix(".geojson").touch()
     (tmp_path / "positions.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
 
-    def make(cases=("A", "B", "C", "D"), **slides) -> Plan:
+    def make(cases="ABCDEF", **slides) -> Plan:
         (tmp_path / "table.csv").write_text("".join(["case_id,TP53,EGFR\n", *(f"{case},1.5,2\n" for case in cases)]))
 
         def change(config):
@@ -296,7 +296,7 @@ def own(make_plan, tmp_path):
 def test_own_slides_are_batched_without_a_manifest(own):
     plan = own()
     assert plan.projects == [] and plan.slide_files("A_1") == ["slides/A_1.svs", "slides/A_2.png"]
-    assert list(plan.batches) == ["A_1", "B_1", "D_1"] and plan.batch("B_1").project is None
+    assert list(plan.batches) == ["A_1", "B_1", "D_1", "F_1"] and plan.batch("B_1").project is None
     given = ["--annotations=annotations", "--case-pattern=([^_]+)_"]
     assert plan.source_options() == ["--per-job=2", "--slides=slides", *given]
     assert plan.warnings() == []
@@ -334,8 +334,8 @@ def test_mpp_of_slides_that_are_not_of_the_cohort_is_named(make_plan, tmp_path):
 
 
 def test_own_slides_without_expression_are_named(own):
-    (sentence,) = own(cases=["A", "C"]).warnings()
-    assert sentence == "2 of 4 cases with images have no expression: 'B', 'D'"
+    (sentence,) = own(cases="ACEF").warnings()
+    assert sentence == "2 of 6 cases with images have no expression: 'B', 'D'"
     with pytest.raises(CohortError, match="no case has both images and expression"):
         own(cases=["X", "Y"]).warnings()
 
@@ -356,7 +356,7 @@ def test_own_slides_are_checked_beside_the_star_counts_of_the_gdc(own, make_plan
         ({"table": "table.csv"}, "'slides.table' and 'slides.folder' both"),
         ({"case_pattern": "("}, "'slides.case_pattern' is no regular expression"),
         ({"case_pattern": "(a)(b)"}, "has 2 groups"),
-        ({"case_pattern": "Z"}, "does not match 5 of 5 slides"),
+        ({"case_pattern": "Z"}, "does not match 7 of 7 slides"),
         ({"fetch_from": "idc"}, "'slides.fetch_from' fetches slides"),
         ({"folder": "absent"}, "'slides.folder' is absent, which does not exist"),
         ({"folder": None}, "'slides.case_pattern' reads the names"),
@@ -368,6 +368,20 @@ def test_own_slides_that_cannot_be_used_are_refused(own, slides, message):
 
 
 def test_too_few_annotated_slides_are_refused_before_a_run(own, tmp_path):
-    (tmp_path / "annotations/D_1.geojson").unlink()
+    for name in "DEF":
+        (tmp_path / f"annotations/{name}_1.geojson").unlink()
     with pytest.raises(CohortError, match="3 labelled patients are too few for 2 folds"):
         own().warnings()
+
+
+def test_too_few_paired_slides_to_pretrain_on_are_refused_before_a_run(own, tmp_path):
+    (tmp_path / "slides/F_1.svs").unlink()
+    (tmp_path / "annotations/F_1.geojson").unlink()
+    with pytest.raises(
+        CohortError, match=r"5 patients with both images and expression are too few for 2 folds .* 6 are"
+    ):
+        own().warnings()
+    # Validation may take a patient without expression.
+    assert own(cases="ABCD").warnings() == ["1 of 5 cases with images have no expression: 'E'"]
+    with pytest.raises(CohortError, match=r"3 patients with both images and expression .* 4 are needed"):
+        own(cases="ABC").warnings()

@@ -92,7 +92,8 @@ def import_manifest(manifest: Path, sheet: Path | None, out: Path, choice: Choic
         kept.append(Row(**GENCODE_V36, size=None, data_type=ANNOTATION))
         log.info("pinned %s, the gene annotation of STAR counts, too", GENCODE_V36["file_name"])
     write_manifest(kept, out, f"manifest {manifest}")
-    log.info("%d of %d files of %s pinned in %s", len(kept), len(rows), manifest, out)
+    listed = sum(row.file_id in kinds for row in kept)
+    log.info("%d of %d files of %s pinned in %s", listed, len(rows), manifest, out)
 
 
 def read_sample_sheet(path: Path) -> dict[str, SheetRow]:

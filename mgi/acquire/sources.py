@@ -62,6 +62,13 @@ class Folder(Source):
         paths = (self.folder / file_id / name, self.folder / name, self.folder / file_id / f"{name}.partial")
         return next((path for path in paths if path.is_file()), None)
 
+    def has_whole(self, file_id: str, name: str, size: int | None) -> bool:
+        """Return whether a file is there, and not only a part of its size in bytes; None: of an unknown size."""
+        path = self.find(file_id, name)
+        if path is None or path.suffix == ".partial":
+            return False
+        return size is None or path.stat().st_size == size
+
     def stream(self, part: Part) -> None:
         """Append what is missing of a file."""
         path = self.find(part.file.file_id, part.file.name)

@@ -14,7 +14,8 @@ def doctor(
     config: Annotated[Path | None, typer.Option(help="Check what this configuration names, too.")] = None,
 ) -> None:
     """Show what this machine has and lacks, with the fix for each; exit with 1 if something needed is missing."""
-    from mgi.doctor import FAIL, examine
+    from mgi.doctor import examine
+    from mgi.findings import FAIL
 
     failed = 0
     for finding in examine(config):

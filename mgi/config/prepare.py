@@ -68,8 +68,8 @@ class Expression(StarCounts, TableImport):
         None,
         min_length=1,
         description="own gene positions: a GTF, a GFF3 or a table (own, BioMart, Xena probemap) of gene_name or "
-        "gene_id, chromosome, start and, for STAR counts, length (bases of the exon union), in place of the GDC's "
-        "annotation; null where `table` has these columns itself",
+        "gene_id, chromosome, start and, for STAR counts, gene_id and length (bases of the exon union), in place of "
+        "the GDC's annotation; null where `table` has these columns itself",
     )
 
     @model_validator(mode="after")

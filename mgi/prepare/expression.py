@@ -208,10 +208,16 @@ def _find_types(genes: pd.DataFrame, gene_types: list[str]) -> np.ndarray:
     return (genes["gene_type"].isin(gene_types) if gene_types else genes["gene_type"].notna()).to_numpy()
 
 
-def _join_places(
-    first: StarTable, genes: pd.DataFrame, needed: np.ndarray, annotation: Path, unit: str
-) -> pd.DataFrame:
-    """Join chromosome, start and length; every gene that is needed must have them."""
+def read_star_places(annotation: Path | str, unit: str) -> pd.DataFrame:
+    """Read where the genes of STAR counts lie, and their lengths, as `mgi.prepare.positions.read_places` does.
+
+    Lengths that `unit`, one of `StarCounts`, does not need may be missing, and are then NaN.
+
+    Raises
+    ------
+    MissingInputError, ExpressionError
+        As `read_places` does, or if lengths are needed and missing.
+    """
     places = read_places(annotation, "gene_id")
     if "length" not in places.columns:
         if unit != "counts":
@@ -220,6 +226,14 @@ def _join_places(
                 "needs; add it, give a GTF, or ask for counts"
             )
         places = places.assign(length=np.nan)
+    return places
+
+
+def _join_places(
+    first: StarTable, genes: pd.DataFrame, needed: np.ndarray, annotation: Path, unit: str
+) -> pd.DataFrame:
+    """Join chromosome, start and length; every gene that is needed must have them."""
+    places = read_star_places(annotation, unit)
     if is_gtf(annotation) and len(genes) < len(places):
         raise ExpressionError(
             f"{first.path} lists {len(genes)} of the annotation's {len(places)} genes: it is cut short, or the GTF is "

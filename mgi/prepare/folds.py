@@ -102,6 +102,30 @@ def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int, kind: str 
         )
 
 
+def check_enough_paired(paired: int, labelled_alone: int, folds: int) -> None:
+    """Check that some deal can give every fold two patients to pre-train on.
+
+    Parameters
+    ----------
+    paired, labelled_alone : int
+        Patients with images and expression, and patients that are labelled and have no expression, who may be a fold's
+        val patient.
+    folds : int
+
+    Raises
+    ------
+    CohortError
+        If none can.
+    """
+    left = 2 + (labelled_alone == 0)
+    least = next(count for count in range(folds * left + 1) if count - -(-count // folds) >= left)
+    if paired < least:
+        raise CohortError(
+            f"{paired} patients with both images and expression are too few for {folds} folds that each pre-train on "
+            f"two of them or more: {least} are needed; add some, or leave the variants with pre-training out"
+        )
+
+
 def _assign_fold(
     cases: pd.DataFrame, useful: np.ndarray, test: np.ndarray, val_fraction: float, seed: tuple[int, int]
 ) -> np.ndarray:

@@ -16,7 +16,7 @@ from mgi.console import log, progress
 from mgi.errors import MriError
 from mgi.names import first_few
 from mgi.prepare.kaggle import read_volume
-from mgi.prepare.nifti import read_scan
+from mgi.prepare.nifti import inspect_labels, read_scan
 from mgi.prepare.series import Series, find_series
 from mgi.tables import image_table, write_sources
 
@@ -122,6 +122,33 @@ def import_series(series: Series, output: Path | str, options: MriOptions) -> tu
     return slices.shape
 
 
+def inspect_series(found: list[Series], options: MriOptions) -> tuple[dict[str, str], dict[str, str]]:
+    """Look at the files of series without importing them.
+
+    Returns
+    -------
+    unusable : dict of str to str
+        Why series will be left out, by source_id.
+    without_tumour : dict of str to str
+        The labels of the series that will be used and have no tumour, by source_id.
+    """
+    unusable, without_tumour = {}, {}
+    for series in progress(found, "MRI series"):
+        try:
+            if series.sequences:
+                labels = inspect_labels(series.sequences, options.channels)
+                _refuse_no_background(labels, options)
+                has_tumour = _is_tumour(labels, options).any()
+            else:
+                labels, has_tumour = np.zeros(1, int), np.any(read_volume(series.folder).mask)
+        except MriError as error:
+            unusable[series.source_id] = str(error)
+        else:
+            if not has_tumour:
+                without_tumour[series.source_id] = first_few(map(str, labels.tolist()))
+    return unusable, without_tumour
+
+
 def _read_series(series: Series, options: MriOptions, labelled: bool = True) -> Slices:
     """Read, normalise and pad a series."""
     if series.sequences:
@@ -145,10 +172,8 @@ def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
     mask = None
     if scan.labels is not None:
         found, counts = np.unique(scan.labels, return_counts=True)
-        if not options.labels and found[0] != 0:
-            shown = first_few(map(str, found.tolist()))
-            raise MriError(f"no background: its labels are {shown}, and none 0; state which are tumour")
-        mask = (np.isin(scan.labels, options.labels) if options.labels else scan.labels != 0).astype(np.uint8)
+        _refuse_no_background(found, options)
+        mask = _is_tumour(scan.labels, options).astype(np.uint8)
         classes = {str(label): int(count) for label, count in zip(found.tolist(), counts, strict=True)}
         record |= {"has_tumour": bool(mask.any()), "tumour_px": int(mask.sum()), "classes": json.dumps(classes)}
         mask = _pad(mask)
@@ -156,6 +181,17 @@ def _read_nifti(series: Series, options: MriOptions, labelled: bool) -> Slices:
     record["dropped"] = json.dumps({"sequences not read": len(unused)} if unused else {})
     shape = (image.shape[1], image.shape[2])
     return Slices(np.arange(len(image)), _pad(image), _pad(foreground), mask, record, shape)
+
+
+def _refuse_no_background(labels: np.ndarray, options: MriOptions) -> None:
+    """Raise where all of a series would be tumour, for the labels that it has, ascending."""
+    if not options.labels and labels[0] != 0:
+        shown = first_few(map(str, labels.tolist()))
+        raise MriError(f"no background: its labels are {shown}, and none 0; state which are tumour")
+
+
+def _is_tumour(labels: np.ndarray, options: MriOptions) -> np.ndarray:
+    return np.isin(labels, options.labels) if options.labels else labels != 0
 
 
 def _pad(planes: np.ndarray) -> np.ndarray:

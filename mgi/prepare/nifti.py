@@ -96,21 +96,41 @@ def read_scan(files: dict[str, Readable], channels: Sequence[str], labelled: boo
     MriError
         If a sequence or the labels are missing, unreadable or not of one grid.
     """
+    images = _open_files(files, channels, labelled)
+    image = np.stack([_slices(_read_voxels(images[key], files[key].name)) for key in channels], axis=-1)
+    width, height, depth = _voxel_mm(images[channels[0]].affine)
+    labels = _read_labels(images["seg"], files["seg"].name) if labelled else None
+    return Scan(image, labels, (width, height, depth))
+
+
+def inspect_labels(files: dict[str, Readable], channels: Sequence[str]) -> np.ndarray:
+    """Return the values that a series' labels have, int64 [values], ascending.
+
+    All files are unpacked and their grids compared, but only the voxels of the labels are looked at.
+
+    Raises
+    ------
+    MriError
+        As `read_scan` does.
+    """
+    images = _open_files(files, channels, labelled=True)
+    return np.unique(_read_labels(images["seg"], files["seg"].name))
+
+
+def _open_files(files: dict[str, Readable], channels: Sequence[str], labelled: bool) -> dict[str, Any]:
+    """Return the images of a series by sequence, of one grid and in canonical orientation."""
     needed = [*channels, "seg"] if labelled else channels
     if missing := [key for key in needed if key not in files]:
         raise MriError(f"missing sequence: no file of {', '.join(missing)}; it has {', '.join(sorted(files))}")
-    volumes = {key: _load(files[key]) for key in dict.fromkeys(needed)}
-    first, affine = volumes[channels[0]]
-    for key, (volume, other) in volumes.items():
-        if volume.shape != first.shape or np.abs(other - affine).max() > GRID_TOLERANCE_MM:
+    images = {key: _open(files[key]) for key in dict.fromkeys(needed)}
+    first = images[channels[0]]
+    for key, image in images.items():
+        if image.shape != first.shape or np.abs(image.affine - first.affine).max() > GRID_TOLERANCE_MM:
             raise MriError(
-                f"grids differ: {files[key].name} has {volume.shape} voxels at {_origin(other)} mm, "
-                f"{files[channels[0]].name} {first.shape} at {_origin(affine)}; register them to one grid"
+                f"grids differ: {files[key].name} has {image.shape} voxels at {_origin(image.affine)} mm, "
+                f"{files[channels[0]].name} {first.shape} at {_origin(first.affine)}; register them to one grid"
             )
-    image = np.stack([_slices(volumes[key][0]) for key in channels], axis=-1)
-    width, height, depth = _voxel_mm(affine)
-    labels = _whole(_slices(volumes["seg"][0]), files["seg"].name) if labelled else None
-    return Scan(image, labels, (width, height, depth))
+    return images
 
 
 def write_planes(planes: np.ndarray, reference: Path, path: Path) -> None:
@@ -144,8 +164,8 @@ def _slices(volume: np.ndarray) -> np.ndarray:
     return volume[::-1, ::-1].transpose(2, 1, 0)
 
 
-def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume, float32 [right, front, head], and its affine."""
+def _open(file: Readable) -> Any:
+    """Return a nibabel image, [right, front, head], whose voxels are unpacked but not yet read."""
     # The environment that plans a run lists series and has no nibabel.
     import nibabel as nib
 
@@ -169,17 +189,28 @@ def _load(file: Readable) -> tuple[np.ndarray, np.ndarray]:
         if not (int(header["sform_code"]) or int(header["qform_code"])):
             log.warning("%s states no orientation: the axes are taken as left, front, head", file.name)
         canonical = nib.as_closest_canonical(image.slicer[..., 0] if len(image.shape) > 3 else image)
-        volume = np.asanyarray(canonical.dataobj, dtype=np.float32)
-        affine = np.asarray(canonical.affine, dtype=float)
     except MriError:
         raise
     except Exception as error:  # damaged bytes raise almost anything in a decoder
-        raise MriError(f"unreadable image: {file.name}: {' '.join(str(error).split())[:200]}") from error
-    if not np.isfinite(volume).all():
-        raise MriError(f"NaN or infinite voxels: {file.name}; save it without")
-    if not np.isfinite(affine).all() or min(_voxel_mm(affine)) <= 0:
+        raise _unreadable(file.name, error) from error
+    if not np.isfinite(canonical.affine).all() or min(_voxel_mm(canonical.affine)) <= 0:
         raise MriError(f"impossible grid: the voxels of {file.name} have no size")
-    return volume, affine
+    return canonical
+
+
+def _read_voxels(image: Any, name: str) -> np.ndarray:
+    """Return the voxels of an image, float32 [right, front, head]."""
+    try:
+        volume = np.asanyarray(image.dataobj, dtype=np.float32)
+    except Exception as error:  # damaged bytes raise almost anything in a decoder
+        raise _unreadable(name, error) from error
+    if not np.isfinite(volume).all():
+        raise MriError(f"NaN or infinite voxels: {name}; save it without")
+    return volume
+
+
+def _unreadable(name: str, error: Exception) -> MriError:
+    return MriError(f"unreadable image: {name}: {' '.join(str(error).split())[:200]}")
 
 
 def _unpack(content: bytes, max_bytes: int, whole: bool = False) -> bytes:
@@ -193,8 +224,9 @@ def _unpack(content: bytes, max_bytes: int, whole: bool = False) -> bytes:
     return unpacked
 
 
-def _whole(labels: np.ndarray, name: str) -> np.ndarray:
-    """Return labels as whole numbers."""
+def _read_labels(image: Any, name: str) -> np.ndarray:
+    """Return labels as `Scan` has them."""
+    labels = _slices(_read_voxels(image, name))
     whole = np.rint(labels)
     if np.abs(whole - labels).max() > 1e-3:
         raise MriError(f"labels are no whole numbers: {name} was interpolated, or is a map of probabilities")

@@ -50,6 +50,11 @@ class Series:
     folder: Place
     sequences: dict[str, Readable] = field(default_factory=dict)
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it has labels: of NIfTI by the files' names, and slices should have masks."""
+        return not self.sequences or "seg" in self.sequences
+
 
 def find_series(folder: Path | str) -> list[Series]:
     """List the series of a folder, or of a zip that holds one, by name.
@@ -199,15 +204,9 @@ def _check_entry(name: str, folder: Path) -> None:
         raise MissingInputError(f"{folder} has an entry without a proper name, {quote(name)}; pack it again")
 
 
-def fingerprint(folder: Path | str) -> str:
-    """Return a hash of the names, sizes and times of the files of a folder or zip, which are not read.
-
-    Raises
-    ------
-    MissingInputError, CohortError
-        As `find_series` does.
-    """
-    top, series = Path(folder), find_series(folder)
+def fingerprint(folder: Path | str, series: list[Series]) -> str:
+    """Return a hash of the names, sizes and times of the files of a folder's or zip's series, which are not read."""
+    top = Path(folder)
     files: list[Any] = [top]
     if top.is_dir():
         files = []

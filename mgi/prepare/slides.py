@@ -16,7 +16,7 @@ from mgi.config import StatedSlide, TileOptions
 from mgi.console import log, progress
 from mgi.errors import AnnotationError, SlideError
 from mgi.files import require_file
-from mgi.names import check_case_ids, check_name
+from mgi.names import check_case_ids, check_name, first_few
 from mgi.prepare.annotations import Annotation, find_annotation
 from mgi.prepare.focus import estimate_focus, find_blurred, measure_focus
 from mgi.prepare.hdf5 import describe_patches, write_patches
@@ -135,37 +135,51 @@ def tile_slides(
     log.info("%d tiles of %d of %d slides", sum(record["n_images"] for record in records), used, len(records))
 
 
-def find_unusable(
+def inspect_slides(
     slides: list[LocalSlide], options: TileOptions, annotations: Mapping[str, Path] | None = None
-) -> dict[str, str]:
-    """Return the reason why slides will not be tiled, by source_id, of those whose header or annotation tells.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Open slides and read their annotations, without tiling them.
 
     Parameters
     ----------
     slides : list of LocalSlide
-        All are opened.
     options : TileOptions
     annotations : mapping of str to Path, optional
-        The annotations by source_id, which are read.
+        The annotations by source_id.
+
+    Returns
+    -------
+    unusable : dict of str to str
+        Why slides will not be tiled, by source_id, of those whose header or annotation tells.
+    without_tumour : dict of str to str
+        The classes or values of annotations that hold no tumour, by source_id, of the other slides.
     """
     mpp_by_table = {} if options.mpp_table is None else read_mpp_table(options.mpp_table)
-    reasons = {}
+    unusable, without_tumour = {}, {}
     for slide in progress(slides, "slides"):
         mpp = slide.mpp or mpp_by_table.get(slide.source_id)
+        annotation = (annotations or {}).get(slide.source_id)
         try:
-            run_isolated(_check_slide, slide.path, options, mpp, (annotations or {}).get(slide.source_id))
+            classes = run_isolated(_check_slide, slide.path, options, mpp, annotation)
         except (SlideError, AnnotationError, *UNREADABLE) as error:
-            reasons[slide.source_id] = f"unreadable: {error}" if isinstance(error, UNREADABLE) else str(error)
-    return reasons
+            unusable[slide.source_id] = f"unreadable: {error}" if isinstance(error, UNREADABLE) else str(error)
+        else:
+            if classes is not None:
+                without_tumour[slide.source_id] = first_few(sorted(classes))
+    return unusable, without_tumour
 
 
 def _check_slide(
-    beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None, annotation: Path | None
-) -> None:
-    """Raise what keeps a slide from being tiled, as far as its header and its annotation tell."""
+    beat: Callable[[], None], path: Path, options: TileOptions, stated_mpp: float | None, annotation_path: Path | None
+) -> list[str] | None:
+    """Raise what keeps a slide from being tiled, as far as its header and its annotation tell.
+
+    Returns the classes of an annotation that holds no tumour.
+    """
     with open_slide(path) as slide:
         resolve_mpp(slide.properties, options.mpp, options.default_mpp, stated_mpp)
-        annotate(slide, annotation, options)
+        annotation = annotate(slide, annotation_path, options)
+    return None if annotation is None or annotation.tumour.area_px else list(annotation.classes)
 
 
 def _list_jobs(slides: list[Path], case_ids: list[str], names: list[str]) -> list[tuple[str, str, Path]]:

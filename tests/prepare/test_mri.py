@@ -24,6 +24,7 @@ from mgi.prepare import kaggle
 from mgi.prepare.kaggle import read_volume
 from mgi.prepare.mri import DEVIATION, MEDIAN, import_mri
 from mgi.prepare.series import find_series, fingerprint
+from tests.prepare.nifti import brain, write_nifti
 
 NAME = "TCGA_CS_4941_19960909"
 OTHER = "TCGA_DU_5849_19950405"
@@ -110,15 +111,15 @@ def test_two_folders_of_one_case_are_both_named(tmp_path):
 def test_fingerprint_changes_with_a_changed_added_or_removed_file(tmp_path):
     write_slices(tmp_path / NAME, [1, 2])
     (tmp_path / "notes.txt").touch()
-    seen = [fingerprint(tmp_path)]
-    assert fingerprint(tmp_path) == seen[0]
+    seen = [fingerprint(tmp_path, find_series(tmp_path))]
+    assert fingerprint(tmp_path, find_series(tmp_path)) == seen[0]
     mask = tmp_path / NAME / f"{NAME}_2_mask.tif"
     mask.touch()
-    seen.append(fingerprint(tmp_path))
+    seen.append(fingerprint(tmp_path, find_series(tmp_path)))
     (tmp_path / NAME / f"{NAME}_3.tif").touch()
-    seen.append(fingerprint(tmp_path))
+    seen.append(fingerprint(tmp_path, find_series(tmp_path)))
     mask.unlink()
-    seen.append(fingerprint(tmp_path))
+    seen.append(fingerprint(tmp_path, find_series(tmp_path)))
     assert len(set(seen)) == 4
 
 
@@ -142,31 +143,6 @@ def test_truncated_slice_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(MriError, match=r"unreadable image: .*_1\.tif"):
         read_volume(find_series(tmp_path)[0].folder)
-
-
-def write_nifti(folder, name, volumes, spacing=(1.0, 1.0, 3.0), code="LPS"):
-    """Write volumes of [left, back, up] in any orientation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, volume in volumes.items():
-        image = nib.Nifti1Image(
-            volume.astype(np.float32 if volume.dtype.kind == "f" else np.int16),
-            np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]),
-        )
-        wanted = nib.orientations.axcodes2ornt(code)
-        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
-        nib.save(image.as_reoriented(turn), folder / f"{name}_{key}.nii.gz")
-
-
-def brain(width=20, height=24, depth=5):
-    """A head whose tumour, of labels 1, 2 and 4, lies at the patient's left, at the back, in slice 3."""
-    volume = np.zeros((width, height, depth), np.int16)
-    volume[2:-2, 2:-2] = 500
-    labels = np.zeros_like(volume)
-    labels[12:16, 14:20, 3] = 2
-    labels[12:14, 14:16, 3] = 4
-    volumes = {key: volume + k * (volume > 0) for k, key in enumerate(("t1", "t1ce", "t2", "flair"))}
-    volumes["flair"] = volumes["flair"] + labels * 100
-    return volumes | {"seg": labels}
 
 
 def imported(folder, tmp_path, **options):
