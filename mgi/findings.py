@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgi.check import MANIFEST
-from mgi.config import Config
+from mgi.config import Config, Slides
 from mgi.errors import MGIError
 from mgi.files import is_system_file
 from mgi.names import first_few
@@ -14,6 +14,7 @@ from mgi.names import first_few
 if TYPE_CHECKING:
     from mgi.plan import Plan
 
+TUMOUR_KEYS = "slides.tumour_classes or slides.mask_values"
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 
 
@@ -30,6 +31,8 @@ class Finding:
 def examine_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
     """Count the user's own slides, and open each and its annotation to see whether it will be tiled."""
     slides, own = config.slides, plan.own_slides
+    if slides is not None and not own and config.simulate is None:
+        yield from _examine_mirrored(config, slides, plan)
     if slides is None or not own:
         return
     from mgi.prepare.annotations import NAMED_SO
@@ -43,8 +46,31 @@ def examine_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
         if others := _list_others(slides.annotations, set(plan.annotations.values())):
             found += f"; {len(others)} files in {slides.annotations} are named after no slide: {first_few(others)}"
         yield Finding(WARN, "slides", found, NAMED_SO)
-    key = "slides.tumour_classes or slides.mask_values"
-    yield from _describe_inspected(plan, "slides", key, *inspect_slides(own, slides, plan.annotations))
+    inspected = inspect_slides(own, slides, plan.annotations)
+    yield from _describe_inspected(len(own), "slides", TUMOUR_KEYS, *inspected)
+    yield from _check_labelled(plan, "slides", *inspected)
+
+
+def _examine_mirrored(config: Config, slides: Slides, plan: "Plan") -> Iterator[Finding]:
+    """Open the slides of the GDC that a folder has whole already, where the cohort is pinned."""
+    from mgi.acquire.sources import Folder
+    from mgi.prepare.local import LocalSlide
+    from mgi.prepare.slides import inspect_slides
+
+    if config.gdc is None or len(plan.pinned) < len(plan.projects):
+        return
+    folders = [Folder(Path(address)) for address in config.gdc.mirrors if Path(address).is_dir()]
+    found: dict[str, LocalSlide] = {}
+    for row in (row for batch in plan.batches.values() for row in batch.rows.to_dict("records")):
+        name, size = row["file_name"], None if row["size"] != row["size"] else int(row["size"])
+        folder = next((one for one in folders if one.has_whole(row["file_id"], name, size)), None)
+        if folder is not None and (path := folder.find(row["file_id"], name)) is not None:
+            found[row["source_id"]] = LocalSlide(row["case_id"], row["source_id"], path)
+    if found:
+        count = len(found.keys() & plan.annotations)
+        yield Finding(PASS, "slides", f"{len(found)} pinned slides are in a folder; {count} have an annotation")
+        inspected = inspect_slides(list(found.values()), slides, plan.annotations)
+        yield from _describe_inspected(len(found), "slides", TUMOUR_KEYS, *inspected)
 
 
 def _list_others(folder: str | None, used: set[Path]) -> list[str]:
@@ -60,14 +86,15 @@ def examine_series(config: Config, plan: "Plan") -> Iterator[Finding]:
         return
     from mgi.prepare.mri import inspect_series
 
-    yield from _describe_inspected(plan, "mri.folder", "mri.labels", *inspect_series(plan.series, config.mri))
+    inspected = inspect_series(plan.series, config.mri)
+    yield from _describe_inspected(len(plan.series), "mri.folder", "mri.labels", *inspected)
+    yield from _check_labelled(plan, "mri.folder", *inspected)
 
 
 def _describe_inspected(
-    plan: "Plan", subject: str, key: str, unusable: dict[str, str], without_tumour: dict[str, str]
+    count: int, subject: str, key: str, unusable: dict[str, str], without_tumour: dict[str, str]
 ) -> Iterator[Finding]:
-    """Describe own images that will be left out or have no tumour; `key` says in the configuration what tumour is."""
-    count = len(plan.imaged)
+    """Describe images that will be left out or have no tumour; `key` says in the configuration what tumour is."""
     for reason, names in sorted(_group_by_kind(unusable).items()):
         state = FAIL if len(unusable) == count else WARN
         yield Finding(state, subject, f"{len(names)} of {count} will be left out, {first_few(names)}: {reason}")
@@ -76,7 +103,13 @@ def _describe_inspected(
         seen = without_tumour[names[0]] or "nothing"
         found = f"{len(names)} of {count} are annotated without tumour, {first_few(names)}: the first has {seen}"
         yield Finding(WARN, subject, found, f"correct {key} if that is not so")
-    if without_tumour or 0 < len(unusable) < count:
+
+
+def _check_labelled(
+    plan: "Plan", subject: str, unusable: dict[str, str], without_tumour: dict[str, str]
+) -> Iterator[Finding]:
+    """Refuse own images of which too few are left for the folds, where some will not be used or have no tumour."""
+    if without_tumour or 0 < len(unusable) < len(plan.imaged):
         try:
             plan.check_labelled(unusable, without_tumour)
         except MGIError as error:
@@ -149,7 +182,7 @@ def examine_pinned(config: Config) -> tuple[int | None, list[Finding]]:
             lacking -= there
             state = PASS if there else WARN
             findings.append(Finding(state, "gdc.mirrors", f"{address} has {len(there)} of {len(files)} pinned files"))
-    if lacking and any("://" not in address for address in config.gdc.mirrors):
+    if 0 < len(lacking) < len(files):
         names = first_few(sorted(name for _, name in lacking))
         found = f"{len(lacking)} of {len(files)} pinned files are in no folder, or in part, and are fetched: {names}"
         findings.append(Finding(WARN, "gdc.mirrors", found))

@@ -347,6 +347,7 @@ def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):
     raw = yaml.safe_load((ROOT / "config/gdc-portal.yaml").read_text())
     raw["expression"] = {"table": "e.csv"}
     (tmp_path / "e.csv").touch()
+    raw["slides"].pop("annotations")
     raw["gdc"] = {"projects": ["TCGA-SIM"], "mirrors": ["mirror"], "api_url": "http://127.0.0.1:9"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw))
     found = states(tmp_path / "own.yaml")
@@ -356,6 +357,13 @@ def test_pinned_files_are_counted_in_the_mirrors(tmp_path, monkeypatch):
     assert said[1][1] == "1 of 2 pinned files are in no folder, or in part, and are fetched: 'b.svs'"
     assert found["gdc.api_url"][0] == FAIL
     part.rename(part.with_suffix(""))
+    write_slide(tmp_path / "mirror/c.svs", tissue_picture(256, 256), 0.5).replace(tmp_path / "mirror/a.svs")
+    write_manifest(
+        path, [row | {"size": (tmp_path / "mirror" / "a.svs").stat().st_size} for row in rows[:1]] + rows[1:]
+    )
+    said = [(one.state, one.found) for one in doctor.examine(tmp_path / "own.yaml") if one.subject == "slides"]
+    assert said[0] == (PASS, "2 pinned slides are in a folder; 0 have an annotation")
+    assert said[1] == (WARN, "1 of 2 will be left out, 'b': unreadable: not a slide that OpenSlide reads")
     assert states(tmp_path / "own.yaml")["gdc.api_url"][0] == WARN
 
 

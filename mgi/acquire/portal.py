@@ -79,7 +79,8 @@ def import_manifest(manifest: Path, sheet: Path | None, out: Path, choice: Choic
         [row for row in rows if kinds[row.file_id] in (EXPRESSION, SLIDES)], sheet_rows
     )
     if problems:
-        hint = "" if sheet else "; give the sample sheet that the portal offers beside the manifest"
+        told = all(row.file_id in sheet_rows for row in rows)
+        hint = "" if told else "; give the sample sheet that the portal offers beside the manifest"
         raise ManifestError(f"{len(problems)} files of {manifest} cannot be used: {group_problems(problems)}{hint}")
     for kind in (EXPRESSION, SLIDES):
         found = [candidate for candidate in candidates if candidate.row.data_type == kind]

@@ -97,6 +97,14 @@ def test_files_of_several_cases_or_of_none_are_named_together(portal):
         portal(samples)
     with pytest.raises(ManifestError, match=r"its case is not known .*give the sample sheet"):
         portal([], ["x.svs", f"y.{STAR}"])
+    with pytest.raises(ManifestError, match=rf"1 files .* its case is not known .'y.{STAR}'.; give the sample sheet"):
+        portal(SAMPLES[:1], [f"y.{STAR}"])
+
+
+def test_annotation_that_is_added_is_not_counted_as_a_file_of_the_manifest(portal, caplog):
+    with caplog.at_level("INFO", logger="mgi"):
+        assert len(portal(SAMPLES[:1])) == 2
+    assert "1 of 1 files of" in caplog.text
 
 
 def test_several_samples_of_one_case_are_one_case(portal):

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,3 +149,21 @@ def copy(tiny: Workflow, tmp_path: Path) -> Workflow:
     directory = tmp_path / "copy"
     shutil.copytree(tiny.directory, directory)
     return Workflow(directory, directory / tiny.config.name)
+
+
+def make_mri_inputs(directory: Path) -> None:
+    """Make what tcga-lgg-mri.yaml names: five patients, of two slices and two genes each."""
+    cases, genes = [f"TCGA-CS-494{number}" for number in range(1, 6)], ["TP53", "EGFR"]
+    for case in cases:
+        name = f"{case.replace('-', '_')}_19960909"
+        folder = directory / "resources/kaggle_3m" / name
+        folder.mkdir(parents=True)
+        for number in (1, 2):
+            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / f"{name}_{number}.tif")
+            Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / f"{name}_{number}_mask.tif")
+    place = directory / "resources/tcga-lgg"
+    place.mkdir()
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), pd.Index(cases, name="case_id"), genes)
+    table.to_parquet(place / "expression_zscore.parquet")
+    places = pd.DataFrame({"gene_name": genes, "chromosome": ["chr17", "chr7"], "start": [1, 2]})
+    places.to_csv(place / "gene_positions.tsv.gz", sep="\t", index=False)

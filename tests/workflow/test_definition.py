@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from .conftest import ROOT, Workflow, counted
+from .conftest import ROOT, Workflow, counted, make_mri_inputs
 
 # The examples are in test_examples.py.
 CONFIGS = [ROOT / "config" / f"{name}.yaml" for name in ("config", "tcga-lgg-mri", "tcga-brca")]
@@ -62,16 +62,6 @@ def small_brca(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     write_manifest(directory, manifest_of(slides.assign(md5="0" * 32, size=1), "TCGA-BRCA"), "TCGA-BRCA")
     (directory / "resources/tcga-brca/masks").mkdir(parents=True)
     return Workflow(directory, ROOT / "config/tcga-brca.yaml")
-
-
-def make_mri_inputs(directory: Path) -> None:
-    """Make the paths that tcga-lgg-mri.yaml names, empty."""
-    patient = directory / "resources/kaggle_3m/TCGA_CS_4941_19960909"
-    patient.mkdir(parents=True)
-    (patient / f"{patient.name}_1.tif").touch()
-    (directory / "resources/tcga-lgg").mkdir()
-    for name in ("expression_zscore.parquet", "gene_positions.tsv.gz"):
-        (directory / "resources/tcga-lgg" / name).touch()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -3,11 +3,10 @@
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from .conftest import ROOT, Workflow
+from .conftest import ROOT, Workflow, make_mri_inputs
 
 NAME = "TCGA_CS_4941_19960909"
 TABLE = "results/tcga-lgg-mri/images/mri.parquet"
@@ -16,21 +15,8 @@ TABLE = "results/tcga-lgg-mri/images/mri.parquet"
 @pytest.fixture
 def imported(tmp_path):
     """Five series of two slices, imported; the folder is the first's."""
-    cases = [f"TCGA-CS-494{number}" for number in range(1, 6)]
-    for case in cases:
-        name = f"{case.replace('-', '_')}_19960909"
-        folder = tmp_path / "resources/kaggle_3m" / name
-        folder.mkdir(parents=True)
-        for number in (1, 2):
-            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / f"{name}_{number}.tif")
-            Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / f"{name}_{number}_mask.tif")
-    folder = folder.with_name(NAME)
-    place, genes = tmp_path / "resources/tcga-lgg", ["TP53", "EGFR"]
-    place.mkdir()
-    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), pd.Index(cases, name="case_id"), genes)
-    table.to_parquet(place / "expression_zscore.parquet")
-    places = pd.DataFrame({"gene_name": genes, "chromosome": ["chr17", "chr7"], "start": [1, 2]})
-    places.to_csv(place / "gene_positions.tsv.gz", sep="\t", index=False)
+    make_mri_inputs(tmp_path)
+    folder = tmp_path / "resources/kaggle_3m" / NAME
     workflow = Workflow(tmp_path, ROOT / "config/tcga-lgg-mri.yaml")
     workflow.run(TABLE)
     return workflow, folder

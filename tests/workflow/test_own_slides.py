@@ -84,34 +84,33 @@ def test_only_the_slide_that_changed_is_tiled_again(fields):
 
 @pytest.fixture
 def scans(tmp_path):
-    """Four slides in a folder with QuPath's outlines, and a table that states their cases, sites and mpp."""
+    """Six slides in a folder with QuPath's outlines, and a table that states their cases, sites and mpp."""
     tumour = {"type": "Polygon", "coordinates": [[[100, 100], [400, 100], [400, 300], [100, 300], [100, 100]]]}
     feature = {"type": "Feature", "geometry": tumour, "properties": {"classification": {"name": "Tumor"}}}
     rows = []
-    for number, case in enumerate(CASES[:4]):
+    for number, case in enumerate(CASES):
         write_slide(tmp_path / "scans" / f"S21.{number}.A.svs", tissue_picture(512, 512), None if number else 1.0)
         (tmp_path / "scans" / f"S21.{number}.A.geojson").write_text(json.dumps([feature]))
         rows.append(f"{case},S21.{number}.A.svs,{'' if number == 0 else 1.0},S21.{number}.A.geojson,site{number}")
     (tmp_path / "scans/slides.csv").write_text("\n".join(["case_id,slide,mpp,annotation,site", *rows]) + "\n")
-    return make_workflow(tmp_path, CASES[:4], table="scans/slides.csv", coordinates=True)
+    return make_workflow(tmp_path, table="scans/slides.csv", coordinates=True)
 
 
 def test_slides_with_outlines_run_to_their_folds(scans):
     by_site = scans.with_config(lambda config: config["split"].update(by="site"))
     by_site.run(SPLITS)
     sources = pd.read_parquet(scans.directory / "results/own/sources.parquet")
-    assert sources.case_id.tolist() == CASES[:4] and sources.site.tolist() == ["site0", "site1", "site2", "site3"]
-    assert (
-        sources.mpp_from.tolist() == ["metadata", "table", "table", "table"] and (sources.tumour_px == 300 * 200).all()
-    )
+    sites = [f"site{number}" for number in range(6)]
+    assert sources.case_id.tolist() == CASES and sources.site.tolist() == sites
+    assert sources.mpp_from.tolist() == ["metadata", *["table"] * 5] and (sources.tumour_px == 300 * 200).all()
     splits = pd.read_parquet(scans.directory / SPLITS)
     written = scans.directory.glob("results/own/coordinates/*/*.h5")
-    assert sorted(path.name for path in written) == [f"S21.{number}.A_patches.h5" for number in range(4)]
-    assert set(splits.site) == {"site0", "site1", "site2", "site3"} and splits.paired.all()
+    assert sorted(path.name for path in written) == [f"S21.{number}.A_patches.h5" for number in range(6)]
+    assert set(splits.site) == set(sites) and splits.paired.all()
     # A row for another case does not tile these again.
     table = scans.directory / "scans/slides.csv"
     write_slide(scans.directory / "scans/new.svs", tissue_picture(512, 512), 1.0)
-    table.write_text(table.read_text() + f"{CASES[4]},new.svs,,,\n")
+    table.write_text(table.read_text() + "P06,new.svs,,,\n")
     assert [job.wildcards["source"] for job in by_site.planned(SPLITS) if job.rule == "tile_slides"] == ["new"]
 
 
@@ -128,9 +127,9 @@ def test_what_would_fail_is_refused_while_planning(scans, change, message):
 
 
 def test_cases_without_expression_are_named_while_planning(scans):
-    write_expression(scans.directory, CASES[:2])
+    write_expression(scans.directory, CASES[:4])
     done = scans.snakemake("--dry-run", SPLITS)
-    assert done.returncode == 0 and "2 of 4 cases with images have no expression: 'P02', 'P03'" in done.stdout
+    assert done.returncode == 0 and "2 of 6 cases with images have no expression: 'P04', 'P05'" in done.stdout
 
 
 def test_star_counts_of_the_gdc_go_with_own_slides(scans):
@@ -139,4 +138,4 @@ def test_star_counts_of_the_gdc_go_with_own_slides(scans):
         config["expression"] = {}
 
     jobs = counted(scans.with_config(change).planned(SPLITS))
-    assert jobs["query"] == 1 and jobs["tile_slides"] == 4 and jobs["fetch_slides"] == 0
+    assert jobs["query"] == 1 and jobs["tile_slides"] == 6 and jobs["fetch_slides"] == 0
