@@ -11,7 +11,7 @@ MAX_LINES = 400
 # From first to last; a stage imports from those before it. Nothing reads what `simulate` writes but through files.
 STAGES = ("acquire", "prepare", "model", "train", "inference", "evaluate", "report")
 # What asks every stage: the commands, the plan of the workflow, the checks of a configuration and of a machine.
-ABOVE = ("plan", "inputs", "check", "doctor", "cli", "__main__", "__init__")
+ABOVE = ("plan", "inputs", "check", "findings", "doctor", "cli", "__main__", "__init__")
 # What a model may know of the shared ground: no files, no tables.
 MODEL_MAY_IMPORT = ("errors",)
 FILES = sorted((ROOT / "mgi").rglob("*.py"))
