@@ -53,6 +53,8 @@ def examine_slides(config: Config, plan: "Plan") -> Iterator[Finding]:
 
 def _examine_mirrored(config: Config, slides: Slides, plan: "Plan") -> Iterator[Finding]:
     """Open the slides of the GDC that a folder has whole already, where the cohort is pinned."""
+    import pandas as pd
+
     from mgi.acquire.sources import Folder
     from mgi.prepare.local import LocalSlide
     from mgi.prepare.slides import inspect_slides
@@ -62,7 +64,7 @@ def _examine_mirrored(config: Config, slides: Slides, plan: "Plan") -> Iterator[
     folders = [Folder(Path(address)) for address in config.gdc.mirrors if Path(address).is_dir()]
     found: dict[str, LocalSlide] = {}
     for row in (row for batch in plan.batches.values() for row in batch.rows.to_dict("records")):
-        name, size = row["file_name"], None if row["size"] != row["size"] else int(row["size"])
+        name, size = row["file_name"], None if pd.isna(row["size"]) else int(row["size"])
         folder = next((one for one in folders if one.has_whole(row["file_id"], name, size)), None)
         if folder is not None and (path := folder.find(row["file_id"], name)) is not None:
             found[row["source_id"]] = LocalSlide(row["case_id"], row["source_id"], path)

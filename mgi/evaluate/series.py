@@ -80,7 +80,7 @@ def write_series(
     for rows, values in batches:
         for row, stored in zip(rows, values, strict=True):
             probability[row] = place_slice(stored, places[row], shape)
-    masks, removed = remove_small(decision.apply(probability, is_series=True), options.min_voxels)
+    masks, removed = remove_small(decision.apply(probability, images.has_series), options.min_voxels)
     if series.sequences:
         reference = Path(str(series.sequences[options.channels[0]]))
         write_planes(masks.astype(np.uint8), reference, files["mask"])

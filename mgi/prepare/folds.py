@@ -117,8 +117,12 @@ def check_enough_paired(paired: int, labelled_alone: int, folds: int) -> None:
     CohortError
         If none can.
     """
-    left = 2 + (labelled_alone == 0)
-    least = next(count for count in range(folds * left + 1) if count - -(-count // folds) >= left)
+    # Folds whose val patient is a paired one: where nobody else is labelled, or the only other one is tested.
+    strict = {0: folds, 1: 1}.get(labelled_alone, 0)
+    least = next(
+        count for count in range(2, 4 * folds)
+        if strict * max(0, count - 3) + (folds - strict) * (count - 2) >= count
+    )  # fmt: skip
     if paired < least:
         raise CohortError(
             f"{paired} patients with both images and expression are too few for {folds} folds that each pre-train on "

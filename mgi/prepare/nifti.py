@@ -106,7 +106,7 @@ def read_scan(files: dict[str, Readable], channels: Sequence[str], labelled: boo
 def inspect_labels(files: dict[str, Readable], channels: Sequence[str]) -> np.ndarray:
     """Return the values that a series' labels have, int64 [values], ascending.
 
-    All files are unpacked and their grids compared, but only the voxels of the labels are looked at.
+    All files are unpacked and their grids compared, but only the values of the labels are looked at.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def _slices(volume: np.ndarray) -> np.ndarray:
 
 
 def _open(file: Readable) -> Any:
-    """Return a nibabel image, [right, front, head], whose voxels are unpacked but not yet read."""
+    """Return a nibabel image, [right, front, head], unpacked; its voxels are read here only to be turned."""
     # The environment that plans a run lists series and has no nibabel.
     import nibabel as nib
 

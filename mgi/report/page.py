@@ -45,7 +45,7 @@ SEGMENTATION_NOTES = (
     "A gain that survives shuffled genes is not a gain from genes.",
 )
 FOLDS_NOTE = (
-    "Patients are split into folds by patient. Step and threshold are chosen on validation patients; each test patient "
+    "Patients are split into folds by patient. Step and decision are chosen on validation patients; each test patient "
     "is read once, by a model that never saw it."
 )
 

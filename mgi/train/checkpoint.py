@@ -8,12 +8,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mgi.config import FinetuneOptions
 from mgi.config import GeneEncoder as GeneEncoderOptions
 from mgi.config import ImageEncoder as ImageEncoderOptions
 from mgi.errors import CheckpointError, ConfigError
 from mgi.files import atomic_write, require_file
 from mgi.model.alignment import Aligner
-from mgi.model.baseline import Baseline
+from mgi.model.baseline import HALVINGS, Baseline
 from mgi.model.feature_encoder import FeatureEncoder
 from mgi.model.gene_encoder import GeneEncoder
 from mgi.model.image_encoder import ImageEncoder
@@ -72,6 +73,11 @@ def build(description: AlignerDescription | SegmenterDescription) -> Aligner | S
     return build_segmenter(description)
 
 
+def count_halvings(options: FinetuneOptions) -> int:
+    """Return how often a segmenter halves its images, whose edge must be a multiple of 2 to this power."""
+    return len(options.channels) - 1 if options.network == "mgi" else HALVINGS
+
+
 def save(model: nn.Module, description: AlignerDescription | SegmenterDescription, folder: Path) -> None:
     """Write config.json, then model.safetensors, into `folder`.
 
@@ -108,6 +114,8 @@ def load(folder: Path | str) -> Aligner | Segmenter:
     folder = Path(folder)
     description = read_description(folder / DESCRIPTION)
     path = require_file(folder / WEIGHTS, "weights of a model")
+    if isinstance(description, SegmenterDescription):
+        _check_edge(description, folder)
     try:
         # Compared by the file's header before anything of the described size is allocated.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -130,6 +138,15 @@ def load(folder: Path | str) -> Aligner | Segmenter:
     if isinstance(description, SegmenterDescription):
         model.uses_genes = description.uses_genes
     return model.eval()
+
+
+def _check_edge(description: SegmenterDescription, folder: Path) -> None:
+    halvings = count_halvings(description.options)
+    if description.image_px % 2**halvings:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} does not describe a model: images of {description.image_px} px cannot be halved "
+            f"{halvings} times"
+        )
 
 
 def check_unit(description: AlignerDescription | SegmenterDescription, unit: str | None, folder: Path | str) -> None:

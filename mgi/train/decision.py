@@ -19,7 +19,8 @@ class Decision(NamedTuple):
     Attributes
     ----------
     threshold : float
-        The least probability; in a series only where the temperature is 0.
+        The least probability; where a series has a threshold of its own, the least that one of its voxels must have for
+        any to be tumour.
     min_component : float
         In a series of slices, connected components of fewer voxels than this share of the largest one's are left out: 0
         keeps all, 1 only the largest.
@@ -61,7 +62,7 @@ LEAST_PROBABILITY = 0.05
 def apply_each(decisions: Sequence[Decision], probability: np.ndarray, is_series: bool) -> Iterator[np.ndarray]:
     """Yield the mask of each decision; those of one threshold in succession share what is computed, and equal masks."""
     for (threshold, temperature), group in groupby(decisions, key=attrgetter("threshold", "temperature")):
-        if is_series and temperature:
+        if is_series and temperature and probability.max(initial=0) >= threshold:
             threshold = find_threshold(probability, temperature)
         mask, alike = probability >= threshold, list(group)
         shares = _measure_components(mask) if is_series and any(one.min_component for one in alike) else None
@@ -73,7 +74,8 @@ def find_threshold(probability: np.ndarray, temperature: float) -> float:
     """Return the least probability of the mask with the highest expected Dice, where log odds are divided first.
 
     The expectation is that of overlap and reference apart: twice the sum of the probabilities within the mask, over the
-    mask's voxels plus the sum of all. Probabilities below `LEAST_PROBABILITY` count as 0.
+    mask's voxels plus the sum of all. Probabilities below `LEAST_PROBABILITY` count as 0, and a mask has a voxel at
+    least: whether there is any tumour is not told by this.
     """
     found = np.sort(probability[probability >= LEAST_PROBABILITY].astype(np.float64))[::-1]
     if not len(found):

@@ -138,7 +138,8 @@ def read_description(path: Path) -> AlignerDescription | SegmenterDescription:
         # The first part is the kind, by which pydantic tells the two descriptions apart.
         key = ".".join(map(str, first["loc"][1:]))
         value = f" {quote(first['input'])}" if key and first["type"] != "missing" else ""
-        reason = " ".join(first["msg"].removeprefix("Value error, ").replace("{here}", key).split())
+        reason = first["msg"].removeprefix("Value error, ").replace("{here}", key).replace("{at}", f"{key}.")
+        reason = " ".join(reason.split())
         raise CheckpointError(
             f"{path} does not describe a model: {f'{quote(key)}:{value} ' if key else ''}{quote(reason, 300)[1:-1]}"
         ) from error

@@ -16,7 +16,6 @@ from mgi.console import log
 from mgi.errors import CheckpointError, CohortError, MissingInputError
 from mgi.model.alignment import Aligner
 from mgi.model.backbone import ImageNetPath
-from mgi.model.baseline import HALVINGS
 from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
 from mgi.train import checkpoint
@@ -314,7 +313,7 @@ def _decide(model: Segmenter, val: Images, profiles: Profiles, options: Finetune
 
 def _check_edges(description: SegmenterDescription) -> None:
     of_mgi = description.options.network == "mgi"
-    halvings = len(description.options.channels) - 1 if of_mgi else HALVINGS
+    halvings = checkpoint.count_halvings(description.options)
     if description.image_px % 2**halvings:
         raise CohortError(
             f"images of {description.image_px} px cannot be halved {halvings} times: use images of a multiple of "

@@ -38,6 +38,7 @@ from mgi.evaluate.masks import stitch
 from mgi.evaluate.predict import predict
 from mgi.evaluate.retrieval import embed
 from mgi.inference import load_segmenter, read_profiles_for
+from mgi.model.segmenter import Segmenter
 from mgi.names import first_few
 from mgi.prepare.annotations import find_annotation, read_annotation
 from mgi.simulate.cohort import write_svs
@@ -463,6 +464,18 @@ def test_series_prediction_writes_one_mask_per_slice_at_its_own_size(of_mri, see
     assert mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255}
     assert abs(int((mask > 0).sum()) - 400) < 60 and mask[20, 30] == 255
     assert len(list((tmp_path / "out").glob("*_mask.tif"))) == 3 and (tmp_path / "out" / f"{folder.name}.png").exists()
+
+
+def test_a_single_slice_is_no_series_and_has_the_models_threshold(of_mri, tmp_path, monkeypatch):
+    config = json.loads((of_mri / "config.json").read_text())
+    (of_mri / "config.json").write_text(json.dumps(config | {"threshold": 0.5, "temperature": 4.0, "min_component": 0}))
+    probability = torch.full((1, 32, 32), 0.1).index_fill(1, torch.tensor([0]), 0.6)
+    monkeypatch.setattr(Segmenter, "predict", lambda self, images, *_: probability.expand(len(images), -1, -1))
+    for numbers, rows in ([1], 2), ([1, 2], 64):
+        folder = write_series(tmp_path / f"series{len(numbers)}", numbers)
+        predict(of_mri, folder, tmp_path / f"out{len(numbers)}")
+        mask = np.asarray(Image.open(tmp_path / f"out{len(numbers)}/TCGA_CS_4941_19960909_1_mask.tif"))
+        assert abs(int((mask > 0).any(axis=1).sum()) - rows) <= 1
 
 
 def test_a_patients_genes_change_the_prediction(of_slides, slide, cohort, tmp_path, monkeypatch):

@@ -99,12 +99,20 @@ def test_threshold_is_half_of_the_dice_that_can_be_expected():
 
 def test_threshold_of_an_unsure_series_is_lower_and_of_an_image_the_stated_one(series):
     unsure = np.where(series > 0, 0.25 * series, 0.0)
+    unsure[0, 1, 1] = 0.6
     decision = Decision(0.5, 0.0, temperature=2.0)
-    assert not Decision(0.5).apply(unsure, is_series=True).any()
+    assert Decision(0.5).apply(unsure, is_series=True).sum() == 1
     assert decision.apply(unsure, is_series=True).sum() == 25
-    assert not decision.apply(unsure, is_series=False).any()
+    assert decision.apply(unsure, is_series=False).sum() == 1
     assert not decision.apply(np.full_like(series, 0.04), is_series=True).any()
-    assert [mask.sum() for mask in apply_each((Decision(0.5), decision), unsure, True)] == [0, 25]
+    assert [mask.sum() for mask in apply_each((Decision(0.5), decision), unsure, True)] == [1, 25]
+
+
+@pytest.mark.parametrize("decision", SERIES_DECISIONS)
+def test_series_of_which_no_voxel_is_likely_has_no_tumour(series, decision):
+    doubtful = np.where(series > 0, 0.49, 0.0)
+    assert not decision.apply(doubtful, is_series=True).any()
+    assert decision.apply(np.where(series > 0, 0.51, 0.0), is_series=True).any()
 
 
 def test_median_is_one_of_the_values():

@@ -57,6 +57,21 @@ def test_rejects_text_that_describes_no_model(case, folder):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
+def test_rejects_widths_that_the_backbone_has_not_naming_the_key(folder):
+    for key, value in {"genes": "none", "vit": False, "pretrained": False, "channels": 7 * [8]}.items():
+        change(folder, f"options/{key}", value)
+    change(folder, "options/backbone", "efficientnet-lite0")
+    with pytest.raises(CheckpointError, match=r"'options\.channels' are 7 widths, and 'efficientnet-lite0' has maps"):
+        mgi.load(folder)
+
+
+def test_rejects_images_that_its_network_cannot_halve(folder):
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, "options/channels", [4, 8, 16, 16, 16, 16, 16, 16])
+    with pytest.raises(CheckpointError, match=rf"images of {config['image_px']} px cannot be halved 7 times"):
+        mgi.load(folder)
+
+
 VALUES = {
     "seed of 31 digits": ("options/seed", 10**30, "seed"),
     "negative seed": ("options/seed", -1, "seed"),

@@ -334,7 +334,7 @@ def test_published_network_refuses_what_it_cannot_halve_and_several_processes(
     cohort, finetune_options, tmp_path, monkeypatch
 ):
     options = finetune_options(network="unet-resnet18", genes="none", vit=False, pretrained=False, steps=1)
-    monkeypatch.setattr(stage, "HALVINGS", 6)
+    monkeypatch.setattr(checkpoint, "HALVINGS", 6)
     with pytest.raises(CohortError, match=r"cannot be halved 6 times: use images of a multiple of 64 px$"):
         finetune(options, cohort.sources, None, cohort.splits, "0", None, tmp_path)
     monkeypatch.setattr(stage, "join_ranks", lambda place: (Ranks(rank=0, world=2), place))
