@@ -175,7 +175,7 @@ class Plan:
             self._check_enough(paired, paired, "paired")
         else:
             self.check_labelled()
-        if self.config.features or any(map(self.encoders, self.config.compared)):
+        if self.config.features or any(map(self._needs_genes, self.config.compared)):
             check_enough_paired(len(paired), len(labelled - paired), self.config.split.folds)
         return describe_lacking(imaged, expressed)
 
@@ -357,6 +357,10 @@ class Plan:
     def encoders(self, variant: str) -> str | None:
         """Return the pre-training variant that a fine-tuning variant starts from, if it does."""
         return self.config.finetune[variant].encoders if self.config.needs_pretraining(variant) else None
+
+    def _needs_genes(self, variant: str) -> bool:
+        """Whether a fine-tuning variant, or the pre-training it starts from, learns from profiles."""
+        return self.config.finetune[variant].genes != "none" or self.encoders(variant) is not None
 
     def runs(self) -> list[str]:
         """List the folders of the training runs that the comparison rests on."""

@@ -278,11 +278,15 @@ def own(make_plan, tmp_path):
         (tmp_path / "annotations" / name).with_suffix(".geojson").touch()
     (tmp_path / "positions.tsv").write_text("gene_name\tchromosome\tstart\nTP53\tchr17\t5\nEGFR\tchr7\t9\n")
 
-    def make(cases="ABCDEF", **slides) -> Plan:
+    def make(cases="ABCDEF", variants=None, **slides) -> Plan:
         (tmp_path / "table.csv").write_text("".join(["case_id,TP53,EGFR\n", *(f"{case},1.5,2\n" for case in cases)]))
 
         def change(config):
             del config["gdc"]
+            if variants:
+                for name in ("mgi", "image-only"):
+                    config["finetune"][f"random-{name}"] = {"base": name, "pretrained": False}
+                config["evaluate"] = {"variants": variants, "reference": variants[0]}
             config["expression"] = {"table": "table.csv", "positions": "positions.tsv", "table_unit": "log2"}
             config["slides"] = {
                 "per_job": 2, "folder": "slides", "case_pattern": "([^_]+)_", "annotations": "annotations"
@@ -388,3 +392,7 @@ def test_too_few_paired_slides_to_pretrain_on_are_refused_before_a_run(own, tmp_
         own(cases="ABCD").warnings()
     with pytest.raises(CohortError, match=r"3 patients with both images and expression .* 4 are needed"):
         own(cases="ABC").warnings()
+    # Genes are standardised over two patients at least without pre-training, too; images alone need none.
+    with pytest.raises(CohortError, match=r"3 patients .* 4 are needed; add some, or compare variants without genes"):
+        own(cases="ABC", variants=["random-image-only", "random-mgi"]).warnings()
+    assert len(own(cases="ABC", variants=["random-image-only", "no-vit"]).warnings()) == 1

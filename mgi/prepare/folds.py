@@ -103,7 +103,7 @@ def check_enough(cases: pd.DataFrame, useful: np.ndarray, folds: int, kind: str 
 
 
 def check_enough_paired(paired: int, labelled_alone: int, folds: int) -> None:
-    """Check that some deal can give every fold two patients to pre-train on.
+    """Check that some deal can give every fold two training patients with expression.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def check_enough_paired(paired: int, labelled_alone: int, folds: int) -> None:
     )  # fmt: skip
     if paired < least:
         raise CohortError(
-            f"{paired} patients with both images and expression are too few for {folds} folds that each pre-train on "
-            f"two of them or more: {least} are needed; add some, or leave the variants with pre-training out"
+            f"{paired} patients with both images and expression are too few for {folds} folds that each learn from "
+            f"two of them or more: {least} are needed; add some, or compare variants without genes and pre-training"
         )
 
 
