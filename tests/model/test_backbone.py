@@ -5,12 +5,13 @@ import builtins
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from mgi.config import FinetuneOptions
 from mgi.config.train import BACKBONE_LEVELS
 from mgi.errors import MissingInputError
 from mgi.model import backbone
-from mgi.model.backbone import ImageNetPath, find_published_weights
+from mgi.model.backbone import DepthwiseInFloat32, GroupNorm, ImageNetPath, find_published_weights
 from mgi.model.image_encoder import ImageEncoder
 from mgi.model.segmenter import Segmenter
 from mgi.train.loop import BACKBONE_LR_SCALE, parameter_groups
@@ -65,6 +66,40 @@ def test_statistics_of_the_batch_normalisation_stay_and_its_scale_is_trained(pat
     assert built.training and built.stem.training
     norms = [module for module in built.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(norm.weight.grad is not None for norm in norms)
+
+
+@pytest.mark.parametrize(("groups", "dtype"), [(4, torch.float32), (2, torch.bfloat16), (1, torch.bfloat16)])
+def test_only_convolutions_of_single_channels_are_in_float32(groups, dtype):
+    torch.manual_seed(0)
+    images, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4 // groups, 3, 3)
+    expected = F.conv2d(images.to(dtype), weight.to(dtype), padding=1, groups=groups)
+    with torch.autocast("cpu", torch.bfloat16), DepthwiseInFloat32():
+        convolved = F.conv2d(images, weight, padding=1, groups=groups)
+        assert torch.equal(F.relu(convolved), F.relu(expected))
+    assert convolved.dtype == dtype and torch.equal(convolved, expected)
+
+
+def test_the_network_runs_its_depthwise_convolutions_so(path):
+    images = torch.rand(1, 3, 64, 64)
+    dtypes = []
+    hook = path.backbone.blocks[1][0].conv_dw.register_forward_hook(lambda *given: dtypes.append(given[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        path(images)
+    hook.remove()
+    assert dtypes == [torch.float32]
+
+
+def test_group_normalisation_is_in_float32_and_keeps_the_dtype():
+    torch.manual_seed(0)
+    norm = GroupNorm(2, 4)
+    maps = torch.randn(2, 4, 8, 8).bfloat16().requires_grad_()
+    norm(maps).float().pow(3).sum().backward()
+    reference = maps.detach().double().requires_grad_()
+    normed = F.group_norm(reference, 2)
+    normed.pow(3).sum().backward()
+    assert norm(maps).dtype == torch.bfloat16
+    torch.testing.assert_close(norm(maps).double(), normed, rtol=2**-8, atol=0)
+    torch.testing.assert_close(maps.grad.double(), reference.grad, rtol=0.02, atol=0.05)
 
 
 def test_published_weights_learn_slowly_and_the_rest_as_stated():
