@@ -76,6 +76,9 @@ SPLITS_SCHEMA = pa.schema(
         ("role", pa.string()),
         ("project", pa.string()),
         ("site", pa.string()),
+        # The class that folds share out alike: that of `split.stratify_column`, and of the project where there are
+        # several; "all" without them.
+        ("stratum", pa.string()),
         ("paired", pa.bool_()),
         ("labelled", pa.bool_()),
     ]

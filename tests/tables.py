@@ -15,6 +15,7 @@ from mgi.tables import image_table, write_sources, write_table
 GENES, PX, IMAGES = 40, 32, 6
 CASES = [f"TCGA-AA-000{index}" for index in range(8)]
 ROLES = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+SITES = ["AA", "AB"] * 4
 UNPAIRED = CASES[3]
 TINY = {
     "steps": 6,
@@ -59,7 +60,8 @@ def write_cohort(
     names = [f"ENSG{index:011d}" for index in range(genes)]
     frame = pd.DataFrame({"gene_id": names, "gene_name": names, "gene_type": "protein_coding", "chromosome": "chr1"})
     write_table(frame.assign(start=np.arange(genes)), folder / "genes.parquet")
-    write_table(pd.DataFrame({"case_id": CASES, "fold": 0, "role": ROLES}), folder / "splits.parquet")
+    splits = {"case_id": CASES, "fold": 0, "role": ROLES, "site": SITES, "stratum": "all"}
+    write_table(pd.DataFrame(splits), folder / "splits.parquet")
     names = ("sources", "expression", "splits")
     return SimpleNamespace(folder=folder, **{name: folder / f"{name}.parquet" for name in names})
 

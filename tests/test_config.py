@@ -372,7 +372,8 @@ def test_reference_replaces_only_what_is_between_the_markers(tmp_path: Path) -> 
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
     assert "| `slides.mpp` | number, above 0, at most 16 | `0.5` | microns per pixel of a tile |" in text
-    assert "| `finetune.{variant}.genes` | `matched` or `none` or `shuffled` or `noise` or `site` |" in text
+    kinds = "`matched` or `none` or `shuffled` or `shuffled-within-site` or `noise` or `site`"
+    assert f"| `finetune.{{variant}}.genes` | {kinds} |" in text
     assert json.loads((tmp_path / "schema.json").read_text())["additionalProperties"] is False
     write_reference(tmp_path)
     assert readme.read_text() == text

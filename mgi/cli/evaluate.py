@@ -164,6 +164,26 @@ def compare(
     )
 
 
+@app.command(epilog="Example: mgi swap fold0 fold1 --sources S --expression E --splits P -o swap.csv")
+def swap(
+    models: Annotated[list[Path], typer.Argument(help="Folders of a fine-tuning variant's folds.")],
+    sources: Sources,
+    expression: ExpressionTable,
+    splits: Splits,
+    output: Output,
+    options: Options = "{}",
+    bootstrap_samples: BootstrapSamples = None,
+    seed: BootstrapSeed = None,
+    device: Device = None,
+) -> None:
+    """Segment test patients with their own genes, others' (of the same class or site, or not) and none."""
+    chosen = load_options(EvaluateOptions, options, bootstrap_samples=bootstrap_samples, seed=seed)
+    require_inputs(table_of_splits=splits, table_of_sources=sources, expression_table=expression)
+    from mgi.evaluate.swap import swap_genes
+
+    swap_genes(models, sources, expression, splits, output, chosen, device)
+
+
 @app.command(
     epilog="Example: mgi evaluate finetune/mgi/all --images other.parquet --expression other/expression.parquet -o out"
 )

@@ -174,14 +174,15 @@ class Finetune(Optimisation):
         0,
         ge=0,
         le=1000,
-        description="number of a repetition with another seed, to see the spread over seeds: it draws other batches "
-        "and initial weights, but starts from the same pre-trained encoders",
+        description="number of a repetition with another seed, to see the spread over seeds: it draws other batches, "
+        "initial weights and shuffled profiles, but starts from the same pre-trained encoders",
     )
-    genes: Literal["matched", "none", "shuffled", "noise", "site"] = Field(
+    genes: Literal["matched", "none", "shuffled", "shuffled-within-site", "noise", "site"] = Field(
         "matched",
-        description="the negative controls: `shuffled`, another patient's profile of the same fold and role; `noise`, "
-        "nobody's, of each gene's training mean and standard deviation; `site`, the mean profile of a site's training "
-        "patients, which carries nothing but the site",
+        description="the negative controls: `shuffled`, another patient's profile of the same fold and role, whose "
+        "class of `stratify_column` does not depend on the own; `shuffled-within-site`, one of the same site too; "
+        "`noise`, nobody's, of each gene's training mean and standard deviation; `site`, the mean profile of a site's "
+        "training patients, which carries nothing but the site",
     )
     patient_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the patients in each step that are trained on as if without a profile"

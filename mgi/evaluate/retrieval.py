@@ -17,7 +17,7 @@ from mgi.names import quote
 from mgi.prepare.profiles import require_anndata
 from mgi.tables import read_table, write_csv, write_table
 from mgi.train import checkpoint
-from mgi.train.data import iterate_images, read_roles, read_sites
+from mgi.train.data import iterate_images, read_case_labels, read_roles
 from mgi.train.device import prepare_torch
 from mgi.train.profiles import read_profiles
 from mgi.train.validation import embed_genes, pool_bags, project_images
@@ -161,7 +161,7 @@ def retrieval_table(
     MissingInputError
         If a table is missing, lacks a column or holds no embeddings.
     """
-    options, site = options or EvaluateOptions(), {} if splits is None else read_sites(splits)
+    options, site = options or EvaluateOptions(), {} if splits is None else read_case_labels(splits, "site")
     found: dict[tuple[str, str], list[tuple[str, dict[str, list[Ranking]]]]] = {}
     for path in map(Path, embeddings):
         table = _read_embeddings(path)

@@ -75,7 +75,7 @@ def summarise(
         If a table lacks a column or a slide, a prediction has another shape than its reference, or tiles overlap.
     """
     per_image, planes, lesions, unit = _measure(predictions)
-    per_patient = _measure_patients(per_image, planes, lesions, _count_untiled(per_image, sources))
+    per_patient = _measure_patients(per_image, planes, lesions, count_untiled(per_image[SOURCE], sources))
     resamples = resample_patients(len(per_patient), bootstrap_samples, seed)
     metrics = {name: estimate_mean(per_patient[name].to_numpy(float), resamples) for name in PATIENT_METRICS}
     report: dict[str, Any] = {
@@ -216,9 +216,12 @@ def _count_lesions_of(planes: list[tuple[int, np.ndarray, np.ndarray]]) -> dict[
     return dict(zip(("n_lesions", "n_lesions_found", "n_false_lesions"), total.tolist(), strict=True))
 
 
-def _count_untiled(per_image: pd.DataFrame, sources: Path | None) -> pd.Series:
-    """Annotated pixels of each case that lie in no tile, int64; index case_id."""
-    tested = per_image[SOURCE].drop_duplicates()
+def count_untiled(images: pd.DataFrame, sources: Path | None) -> pd.Series:
+    """Return the annotated pixels of each case that lie in no tile, int64, index case_id; 0 without `sources`.
+
+    `images` has case_id and source_id, a row or more for each source.
+    """
+    tested = images[SOURCE].drop_duplicates()
     if sources is None:
         return pd.Series(0, tested["case_id"].unique())
     columns = ["source_id", "case_id", "untiled_tumour_px"]

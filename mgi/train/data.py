@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -316,10 +316,10 @@ def _join(parts: list[Images], where: str) -> Images:
     return joined
 
 
-def read_sites(splits: Path) -> dict[str, str]:
-    """Return the site of each case that has one."""
-    table = read_table(splits, "table of splits", ["case_id", "site"]).to_pandas().dropna()
-    return dict(zip(table.case_id, table.site, strict=True))
+def read_case_labels(splits: Path, column: Literal["site", "stratum"]) -> dict[str, str]:
+    """Return the site of each case that has one, or the class that the folds share out alike."""
+    table = read_table(splits, "table of splits", ["case_id", column]).to_pandas().dropna()
+    return dict(zip(table.case_id, table[column], strict=True))
 
 
 def read_roles(splits: Path, fold: str) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from mgi.model.segmenter import Segmenter, dice_cross_entropy
 from mgi.names import first_few
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, Warp, to_tensor
-from mgi.train.data import Images, iterate_images, read_images, read_roles, read_sites
+from mgi.train.data import Images, iterate_images, read_case_labels, read_images, read_roles
 from mgi.train.decision import DECISIONS, SERIES_DECISIONS, Decision, choose_decision
 from mgi.train.description import SegmenterDescription, read_description
 from mgi.train.device import Place, prepare_torch
@@ -233,10 +233,13 @@ def _read_profiles(
         checkpoint.check_unit(source.description, profiles.unit, pretrained)
         genes, names = source.description.genes, source.description.gene_names
         profiles = profiles.match(genes, names, source.gene_encoder.mean, options.max_missing_genes, pretrained)
-    if options.genes == "shuffled":
-        return profiles.shuffle(list(roles.values()), options.seed)
     if options.genes == "site":
-        return profiles.average_by_site(roles["train"], read_sites(splits))
+        return profiles.average_by_site(roles["train"], read_case_labels(splits, "site"))
+    if options.genes in ("shuffled", "shuffled-within-site"):
+        groups = list(roles.values())
+        if options.genes == "shuffled-within-site":
+            groups = profiles.group_by_site(groups, read_case_labels(splits, "site"))
+        return profiles.shuffle(groups, options.replicate_seed, read_case_labels(splits, "stratum"))
     return profiles.randomise(roles["train"], options.seed) if options.genes == "noise" else profiles
 
 

@@ -19,7 +19,7 @@ from mgi.model.image_encoder import ImageEncoder
 from mgi.model.texture import measure_texture
 from mgi.train import checkpoint
 from mgi.train.batches import Ahead, Augmentation, to_tensor
-from mgi.train.data import Images, read_images, read_roles, spread
+from mgi.train.data import Images, read_case_labels, read_images, read_roles, spread
 from mgi.train.description import AlignerDescription
 from mgi.train.device import Place, prepare_torch
 from mgi.train.distributed import Ranks, join_ranks
@@ -60,7 +60,7 @@ def pretrain(options: PretrainOptions, sources: Path, expression: Path, splits: 
             "contrastive pre-training needs two or more: add paired cases or use fewer folds"
         )
     if options.genes == "shuffled":
-        profiles = profiles.shuffle(list(paired.values()), options.seed)
+        profiles = profiles.shuffle(list(paired.values()), options.seed, read_case_labels(splits, "stratum"))
     images = read_images(sources, set(paired["train"] + paired["val"]), images_per_source=options.images_per_source)
     description = AlignerDescription(
         mgi=__version__,

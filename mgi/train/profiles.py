@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,8 @@ from mgi.tables import read_table
 
 # ENSG00000228572.7_PAR_Y without its version is ENSG00000228572_PAR_Y, another gene than ENSG00000228572.
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+")
+# Random derangements of which the most neutral one is used.
+DERANGEMENTS = 100
 
 
 @dataclass
@@ -56,18 +59,62 @@ class Profiles:
         values, present = self.of(cases)
         return hashlib.sha256(values.numpy().tobytes() + present.numpy().tobytes()).hexdigest()
 
-    def shuffle(self, groups: list[list[str]], seed: int) -> "Profiles":
+    def shuffle(
+        self, groups: list[list[str]], seed: int, strata: Mapping[str, str] = MappingProxyType({})
+    ) -> "Profiles":
         """Return profiles in which every case has another case's of its own group; a case alone in its group has none.
 
-        The negative control: a gain that survives it is not a gain from genes.
+        The negative control: a gain that survives it is not a gain from genes. Of a hundred random derangements of a
+        group it is the one after which own class and that of the profile are most nearly independent: where by chance
+        most cases kept their class, or most lost it, a model could learn from that.
+
+        Parameters
+        ----------
+        groups : list of list of str
+            Cases that exchange profiles among themselves.
+        seed : int
+        strata : mapping of str to str
+            The class of each case.
         """
         row: dict[str, int] = {}
         for index, group in enumerate(groups):
             paired = sorted(case for case in group if case in self.row)
-            order = np.random.default_rng([seed, index]).permutation(paired).tolist()
-            if len(order) > 1:
-                row |= {case: self.row[other] for case, other in zip(order, order[1:] + order[:1], strict=True)}
+            if len(paired) < 2:
+                continue
+            random = np.random.default_rng([seed, index])
+            _, classes = np.unique([strata.get(case, "") for case in paired], return_inverse=True)
+            orders = [random.permutation(len(paired)) for _ in range(DERANGEMENTS)]
+            order = min(orders, key=lambda order: _dependence(classes[order], np.roll(classes[order], -1)))
+            donors = zip(order, np.roll(order, -1), strict=True)
+            row |= {paired[case]: self.row[paired[donor]] for case, donor in donors}
         return replace(self, row=row)
+
+    def group_by_site(self, groups: list[list[str]], sites: Mapping[str, str]) -> list[list[str]]:
+        """Divide groups of cases by site, for profiles that are exchanged within it.
+
+        Raises
+        ------
+        CohortError
+            If no two cases with a profile are of one group and site.
+        """
+        parts: dict[tuple[int, str], list[str]] = {}
+        for index, group in enumerate(groups):
+            for case in group:
+                if case in self.row and case in sites:
+                    parts.setdefault((index, sites[case]), []).append(case)
+        shared = [part for part in parts.values() if len(part) > 1]
+        if not shared:
+            raise CohortError(
+                "no two patients of one role and site have a profile, so none can be exchanged within a site: choose "
+                "another control"
+            )
+        alone = {case for group in groups for case in group if case in self.row} - {
+            case for part in shared for case in part
+        }
+        if alone:
+            log.warning("%d patients share their site with no other of their role and are trained and tested without a "
+                        "profile: %s", len(alone), first_few(alone))  # fmt: skip
+        return shared
 
     def randomise(self, train: list[str], seed: int) -> "Profiles":
         """Return normal noise in place of every profile, of the mean and spread that each gene has in `train`.
@@ -163,6 +210,14 @@ class Profiles:
             targets, sources = map(list, zip(*pairs, strict=True))
             values[:, targets] = self.values[:, sources]
         return replace(self, values=values, genes=list(genes), names=list(names))
+
+
+def _dependence(own: np.ndarray, given: np.ndarray) -> float:
+    """Return the chi-square statistic of two classifications [cases], int; 0 where they are independent."""
+    counts = np.zeros((own.max() + 1, own.max() + 1))
+    np.add.at(counts, (own, given), 1)
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(own)
+    return float(((counts - expected) ** 2 / expected).sum().round(9))
 
 
 def _find_genes(genes: list[str], names: list[str], table: list[str], table_names: list[str]) -> list[int | None]:

@@ -156,7 +156,26 @@ def score(
 
     A patient's Dice is taken over all its pixels; it is 1 where reference and prediction are both empty.
     """
-    counts = np.zeros((2, len(decisions), len(images)), dtype=np.int64)  # overlap; predicted plus reference
+    counts, cross_entropy = count_pixels(model, images, profiles, decisions, place)
+    per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()
+    overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, decisions] each
+    dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+    return dice.mean(axis=0), cross_entropy
+
+
+def count_pixels(
+    model: Segmenter, images: Images, profiles: Profiles, decisions: tuple[Decision, ...], place: Place
+) -> tuple[np.ndarray, float]:
+    """Segment labelled images by each decision.
+
+    Returns
+    -------
+    counts : int64 ndarray, [2, decisions, images]
+        Pixels of both prediction and reference; pixels of the one plus those of the other.
+    cross_entropy : float
+        Mean over the images of the mean per pixel, nats.
+    """
+    counts = np.zeros((2, len(decisions), len(images)), dtype=np.int64)
     cross_entropy = 0.0
     for rows, probability, is_series in _join_series(images, predict_probabilities(model, images, profiles, place)):
         reference, counted = images.load_masks(rows).astype(bool), ~images.load_ignore(rows)
@@ -174,10 +193,7 @@ def score(
                 total = predicted.sum(axis=(1, 2)) + reference.sum(axis=(1, 2))
             counts[:, index, rows] = overlap, total
             before = mask
-    per_patient = pd.DataFrame(counts.reshape(-1, len(images)).T).groupby(images.frame.case_id.to_numpy()).sum()
-    overlap, total = np.split(per_patient.to_numpy(), 2, axis=1)  # [patients, decisions] each
-    dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
-    return dice.mean(axis=0), float(cross_entropy / len(images))
+    return counts, float(cross_entropy / len(images))
 
 
 def write_predictions(

@@ -1,6 +1,7 @@
 """What training reads: roles, profiles, the negative control's derangement, augmentation."""
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +17,7 @@ from mgi.errors import CohortError, ImageTableError
 from mgi.tables import image_table, write_table
 from mgi.train.batches import Ahead, Augmentation, Warp, restain
 from mgi.train.data import read_image_table, read_images, read_roles
-from mgi.train.profiles import read_profiles
+from mgi.train.profiles import Profiles, read_profiles
 from tests.tables import CASES, IMAGES, PX, UNPAIRED
 
 
@@ -77,6 +78,33 @@ def test_shuffling_is_a_derangement_within_groups(cohort):
         given = {case: deranged.row[case] for case in group if case in deranged.row}
         assert given.keys() == own.keys() and set(given.values()) == set(own.values())
         assert all(given[case] != own[case] for case in own)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_profiles_are_of_ones_own_class_as_often_as_chance_has_it(seed):
+    cases = [f"case-{index:02}" for index in range(24)]
+    strata = {case: "ABB"[index % 3] for index, case in enumerate(cases)}
+    profiles = Profiles(torch.arange(24.0)[:, None], {case: row for row, case in enumerate(cases)}, ["gene"])
+    deranged = profiles.shuffle([cases], seed, strata)
+    assert sorted(deranged.row.values()) == list(range(24))
+    assert all(deranged.row[case] != profiles.row[case] for case in cases)
+    given = Counter((strata[case], strata[cases[row]]) for case, row in deranged.row.items())
+    # Of 8 and 16, independence is 2.67, 5.33, 5.33 and 10.67.
+    assert given["A", "A"] in (2, 3) and given["B", "B"] in (10, 11)
+
+
+def test_profiles_are_shuffled_within_a_site(caplog):
+    cases = [f"case-{index}" for index in range(8)]
+    sites = {case: "XXXYYYZ"[index] for index, case in enumerate(cases[:7])}
+    profiles = Profiles(torch.zeros(8, 1), {case: row for row, case in enumerate(cases)}, ["gene"])
+    groups = profiles.group_by_site([cases[:5], cases[5:]], sites)
+    assert groups == [cases[:3], cases[3:5]]
+    assert "3 patients share their site with no other of their role" in caplog.text
+    deranged = profiles.shuffle(groups, seed=0)
+    assert deranged.row.keys() == set(cases[:5])
+    assert all(sites[cases[row]] == sites[case] and cases[row] != case for case, row in deranged.row.items())
+    with pytest.raises(CohortError, match="no two patients of one role and site have a profile"):
+        profiles.group_by_site([cases[:1], cases[1:2], cases[6:]], sites)
 
 
 def test_shuffling_drops_profile_of_lone_case(cohort):

@@ -35,7 +35,7 @@ from mgi.train.pretrain import PatientBatches, _validate, pretrain
 from mgi.train.profiles import NO_PROFILES, read_profiles
 from mgi.train.resume import LAST
 from mgi.train.validation import predict_probabilities, score
-from tests.tables import CASES, IMAGES, UNPAIRED, patient_dice
+from tests.tables import CASES, IMAGES, SITES, UNPAIRED, patient_dice
 
 CPU = Place(torch.device("cpu"))
 
@@ -243,6 +243,22 @@ def test_profiles_of_the_site_are_read_with_the_sites_of_the_splits(cohort, fine
     write_table(splits.assign(site="S"), tmp_path / "one.parquet")
     with pytest.raises(CohortError, match="1 of 1 sites have two training patients with a profile or more"):
         _read_profiles(options, cohort.expression, tmp_path / "one.parquet", roles, None, None)
+
+
+def test_profiles_are_shuffled_by_class_site_and_repetition(cohort, finetune_options):
+    roles = {"train": CASES, "val": [], "test": []}
+
+    def given(**changes):
+        found = _read_profiles(finetune_options(**changes), cohort.expression, cohort.splits, roles, None, None)
+        return {case: owner[row] for case, row in found.row.items()}
+
+    owner = {row: case for case, row in read_profiles(cohort.expression).row.items()}
+    site = dict(zip(CASES, SITES, strict=True))
+    apart, again = (given(genes="shuffled", replicate=number) for number in (0, 1))
+    assert sorted(apart) == sorted(again) == sorted(apart.values()) and apart != again
+    within = given(genes="shuffled-within-site")
+    assert sorted(within) == sorted(apart) and all(site[case] == site[other] for case, other in within.items())
+    assert all(case != other for drawn in (apart, again, within) for case, other in drawn.items())
 
 
 def test_repetition_has_other_batches_and_initial_weights(cohort, finetune_options, tmp_path, monkeypatch):

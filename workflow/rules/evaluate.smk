@@ -153,6 +153,43 @@ rule summarise:
         "-o {output.summary:q} > {log:q} 2>&1"
 
 
+rule swap:
+    input:
+        images=image_tables,
+        sources="<results>/{cohort}/sources.parquet",
+        expression="<results>/{cohort}/expression.parquet",
+        genes="<results>/{cohort}/genes.parquet",
+        splits="<results>/{cohort}/splits.parquet",
+        models=expand(
+            "<results>/{{cohort}}/finetune/{{variant}}/fold{fold}/{file}",
+            fold=PLAN.folds,
+            file=["model.safetensors", "config.json"],
+        ),
+    output:
+        "<results>/{cohort}/finetune/{variant}/swap.csv",
+    log:
+        "<logs>/{cohort}/swap/{variant}.log",
+    benchmark:
+        "<benchmarks>/{cohort}/swap/{variant}.tsv"
+    wildcard_constraints:
+        variant=match_exactly(name for name, chosen in CFG.finetune.items() if chosen.genes != "none"),
+    conda:
+        TRAINING_ENV
+    threads: CFG.threads
+    resources:
+        mem_mb=CFG.resources.train_mem_mb,
+        runtime=CFG.resources.train_runtime_min,
+        gpu=min(CFG.gpus, 1),
+    params:
+        mgi=mgi_command,
+        folders=lambda wildcards, input: sorted({Path(model).parent for model in input.models}),
+        options=options("evaluate"),
+        device=CFG.device,
+    shell:
+        "{params.mgi:q} swap {params.folders:q} --sources {input.sources:q} --expression {input.expression:q} "
+        "--splits {input.splits:q} --options {params.options:q} --device {params.device:q} -o {output:q} > {log:q} 2>&1"
+
+
 rule compare:
     input:
         per_patient=within_results(f"finetune/{name}/per_patient.parquet" for name in CFG.compared),
