@@ -1,6 +1,7 @@
 """Variants compared patient by patient."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +26,7 @@ COLUMNS = (
     "p_holm", "primary", "detectable", "n_paired",
 )  # fmt: skip
 
+PAIR_COLUMNS = ["first", "second", "n_paired", "difference", "low", "high", "p_value", "p_holm"]
 SEED_COLUMNS = ["variant", "seeds", "n_patients", "dice", "sd", "low", "high"]
 PROJECT_COLUMNS = ["project", "variant", "n_patients", "dice", "low", "high"]
 
@@ -51,6 +53,9 @@ def compare(
     The first variant that is neither the reference nor a repetition is the primary contrast (`primary`), whose p-value
     stands for itself; `p_holm` holds the others' p-values adjusted for one another (Holm, 1979). `detectable` is the
     smallest mean difference that a paired t-test of these patients would detect with 80% power at the 5% level.
+
+    pairs.csv holds the mean difference first - second of every two of the other variants, repetitions left out, such as
+    of shuffled genes and none: controls that differ are not neutral. Its `p_holm` is adjusted over these pairs.
 
     With `splits`, splits.parquet, projects.csv holds the mean Dice of each variant over the patients of each project.
     `replicates` names variants that others repeat with another seed; seeds.csv holds of each the mean and the standard
@@ -79,12 +84,29 @@ def compare(
     for name, table in tables.items():
         write_table(table, output / f"{name}.parquet")
     write_csv(rows[list(COLUMNS)], output / "comparison.csv", f"%.{DECIMALS}f")
+    others = rows["variant"][tested].tolist()
+    write_csv(_compare_pairs(scores[others], resamples, seed), output / "pairs.csv", f"%.{DECIMALS}f")
     runs = {first: [first, *others] for first, others in replicates.items()}
     seeds = [_summarise_seeds(first, scores[names], resamples, seed) for first, names in runs.items()]
     write_csv(pd.DataFrame(seeds, columns=SEED_COLUMNS), output / "seeds.csv", f"%.{DECIMALS}f")
     if splits is not None:
         by_project = _compare_projects(scores, splits, bootstrap_samples, seed)
         write_csv(by_project, output / "projects.csv", f"%.{DECIMALS}f")
+
+
+def _compare_pairs(scores: pd.DataFrame, resamples: np.ndarray, seed: int) -> pd.DataFrame:
+    """Return a row for every two variants that share a patient, the later one first."""
+    rows = []
+    for second, first in combinations(scores.columns, 2):
+        difference = (scores[first] - scores[second]).to_numpy()
+        paired = estimate_mean(difference, resamples)
+        if paired["n"]:
+            p_value = p_value_of_sign_flips(difference[~np.isnan(difference)], seed)
+            cells = (first, second, paired["n"], paired["mean"], paired["low"], paired["high"], p_value)
+            rows.append(dict(zip(PAIR_COLUMNS, cells, strict=False)))
+    table = pd.DataFrame(rows, columns=PAIR_COLUMNS)
+    table["p_holm"] = adjust_holm(table["p_value"].to_numpy(float))
+    return table
 
 
 def _summarise_seeds(variant: str, scores: pd.DataFrame, resamples: np.ndarray, seed: int) -> dict[str, object]:

@@ -127,6 +127,7 @@ def _show_segmentation(results: Path) -> dict[str, Any]:
         "comparison": _comparison_table(comparison, reference),
         "metrics": _metrics_table(summaries),
         "projects": _projects_table(results / "evaluate" / "projects.csv"),
+        "pairs": _pairs_table(results / "evaluate" / "pairs.csv"),
         "seeds": _seeds_table(results / "evaluate" / "seeds.csv"),
         "notes": notes,
     }
@@ -150,7 +151,7 @@ def _show_pretraining(path: Path) -> dict[str, Any]:
         (f"{row.chance:.3f}", "of it by chance"),
         (f"{row.n_queries}", "test patients"),
     ]
-    none = {"comparison": None, "metrics": None, "projects": None, "seeds": None}
+    none = {"comparison": None, "metrics": None, "pairs": None, "projects": None, "seeds": None}
     return {"reference": row.variant, "answer": answer, "cards": cards, "notes": [], **none}
 
 
@@ -254,6 +255,25 @@ def _projects_table(path: Path) -> Table | None:
         rows.setdefault(str(row.variant), []).append(cell)
     caption = "Mean over the test patients of each project, with its 95% interval and their number."
     return Table(headings, [[variant, *cells] for variant, cells in rows.items()], caption, marked=True)
+
+
+def _pairs_table(path: Path) -> Table | None:
+    """Return the differences of the variants other than the reference; None where there are fewer than two."""
+    if not path.exists():
+        return None
+    table = read_csv(
+        path, "the differences of other variants", ["first", "second", "difference", "low", "high", "p_holm"]
+    )
+    rows = [
+        [f"{row.first} minus {row.second}", f"{row.n_paired:.0f}", f"{row.difference:+.3f}",
+         format_interval(row.low, row.high, "+"), format_p_value(row.p_holm)]
+        for row in iterate_rows(table)
+    ]  # fmt: skip
+    headings = ["other differences", "patients", "Dice", "95% interval", "p"]
+    caption = (
+        "Two controls that both lack the patient's own genes should not differ. p is adjusted for these rows (Holm)."
+    )
+    return Table(headings, rows, caption) if rows else None
 
 
 def _seeds_table(path: Path) -> Table | None:

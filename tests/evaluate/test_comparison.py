@@ -51,6 +51,25 @@ def test_comparison_pairs_patients_and_finds_the_difference(compared: Path) -> N
     assert table.loc["mgi", ["difference", "difference_low", "difference_high", "p_value"]].isna().all()
 
 
+def test_other_variants_are_compared_with_one_another(compared: Path) -> None:
+    scores = pd.read_parquet(compared / "mgi" / "per_patient.parquet").set_index("case_id")["dice"]
+    write_dice(compared, "again", scores.to_dict())
+    variants = ["image-only", "mgi", "noise", "again"]
+    compare(compared, variants, compared / "evaluate", "mgi", 1000, replicates={"mgi": ["again"]})
+    pairs = pd.read_csv(compared / "evaluate" / "pairs.csv")
+    assert pairs[["first", "second", "n_paired"]].to_numpy().tolist() == [["noise", "image-only", 25]]
+    rest = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")["difference"]
+    row = pairs.iloc[0]
+    assert 0.1 < row["low"] < row["difference"] < row["high"] < 0.3 and row["p_value"] == row["p_holm"] < 0.001
+    assert row["difference"] == pytest.approx(rest["image-only"] - rest["noise"], abs=0.02)
+    compare(compared, variants, compared / "evaluate", "image-only", 1000)
+    pairs = pd.read_csv(compared / "evaluate" / "pairs.csv")
+    assert list(pairs["first"] + "-" + pairs["second"]) == ["noise-mgi", "again-mgi", "again-noise"]
+    assert (pairs["p_holm"] >= pairs["p_value"]).all() and (pairs["p_holm"] > pairs["p_value"]).any()
+    compare(compared, ["mgi", "image-only"], compared / "evaluate", "mgi", 1000)
+    assert pd.read_csv(compared / "evaluate" / "pairs.csv").empty
+
+
 def test_paired_interval_is_narrower_than_unpaired_ones(compared: Path) -> None:
     compare(compared, ["mgi", "image-only"], compared / "evaluate", "mgi", 1000)
     table = pd.read_csv(compared / "evaluate" / "comparison.csv").set_index("variant")

@@ -207,6 +207,24 @@ def test_spread_over_seeds_is_shown_where_a_variant_was_repeated(tmp_path: Path)
     assert "Over seeds" not in read_page(folder)[1]
 
 
+def test_differences_of_other_variants_are_shown_where_there_are_two(tmp_path: Path) -> None:
+    folder = write_results(tmp_path)
+    cells = {
+        "n_paired": [9],
+        "difference": [-0.0125],
+        "low": [-0.04],
+        "high": [0.02],
+        "p_value": [0.3],
+        "p_holm": [0.5],
+    }
+    table = pd.DataFrame({"first": ["shuffled"], "second": ["image-only"], **cells})
+    table.to_csv(folder / "evaluate" / "pairs.csv", index=False)
+    _, words = read_page(folder)
+    assert "shuffled minus image-only" in words and "-0.013" in words
+    table[:0].to_csv(folder / "evaluate" / "pairs.csv", index=False)
+    assert "other differences" not in read_page(folder)[1]
+
+
 def test_dice_by_project_is_shown_where_there_are_several(tmp_path: Path) -> None:
     folder = write_results(tmp_path)
     table = pd.DataFrame(

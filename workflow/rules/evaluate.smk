@@ -197,6 +197,7 @@ rule compare:
         splits="<results>/{cohort}/splits.parquet",
     output:
         projects="<results>/{cohort}/evaluate/projects.csv",
+        pairs="<results>/{cohort}/evaluate/pairs.csv",
         seeds="<results>/{cohort}/evaluate/seeds.csv",
         comparison=report(
             "<results>/{cohort}/evaluate/comparison.csv",
