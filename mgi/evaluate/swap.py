@@ -13,6 +13,7 @@ from mgi.errors import CheckpointError, CohortError
 from mgi.evaluate.segmentation import count_untiled
 from mgi.evaluate.statistics import DECIMALS, estimate_mean, p_value_of_sign_flips, resample_patients
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
+from mgi.model.ensemble import Ensemble
 from mgi.model.segmenter import Segmenter
 from mgi.tables import write_csv
 from mgi.train.data import iterate_images, read_case_labels, read_roles
@@ -73,6 +74,10 @@ def swap_genes(
     rows = []
     for folder in folders:
         model = load_segmenter(folder)
+        if isinstance(model, Ensemble):
+            raise CheckpointError(
+                f"{folder} is a variant's folder: give those of its folds, such as {folder / 'fold0'}"
+            )
         if model.gene_encoder is None:
             raise CheckpointError(f"the model in {folder} was trained without genes: there are none to swap")
         test = read_roles(splits, model.description.fold)["test"]

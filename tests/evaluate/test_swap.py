@@ -1,6 +1,7 @@
 """Test patients segmented with other profiles than their own."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,12 @@ def test_models_that_cannot_be_asked_are_refused(cohort, finetuned, finetune_opt
     finetune(finetune_options(genes="none", pretrained=False), cohort.sources, None, cohort.splits, "0", None, bare)
     with pytest.raises(CheckpointError, match="was trained without genes"):
         run(bare)
+    for fold in ("fold0", "fold1"):
+        shutil.copytree(finetuned, tmp_path / "variant" / fold)
+    with pytest.raises(
+        CheckpointError, match=r"variant is a variant's folder: give those of its folds, such as .*fold0"
+    ):
+        run(tmp_path / "variant")
     with pytest.raises(CheckpointError, match="tested on the same patients"):
         run(finetuned, finetuned)
     table = read_table(tested, "splits").to_pandas()
