@@ -130,7 +130,7 @@ def test_configuration_of_the_command_line_replaces_the_shipped_one(tmp_path):
     names = {job.rule for job in planned}
     assert {"import_mri", "import_expression"} <= names
     assert not names & {"simulate", "query", "tile_slides"}
-    assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == {"4"}
+    assert {job.wildcards["fold"] for job in planned if job.rule == "finetune"} == set("01234")
 
 
 def test_rejects_missing_input_naming_its_key(tmp_path):
