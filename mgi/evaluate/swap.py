@@ -142,7 +142,7 @@ def draw_donors(
         The class and the site of each case that has one; of a single class or site there are no kinds.
     seed : int
     """
-    # Seeded by the case, so that it draws alike whoever else takes part.
+    # By the case too, so that cases do not all draw the same others.
     random = np.random.default_rng([seed, *case.encode()])
     others = [other for other in random.permutation(cases).tolist() if other != case]
     kinds: dict[str, list[str | None]] = {OWN: [case], NONE: [None], "other": list(others[:DONORS])}

@@ -261,9 +261,8 @@ def _pairs_table(path: Path) -> Table | None:
     """Return the differences of the variants other than the reference; None where there are fewer than two."""
     if not path.exists():
         return None
-    table = read_csv(
-        path, "the differences of other variants", ["first", "second", "difference", "low", "high", "p_holm"]
-    )
+    columns = ["first", "second", "n_paired", "difference", "low", "high", "p_holm"]
+    table = read_csv(path, "the differences of other variants", columns)
     rows = [
         [f"{row.first} minus {row.second}", f"{row.n_paired:.0f}", f"{row.difference:+.3f}",
          format_interval(row.low, row.high, "+"), format_p_value(row.p_holm)]
