@@ -10,6 +10,7 @@ import pandas as pd
 from mgi.config import EvaluateOptions
 from mgi.console import log, progress
 from mgi.errors import CheckpointError, CohortError
+from mgi.evaluate.masks import dice
 from mgi.evaluate.segmentation import count_untiled
 from mgi.evaluate.statistics import DECIMALS, estimate_mean, p_value_of_sign_flips, resample_patients
 from mgi.inference import load_segmenter, move_to_device, read_profiles_for
@@ -115,14 +116,14 @@ def _measure_fold(
     given = {
         case: list(dict.fromkeys(donor for own in kinds.values() for donor in own)) for case, kinds in drawn.items()
     }
-    dice: dict[tuple[str, str | None], float] = {}
+    scores: dict[tuple[str, str | None], float] = {}
     for turn in progress(range(max(map(len, given.values()))), "profiles of each patient"):
         donors = {case: donors[turn] for case, donors in given.items() if turn < len(donors)}
         row = {case: profiles.row[donor] for case, donor in donors.items() if donor is not None}
         measured = _measure_dice(model, sources, set(donors), replace(profiles, row=row), place)
-        dice |= {(case, donors[case]): value for case, value in measured.items()}
+        scores |= {(case, donors[case]): value for case, value in measured.items()}
     return [
-        (case, kind, float(np.mean([dice[case, donor] for donor in own])), len(own))
+        (case, kind, float(np.mean([scores[case, donor] for donor in own])), len(own))
         for case, kinds in drawn.items()
         for kind, own in kinds.items()
     ]
@@ -165,10 +166,10 @@ def _measure_dice(
         frames.append(images.frame[["case_id", "source_id"]])
     frame = pd.concat(frames, ignore_index=True)
     overlap, total = np.concatenate(counts, axis=1)
-    sums = frame.assign(overlap=overlap, total=total).groupby("case_id")[["overlap", "total"]].sum()
-    total = (sums["total"] + count_untiled(frame, sources)).to_numpy()
-    dice = np.where(total > 0, 2 * sums["overlap"].to_numpy() / np.maximum(total, 1), 1.0)
-    return dict(zip(sums.index.tolist(), dice.tolist(), strict=True))
+    # All that is wrong, false positives and false negatives.
+    sums = frame.assign(tp=overlap, wrong=total - 2 * overlap).groupby("case_id")[["tp", "wrong"]].sum()
+    found = dice(sums["tp"], sums["wrong"], count_untiled(frame, sources)[sums.index])
+    return dict(zip(sums.index.tolist(), found.tolist(), strict=True))
 
 
 def _compare(table: pd.DataFrame, options: EvaluateOptions) -> pd.DataFrame:

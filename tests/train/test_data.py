@@ -95,7 +95,7 @@ def test_shuffled_profiles_are_of_ones_own_class_as_often_as_chance_has_it(seed)
 
 def test_profiles_are_shuffled_within_a_site(caplog):
     cases = [f"case-{index}" for index in range(8)]
-    sites = {case: "XXXYYYZ"[index] for index, case in enumerate(cases[:7])}
+    sites = {case: "PPPQQQR"[index] for index, case in enumerate(cases[:7])}
     profiles = Profiles(torch.zeros(8, 1), {case: row for row, case in enumerate(cases)}, ["gene"])
     groups = profiles.group_by_site([cases[:5], cases[5:]], sites)
     assert groups == [cases[:3], cases[3:5]]
