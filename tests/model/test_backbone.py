@@ -89,9 +89,10 @@ def test_the_network_runs_its_depthwise_convolutions_so(path):
     assert dtypes == [torch.float32]
 
 
-def test_group_normalisation_is_in_float32_and_keeps_the_dtype():
+def test_group_normalisation_is_in_float32_and_keeps_the_dtype(monkeypatch):
     torch.manual_seed(0)
-    norm = GroupNorm(2, 4)
+    norm, given, normalise = GroupNorm(2, 4), [], F.group_norm
+    monkeypatch.setattr(F, "group_norm", lambda maps, *rest: given.append(maps.dtype) or normalise(maps, *rest))
     maps = torch.randn(2, 4, 8, 8).bfloat16().requires_grad_()
     norm(maps).float().pow(3).sum().backward()
     reference = maps.detach().double().requires_grad_()
@@ -100,6 +101,7 @@ def test_group_normalisation_is_in_float32_and_keeps_the_dtype():
     assert norm(maps).dtype == torch.bfloat16
     torch.testing.assert_close(norm(maps).double(), normed, rtol=2**-8, atol=0)
     torch.testing.assert_close(maps.grad.double(), reference.grad, rtol=0.02, atol=0.05)
+    assert set(given) == {torch.float32, torch.float64}
 
 
 def test_published_weights_learn_slowly_and_the_rest_as_stated():
